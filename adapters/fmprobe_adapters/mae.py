@@ -1,0 +1,76 @@
+"""ViT-MAE: a masked autoencoder with its own decoder."""
+
+from typing import TYPE_CHECKING
+
+from fmprobe.errors import InputError
+from fmprobe.loading import Adapter, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmprobe.autoencoder import Autoencoder
+
+
+class MAE(Adapter):
+    """ViTMAEForPreTraining: z = all tokens after the final layer norm, CLS first, because its decoder reads them all."""
+
+    example = "facebook/vit-mae-base"
+    model_types = ("vit_mae",)
+    latents = "CLS + patch tokens (1+N, D), native space"
+    decoder = "own"
+
+    def load(self, source: Source) -> "Autoencoder":
+        """Masking is off and the token order fixed: left alone, the model masks 75% at random even in eval mode."""
+        import torch
+        from transformers import ViTMAEForPreTraining
+
+        from fmprobe.autoencoder import Autoencoder
+        from fmprobe_adapters._transformers import load_module, read_preprocessing
+
+        if source.config.get("norm_pix_loss"):
+            raise InputError(
+                f"{source.name} was trained with norm_pix_loss: its decoder predicts patches without their own mean "
+                "and deviation, which no image can be made from; choose a checkpoint trained without it"
+            )
+        preprocessing = read_preprocessing(source)
+        module = load_module(source, ViTMAEForPreTraining)
+        config = module.config
+        native, patch = int(config.image_size), int(config.patch_size)
+        size = source.pick_image_size(native, multiple_of=patch)
+        resized = size != native
+        tokens = (size // patch) ** 2
+        order = torch.arange(tokens, device=source.device)
+
+        def encode(images: "Tensor") -> "Tensor":
+            pixels = preprocessing.normalise(images).to(source.dtype)
+            # At mask ratio 0 the model still permutes its tokens by this noise; rising noise keeps them in place.
+            noise = order.to(torch.float32).expand(len(images), -1)
+            ratio, config_in_use = module.vit.config.mask_ratio, module.vit.config
+            config_in_use.mask_ratio = 0.0
+            try:
+                out = module.vit(pixels, noise=noise, interpolate_pos_encoding=resized)
+            finally:
+                config_in_use.mask_ratio = ratio
+            return out.last_hidden_state.float()
+
+        def decode(latents: "Tensor") -> "Tensor":
+            restore = order.expand(len(latents), -1)
+            out = module.decoder(latents.to(source.dtype), restore, interpolate_pos_encoding=resized)
+            return preprocessing.denormalise(module.unpatchify(out.logits, (size, size)).float())
+
+        return Autoencoder(
+            encode,
+            decode,
+            image_shape=(int(config.num_channels), size, size),
+            latent_shape=(1 + tokens, int(config.hidden_size)),
+            provenance={
+                "model": source.name,
+                "revision": source.revision,
+                "dtype": str(source.dtype).removeprefix("torch."),
+                "tokens": "CLS + patch",
+                "space": "native (after the encoder's final layer norm)",
+                "preprocessing": preprocessing.to_dict(),
+                "decoder": {"kind": "own"},
+            },
+            device=source.device,
+        )

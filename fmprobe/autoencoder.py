@@ -1,0 +1,133 @@
+"""Autoencoder: the pair (E, D) whose latent map f(z) = E(D(z)) is what fmprobe studies."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fmprobe.errors import InputError
+from fmprobe.seeding import normal_rows
+
+Function = Callable[[Tensor], Tensor]
+
+
+class SurrogateDecoder(Protocol):
+    """What `Autoencoder.with_decoder` needs of a decoder trained for an encoder that has none."""
+
+    latent_mean: Tensor  # one value a channel, broadcastable against the encoder's native latents
+    latent_std: Tensor
+
+    def __call__(self, latents: Tensor) -> Tensor: ...
+    def describe(self) -> dict[str, Any]: ...
+
+
+class Autoencoder:
+    """An encoder and, where there is one, a decoder, with the shapes and the provenance of what they compute.
+
+    Images are float32 `(B, C, H, W)` in `[0, 1]` (never clamped inside f); latents are float32 `(B, *latent_shape)`:
+    tokens `(N, D)` or maps `(C, h, w)`. `provenance` is a JSON-ready dict: ids, revisions, preprocessing, the latent
+    space, and the decoder with its data and error.
+    """
+
+    def __init__(
+        self,
+        encode: Function,
+        decode: Function | None,
+        *,
+        image_shape: tuple[int, ...],
+        latent_shape: tuple[int, ...],
+        provenance: Mapping[str, Any],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._encode = encode
+        self._decode = decode
+        self.image_shape = tuple(image_shape)
+        self.latent_shape = tuple(latent_shape)
+        self.provenance: dict[str, Any] = dict(provenance)
+        self.device = torch.device(device)
+
+    @property
+    def name(self) -> str:
+        return str(self.provenance.get("model", "model"))
+
+    @property
+    def has_decoder(self) -> bool:
+        return self._decode is not None
+
+    def encode(self, images: Tensor) -> Tensor:
+        """E: images `(B, *image_shape)` to latents `(B, *latent_shape)`. Raises InputError on another shape."""
+        return self._apply(self._encode, images, "images", self.image_shape, self.latent_shape)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """D: latents `(B, *latent_shape)` to images `(B, *image_shape)`, not clamped.
+
+        Raises InputError on another shape, or where the model has no decoder.
+        """
+        if self._decode is None:
+            raise InputError(
+                f"{self.name} is an encoder without a decoder, so it has no latent map yet: make one with "
+                f"`fmprobe fit-decoder {self.name} --out DIR` and pass it as decoder=DIR"
+            )
+        return self._apply(self._decode, latents, "latents", self.latent_shape, self.image_shape)
+
+    def latent_map(self, latents: Tensor) -> Tensor:
+        """f(z) = E(D(z)) (Fumero et al., ICLR 2026, sec. 2): latents `(B, *latent_shape)` to the same space."""
+        return self.encode(self.decode(latents))
+
+    def sample_latents(self, n: int, seed: int = 0, first: int = 0) -> Tensor:
+        """Starts from N(0, I), float32 `(n, *latent_shape)` on the model's device; row i depends on seed and i alone.
+
+        `first` is the index of the first row, so that a large set can be drawn in blocks.
+        """
+        rows = normal_rows(n, math.prod(self.latent_shape), seed, first)
+        return torch.from_numpy(rows).reshape(n, *self.latent_shape).to(self.device)
+
+    def with_decoder(self, decoder: SurrogateDecoder) -> "Autoencoder":
+        """The same encoder with a surrogate decoder: latents become standardised by the decoder's own statistics."""
+        mean, std = decoder.latent_mean.to(self.device), decoder.latent_std.to(self.device)
+        return Autoencoder(
+            lambda images: (self._encode(images) - mean) / std,
+            decoder,
+            image_shape=self.image_shape,
+            latent_shape=self.latent_shape,
+            provenance={**self.provenance, **decoder.describe()},
+            device=self.device,
+        )
+
+    def _apply(
+        self, function: Function, x: Tensor, what: str, expected: tuple[int, ...], produced: tuple[int, ...]
+    ) -> Tensor:
+        if tuple(x.shape[1:]) != expected:
+            raise InputError(f"{self.name} takes {what} of shape (B, {_text(expected)}), got {tuple(x.shape)}")
+        out = function(x)
+        if tuple(out.shape) != (x.shape[0], *produced):
+            raise InputError(
+                f"{self.name} gave shape {tuple(out.shape)} for {what} {tuple(x.shape)}, "
+                f"expected ({x.shape[0]}, {_text(produced)})"
+            )
+        return out
+
+
+def from_functions(
+    encode: Function,
+    decode: Function,
+    *,
+    image_shape: tuple[int, ...],
+    latent_shape: tuple[int, ...],
+    name: str = "functions",
+    device: torch.device | str = "cpu",
+) -> Autoencoder:
+    """An Autoencoder from two functions on batches: images `(B, *image_shape)` and latents `(B, *latent_shape)`.
+
+    Latents are taken as they are; shapes alone are checked.
+    """
+    provenance = {"model": name, "family": "functions", "space": "as given", "decoder": {"kind": "own"}}
+    return Autoencoder(
+        encode, decode, image_shape=image_shape, latent_shape=latent_shape, provenance=provenance, device=device
+    )
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))

@@ -1,0 +1,1 @@
+"""Probes: one file a question asked of an Autoencoder."""
