@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder, from_functions
+    from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+    from fmprobe.dynamics.iterate import iterate
+    from fmprobe.dynamics.orbits import Orbits, Status
     from fmprobe.errors import InputError
     from fmprobe.loading import load
     from fmprobe.surrogates.fit import fit_decoder
@@ -19,19 +22,29 @@ __version__ = version("fmprobe")
 
 # Names are resolved on first use, so that `import fmprobe` and the command line's help do not import torch.
 _HOMES = {
+    "AttractorSet": "fmprobe.dynamics.attractors",
     "Autoencoder": "fmprobe.autoencoder",
     "InputError": "fmprobe.errors",
+    "find_attractors": "fmprobe.dynamics.attractors",
     "fit_decoder": "fmprobe.surrogates.fit",
     "from_functions": "fmprobe.autoencoder",
+    "iterate": "fmprobe.dynamics.iterate",
+    "Orbits": "fmprobe.dynamics.orbits",
+    "Status": "fmprobe.dynamics.orbits",
     "load": "fmprobe.loading",
     "procedural_images": "fmprobe.surrogates.procedural",
 }
 
 __all__ = [
+    "AttractorSet",
     "Autoencoder",
     "InputError",
+    "Orbits",
+    "Status",
+    "find_attractors",
     "fit_decoder",
     "from_functions",
+    "iterate",
     "load",
     "procedural_images",
 ]

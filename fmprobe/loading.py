@@ -150,7 +150,9 @@ def _source(
 ) -> Source:
     if not isinstance(name, str | Path):
         if not hasattr(name, "config"):
-            raise InputError(f"cannot load a {type(name).__name__}: expected a hub id, a folder or a transformers model")
+            raise InputError(
+                f"cannot load a {type(name).__name__}: expected a hub id, a folder or a transformers model"
+            )
         config = name.config.to_dict()
         label = config.get("_name_or_path") or type(name).__name__
         return Source(label, label, None, config, device, dtype, image_size, name, processor, _module_hash(name))
@@ -175,8 +177,8 @@ def _hub_config(name: str, revision: str | None) -> tuple[dict[str, Any], str]:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
-        HFValidationError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -193,7 +195,9 @@ def _hub_config(name: str, revision: str | None) -> tuple[dict[str, Any], str]:
     except RevisionNotFoundError as error:
         raise InputError(f"{name} has no revision {revision!r}: name a branch, tag or commit of it") from error
     except RepositoryNotFoundError as error:
-        raise InputError(f"the hub has no model {name!r} (or it is private: set HF_TOKEN); check the spelling") from error
+        raise InputError(
+            f"the hub has no model {name!r} (or it is private: set HF_TOKEN); check the spelling"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise InputError(
             f"{name} is not in the local cache and the hub cannot be reached: connect once, or pass a local folder"

@@ -1,4 +1,4 @@
-"""Random streams that depend on a seed and an index alone, so that item i is the same in any batch, order or process."""
+"""Random streams that depend on a seed and an index alone: item i is the same in any batch, order or process."""
 
 import numpy as np
 

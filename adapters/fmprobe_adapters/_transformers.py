@@ -31,7 +31,9 @@ class Preprocessing:
         return asdict(self)
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(v, dtype=like.dtype, device=like.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(v, dtype=like.dtype, device=like.device).view(-1, 1, 1) for v in (self.mean, self.std)
+        )
         return mean, std
 
 
@@ -63,7 +65,7 @@ def read_preprocessing(source: Source) -> Preprocessing:
     )
 
 
-def load_module(source: Source, model_class: Any) -> torch.nn.Module:
+def load_module(source: Source, model_class: Any) -> Any:
     """The model in eval mode on its device, gradients off: from memory, or from safetensors with every weight there.
 
     Raises InputError where weights are missing, are not safetensors, or do not fit the configuration.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class MAE(Adapter):
-    """ViTMAEForPreTraining: z = all tokens after the final layer norm, CLS first, because its decoder reads them all."""
+    """ViTMAEForPreTraining: z = all tokens after the final layer norm, CLS first, since its decoder reads them all."""
 
     example = "facebook/vit-mae-base"
     model_types = ("vit_mae",)

@@ -1,1 +1,1 @@
-"""Mathematics on a callable f and tensors: the fixed-point engine, attractors, Jacobians, distances. Needs torch alone."""
+"""Mathematics on a callable f and tensors: fixed-point engine, attractors, Jacobians, distances. Needs torch alone."""

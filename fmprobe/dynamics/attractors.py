@@ -1,0 +1,258 @@
+"""Attractors: the distinct fixed points that starts end in, their basins and their stability."""
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmprobe.dynamics.distances import Dissimilarity
+from fmprobe.dynamics.floor import rounding_floor
+from fmprobe.dynamics.iterate import Observer, Progress, iterate
+from fmprobe.dynamics.jacobian import (
+    Function,
+    NotDifferentiableError,
+    distance_to_fixed_point,
+    spectral_norm,
+    spectral_radius,
+)
+from fmprobe.dynamics.merging import SWEEPS, THRESHOLDS, single_linkage
+from fmprobe.dynamics.orbits import Orbits
+from fmprobe.dynamics.settling import iterate_on
+
+MARGIN = 1e-3  # beyond the accuracy of the spectral radius, an eigenvalue above 1 means an unstable fixed point
+
+
+@dataclass(frozen=True)
+class AttractorSet:
+    """m distinct fixed points found from n starts, by size of basin, then by lowest start.
+
+    `latents` `(m, *latent_shape)`: of each, the member with the smallest error. `labels` `(n,)`: basin of each start,
+    -1 where its orbit did not converge, or not closely enough to say where it ends, or not at an attractor. `sizes`
+    `(m,)`. `errors` `(m,)`: distance to the exact fixed point. `spectral_radius`, `spectral_norm` `(m,)`: of the
+    Jacobian, nan beyond the first `stability_cap` and where f has no derivative. `merge`: measure, threshold, and the
+    count at a sweep of thresholds. `unresolved`: starts that met the tolerance but whose error stays over half the
+    merge distance. `unstable`: fixed points left out because they repel.
+    """
+
+    latents: Tensor
+    labels: Tensor
+    sizes: Tensor
+    errors: Tensor
+    spectral_radius: Tensor
+    spectral_norm: Tensor
+    orbits: Orbits
+    merge: dict[str, Any]
+    unresolved: int
+    unstable: int = 0
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @property
+    def count(self) -> int | None:
+        """Number of attractors; None where every start that met the tolerance is unresolved."""
+        return None if self.unresolved and not len(self) else len(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary that `results.json` keeps; nan becomes None."""
+        return {
+            "count": self.count,
+            "unresolved": self.unresolved,
+            "unstable": self.unstable,
+            "sizes": self.sizes.tolist(),
+            "merge": self.merge,
+            "spectral_radius": _listed(self.spectral_radius),
+            "spectral_norm": _listed(self.spectral_norm),
+            "errors": _listed(self.errors),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write `attractors.safetensors` and `attractors.json` into a folder, each atomically."""
+        from fmprobe.runs import save_attractors
+
+        save_attractors(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "AttractorSet":
+        """Read what `save` wrote. Raises InputError where it is missing, incomplete or damaged."""
+        from fmprobe.runs import load_attractors
+
+        return load_attractors(Path(folder))
+
+
+def find_attractors(
+    model: Any,
+    n: int | None = None,
+    *,
+    seed: int = 0,
+    starts: Tensor | None = None,
+    tol: float = 1e-6,
+    measure: str = "squared",
+    max_steps: int = 3000,
+    batch_size: int = 256,
+    merge: str = "relative",
+    threshold: float | None = None,
+    stability_cap: int = 64,
+    observer: Observer | None = None,
+    progress: bool | Progress | None = None,
+) -> AttractorSet:
+    """The attractors that iterating the latent map leads to (Fumero et al., ICLR 2026, def. 2), and their basins.
+
+    `model`: an Autoencoder, or any f on a batch of latents. Starts: `starts` `(n, *latent_shape)`, or `n` draws from
+    N(0, I) by `seed` (default 64 on a CPU, 512 on an accelerator). `tol`, `measure`, `max_steps`, `batch_size`,
+    `observer` and `progress` as in `iterate`. Only CONVERGED ends count. Two are one attractor if they lie within
+    `threshold` of each other, by chains: `merge` "relative" (of the norm, default 0.01) or "cosine" (1 - cos, default
+    0.01, the paper's). Ends whose error exceeds half of that iterate on, within `max_steps`; those that cannot are
+    unresolved and belong to no basin. Errors, first estimated from the rate of the steps, are computed from the
+    Jacobian at one member of each attractor: at the first `stability_cap` and, where these refute the estimate, at all.
+    A fixed point with an eigenvalue beyond the unit circle is left out: orbits may land on it, but it attracts nothing.
+
+    Raises ValueError for settings that make no sense.
+    """
+    f: Function = getattr(model, "latent_map", model)
+    if starts is None:
+        starts = _noise(model, n, seed)
+    if merge not in THRESHOLDS:
+        raise ValueError(f"unknown merge {merge!r}: expected one of {', '.join(THRESHOLDS)}")
+    threshold = THRESHOLDS[merge] if threshold is None else threshold
+    orbits = iterate(
+        f,
+        starts,
+        tol=tol,
+        measure=measure,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        observer=observer,
+        progress=progress,
+    )
+    return _Search(f, starts, orbits, merge, threshold, stability_cap).run()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One round's components of the settled ends, and what was found at a member of each."""
+
+    members: Tensor  # starts whose ends are settled
+    components: Tensor  # of each member
+    sweep: dict[str, int]
+    chosen: Tensor  # of each component the start that stands for it
+    errors: Tensor
+    radius: Tensor
+    norm: Tensor
+
+
+class _Search:
+    """From orbits to attractors: iterate on, merge, examine a member of each, and again where that refuted an error."""
+
+    def __init__(self, f: Function, starts: Tensor, orbits: Orbits, merge: str, threshold: float, cap: int) -> None:
+        self.f, self.orbits = f, orbits
+        self.merge, self.threshold, self.cap = merge, threshold, cap
+        self.scale = float(starts.double().square().mean().sqrt()) if len(starts) else 1.0
+        self.differentiable = True
+
+    def run(self) -> AttractorSet:
+        found = self._round()
+        for _ in range(3):  # each round makes the errors that were refuted smaller, or gives up on them
+            repels = found.radius > 1 + MARGIN
+            refuted = (found.errors > self._allowed()[found.chosen]) | repels
+            if not refuted.any():
+                break
+            # What one member hides, all members of its basin hide. An orbit that was passing by a saddle leaves it.
+            errors = self.orbits.errors.clone()
+            hidden = torch.where(refuted, torch.where(repels, torch.inf, found.errors), 0.0)[found.components]
+            errors[found.members] = torch.maximum(errors[found.members], hidden)
+            self.orbits = replace(self.orbits, errors=errors)
+            found = self._round()
+        return self._result(found)
+
+    def _round(self) -> _Found:
+        self.orbits = iterate_on(self.f, self.orbits, self._allowed() / 2)
+        members = (self.orbits.converged & (self.orbits.errors <= self._allowed())).nonzero()[:, 0]
+        linkage = single_linkage(self._dissimilarity(members))
+        components = linkage.components(self.threshold).to(members.device)
+        chosen = self._representatives(members, components)
+        sweep = {str(value): linkage.count(value) for value in SWEEPS[self.merge]}
+        return _Found(members, components, sweep, chosen, *self._examine(chosen))
+
+    def _dissimilarity(self, members: Tensor) -> Dissimilarity:
+        return Dissimilarity(self.orbits.ends[members].flatten(1), self.merge, self.scale)
+
+    def _allowed(self) -> Tensor:
+        """Half the merge distance at each end."""
+        every = torch.arange(len(self.orbits), device=self.orbits.ends.device)
+        return self._dissimilarity(every).as_distance(self.threshold) / 2
+
+    def _representatives(self, members: Tensor, components: Tensor) -> Tensor:
+        """Of each component the member with the smallest error, the lowest start among equals."""
+        errors = self.orbits.errors[members].tolist()
+        best: dict[int, int] = {}
+        for place, component in enumerate(components.tolist()):
+            if component not in best or errors[place] < errors[best[component]]:
+                best[component] = place
+        return members[[best[component] for component in range(len(best))]]
+
+    def _examine(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Errors, spectral radii and norms at the chosen ends; beyond the cap estimates alone, unless refuted."""
+        errors = self.orbits.errors[chosen].clone()
+        values = (errors, torch.full_like(errors, torch.nan), torch.full_like(errors, torch.nan))
+        first, rest = slice(None, self.cap), slice(self.cap, None)
+        self._linearise(chosen, values, first)
+        if bool((errors[first] > self._allowed()[chosen[first]]).any()):
+            self._linearise(chosen, values, rest)
+        return values
+
+    def _linearise(self, chosen: Tensor, values: tuple[Tensor, Tensor, Tensor], part: slice) -> None:
+        """Overwrite a part of errors, radii and norms by what the Jacobian says."""
+        latents = self.orbits.ends[chosen[part]]
+        if not len(latents) or not self.differentiable:
+            return
+        errors, radius, norm = values
+        try:
+            radius[part] = spectral_radius(self.f, latents)
+            norm[part] = spectral_norm(self.f, latents)
+            floor, evaluations = rounding_floor(self.f, latents)
+            slack = (1 - radius[part]).abs().clamp(min=torch.finfo(latents.dtype).eps)
+            errors[part] = distance_to_fixed_point(self.f, latents, radius[part]) + floor / slack
+        except NotDifferentiableError as error:
+            warnings.warn(f"the stability of the attractors is not known: {error}", stacklevel=6)
+            self.differentiable = False
+            return
+        self.orbits = replace(self.orbits, check_evaluations=self.orbits.check_evaluations + evaluations)
+
+    def _result(self, found: _Found) -> AttractorSet:
+        # A basin that is still refuted after the last round is unresolved as a whole.
+        settled = found.errors <= self._allowed()[found.chosen]
+        repels = settled & (found.radius > 1 + MARGIN)
+        keep = settled & ~repels
+        number = torch.where(keep, keep.cumsum(0) - 1, -1)
+        labels = torch.full((len(self.orbits),), -1, dtype=torch.long, device=keep.device)
+        labels[found.members] = number[found.components]
+        return AttractorSet(
+            latents=self.orbits.ends[found.chosen[keep]],
+            labels=labels,
+            sizes=torch.bincount(labels[labels >= 0], minlength=int(keep.sum())),
+            errors=found.errors[keep],
+            spectral_radius=found.radius[keep],
+            spectral_norm=found.norm[keep],
+            orbits=self.orbits,
+            merge={"measure": self.merge, "threshold": self.threshold, "scale": self.scale, "sweep": found.sweep},
+            unresolved=int(self.orbits.converged.sum()) - int(settled[found.components].sum()),
+            unstable=int(repels.sum()),
+        )
+
+
+def _noise(model: Any, n: int | None, seed: int) -> Tensor:
+    if not hasattr(model, "sample_latents"):
+        raise ValueError("a bare f does not say what its latents are: pass starts=…, of shape (n, *latent_shape)")
+    if n is None:
+        n = 64 if model.device.type == "cpu" else 512
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    return model.sample_latents(n, seed=seed)
+
+
+def _listed(values: Tensor) -> list[float | None]:
+    return [None if value != value or abs(value) == float("inf") else value for value in values.double().tolist()]

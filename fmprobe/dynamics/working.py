@@ -1,0 +1,222 @@
+"""The working batch of the engine: orbits in flight, one row each, advanced together and judged apart."""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from fmprobe.dynamics.orbits import Rules, Status
+
+RUNNING = -1
+OUT_OF_STEPS = -2  # told apart into SLOW and WANDERING when the orbit leaves the batch
+HISTORY = 4096  # samples of the step kept for an orbit; longer runs keep every k-th
+RECENT = 10  # last steps that tell a gradual approach from a chance landing
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What ends an orbit: the measure of a step, the step budget and the rules."""
+
+    measure: str
+    max_steps: int
+    dimension: int
+    rules: Rules
+
+    @property
+    def stride(self) -> int:
+        return math.ceil(self.max_steps / HISTORY)
+
+    @property
+    def samples(self) -> int:
+        return math.ceil(self.max_steps / self.stride)
+
+    def of(self, distance: Tensor, norm: Tensor, peak: Tensor) -> Tensor:
+        """A step's size in the chosen measure; `norm` of the latent it left, `peak` the largest on its orbit."""
+        if self.measure == "squared":
+            return distance.square()
+        if self.measure == "rms":
+            return distance / math.sqrt(self.dimension)
+        # At an attractor in the origin the norm vanishes with the step: it is floored at the orbit's resolution.
+        return distance / torch.maximum(norm, peak * torch.finfo(norm.dtype).eps).clamp(
+            min=torch.finfo(norm.dtype).tiny
+        )
+
+
+@dataclass
+class WorkingBatch:
+    """Rows of orbits in flight; every field has the row as its first axis.
+
+    Cycles are looked for by Brent's method (1980): an anchor is kept from a step that is a power of two, and every
+    latent is compared with it, so memory does not grow with the period. A return near the anchor becomes a candidate
+    period, confirmed over two more (Brent's own test is an exact return, which a converging orbit never shows).
+    """
+
+    index: Tensor  # which start
+    latents: Tensor  # (B, d), the last finite ones
+    tol: Tensor
+    outcome: Tensor  # RUNNING, OUT_OF_STEPS or a Status
+    steps: Tensor
+    step: Tensor  # norm of the last step
+    residual: Tensor  # the same in the chosen measure
+    norm: Tensor
+    peak: Tensor  # largest norm on the orbit
+    limit: Tensor  # norm beyond which it has diverged
+    unmoved: Tensor  # share of the coordinates that the last step left exactly as they were
+    history: Tensor  # (B, samples), log of the step
+    recent: Tensor  # (B, RECENT), log of the last steps, the newest last
+    was_small: Tensor  # whether the last step was below tol
+    anchor: Tensor  # (B, d)
+    age: Tensor  # steps since the anchor
+    window: Tensor  # age at which the anchor moves on
+    youngest: Tensor  # shorter periods were tried from this anchor and rejected
+    period: Tensor
+    returns: Tensor  # how many returns of the candidate period have held, 0 = none pending
+    gap: Tensor  # distance of the last return
+    ratio: Tensor  # largest ratio of successive returns
+    amplitude: Tensor  # largest step since the candidate
+
+    @classmethod
+    def start(cls, latents: Tensor, index: Tensor, tol: Tensor, criterion: Criterion) -> "WorkingBatch":
+        """Fresh rows at `latents` `(B, d)`; a start that is not finite has already diverged."""
+        n = len(latents)
+        norm = torch.linalg.vector_norm(latents, dim=1)
+        zeros = torch.zeros_like(norm)
+        count = torch.zeros(n, dtype=torch.long, device=latents.device)
+        outcome = torch.where(norm.isfinite(), RUNNING, int(Status.DIVERGED))
+        return cls(
+            index=index,
+            latents=latents.clone(),
+            tol=tol,
+            outcome=outcome,
+            steps=count.clone(),
+            step=zeros + math.inf,
+            residual=zeros + math.inf,
+            norm=norm,
+            peak=norm.clone(),
+            limit=criterion.rules.divergence_factor * norm.clamp(min=math.sqrt(criterion.dimension)),
+            unmoved=zeros.clone(),
+            history=latents.new_zeros(n, criterion.samples),
+            recent=latents.new_full((n, RECENT), math.inf),
+            was_small=torch.zeros_like(norm, dtype=torch.bool),
+            anchor=latents.clone(),
+            age=count.clone(),
+            window=count + 2,
+            youngest=count + 2,
+            period=count.clone(),
+            returns=count.clone(),
+            gap=zeros.clone(),
+            ratio=zeros.clone(),
+            amplitude=zeros.clone(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def rows(self, chosen: Tensor) -> "WorkingBatch":
+        """The chosen rows, copied."""
+        return WorkingBatch(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+
+    def put(self, rows: Tensor, fresh: "WorkingBatch") -> None:
+        """Overwrite `rows` by fresh ones."""
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(fresh, field.name)
+
+    def advance(self, after: Tensor, criterion: Criterion) -> None:
+        """Take f's values `(B, d)` as the next latents; rows that have ended stay as they are."""
+        active = self.outcome == RUNNING
+        change = after - self.latents
+        step, norm = torch.linalg.vector_norm(change, dim=1), torch.linalg.vector_norm(after, dim=1)
+        finite = norm.isfinite() & step.isfinite()
+        moved = active & finite
+        residual = criterion.of(step, self.norm, torch.maximum(self.peak, norm))
+        self.steps += active
+        self._record(torch.where(finite, step, math.inf), moved, criterion)
+        self.residual = torch.where(moved, residual, torch.where(active, math.inf, self.residual))
+        self.step = torch.where(moved, step, torch.where(active, math.inf, self.step))
+        self.unmoved = torch.where(moved, (change == 0).to(norm.dtype).mean(1), self.unmoved)
+        self.norm = torch.where(moved, norm, self.norm)
+        self.peak = torch.where(moved, torch.maximum(self.peak, norm), self.peak)
+
+        diverged = active & (~finite | (norm > self.limit))
+        settled = (step == 0) | ((residual < self.tol) & (self._approached() | self._stayed()))
+        converged = moved & ~diverged & settled
+        cycle = self._seek_cycle(after, moved & ~diverged & ~converged, criterion)
+        self.was_small = torch.where(active, residual < self.tol, self.was_small)
+        spent = active & (self.steps >= criterion.max_steps)
+        self.latents = torch.where(moved[:, None], after, self.latents)
+        # The later line wins: an orbit that meets a criterion on its last step has met it.
+        for mask, outcome in (
+            (spent, OUT_OF_STEPS),
+            (cycle, Status.CYCLE),
+            (converged, Status.CONVERGED),
+            (diverged, Status.DIVERGED),
+        ):
+            self.outcome = torch.where(mask, int(outcome), self.outcome)
+
+    def last_sample(self, criterion: Criterion) -> Tensor:
+        """Index into `history` of the last step taken, `(B,)`."""
+        return ((self.steps - 1) // criterion.stride).clamp(min=0)
+
+    def _record(self, step: Tensor, active: Tensor, criterion: Criterion) -> None:
+        at = self.last_sample(criterion)[:, None]
+        logs = step.clamp(min=torch.finfo(step.dtype).tiny).log()[:, None]
+        self.history.scatter_(1, at, torch.where(active[:, None], logs, self.history.gather(1, at)))
+        self.recent = torch.where(active[:, None], torch.cat([self.recent[:, 1:], logs], dim=1), self.recent)
+
+    def _approached(self) -> Tensor:
+        """Whether the last step is one of a fall, rather than a chance landing near a fixed point.
+
+        A chaotic orbit lands near its unstable fixed points now and then, out of steps as large as any. In an
+        approach the step before was about the lowest of its time, and the last fell at most twice as far (Newton's
+        rate) as some step before, and a factor e.
+        """
+        before, fall = self.recent[:, :-1], self.recent[:, -2] - self.recent[:, -1]
+        falls = (before[:, :-1] - before[:, 1:]).nan_to_num(nan=0.0, posinf=0.0)
+        low = before[:, -1] <= before[:, :-1].amin(1) + 1
+        return (self.steps > 2) & low & (fall > 0) & (fall <= 2 * falls.amax(1) + 1)
+
+    def _stayed(self) -> Tensor:
+        """Whether the step, small already, did not grow: near an unstable fixed point it would."""
+        return (self.recent[:, -1] <= self.recent[:, -2]) & self.was_small
+
+    def _seek_cycle(self, after: Tensor, active: Tensor, criterion: Criterion) -> Tensor:
+        """One step of Brent's search; true where a cycle is confirmed."""
+        rules = criterion.rules
+        self.age += active
+        gap = torch.linalg.vector_norm(after - self.anchor, dim=1)
+        near = (criterion.of(gap, self.norm, self.peak) < self.tol) & (gap < rules.return_share * self.step)
+        pending = active & (self.returns > 0)
+        self.amplitude = torch.where(pending, torch.maximum(self.amplitude, self.step), self.amplitude)
+
+        candidate = active & ~pending & near & (self.age >= self.youngest)
+        due = pending & (self.age == self.period)
+        held = due & near
+        growth = (gap / self.gap).nan_to_num(nan=0.0, posinf=math.inf)  # 0/0: an exact return
+        self.ratio = torch.where(held, torch.maximum(self.ratio, growth), self.ratio)
+        confirmed = held & (self.returns == 2) & self._drift_is_small(gap, rules)
+        failed = due & ~confirmed & (~near | (self.returns == 2))
+        expired = active & ~pending & ~candidate & (self.age >= self.window)
+
+        self.period = torch.where(candidate, self.age, self.period)
+        self.youngest = torch.where(failed, self.period + 1, torch.where(expired, 2, self.youngest))
+        self.window = torch.where(expired, 2 * self.window, self.window)
+        self.amplitude = torch.where(candidate, self.step, self.amplitude)
+        self.ratio = torch.where(candidate, 0.0, self.ratio)
+        self.gap = torch.where(candidate | held, gap, self.gap)
+        self.returns = torch.where(failed, 0, torch.where(candidate, 1, self.returns + held))
+        moved_on = candidate | due | expired
+        self.anchor = torch.where(moved_on[:, None], after, self.anchor)
+        self.age = torch.where(moved_on, 0, self.age)
+        return confirmed
+
+    def _drift_is_small(self, gap: Tensor, rules: Rules) -> Tensor:
+        """Whether the returns, carried on geometrically, move the orbit by little against its own amplitude.
+
+        Three equal returns of a quasi-periodic orbit, or of a slow flip, add up without bound; returns that are
+        rounding alone do not count.
+        """
+        drift = gap * self.ratio / (1 - self.ratio)
+        drift = torch.where(self.ratio < 1, drift, math.inf)
+        rounding = gap <= 32 * torch.finfo(gap.dtype).eps * self.norm
+        return rounding | (drift <= rules.drift_share * self.amplitude)
