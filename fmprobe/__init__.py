@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder, from_functions
+    from fmprobe.convolutional import ConvAutoencoder, train_autoencoder
     from fmprobe.dynamics.attractors import AttractorSet, find_attractors
     from fmprobe.dynamics.iterate import iterate
     from fmprobe.dynamics.orbits import Orbits, Status
     from fmprobe.errors import InputError
+    from fmprobe.images import load_images
     from fmprobe.loading import load
     from fmprobe.surrogates.fit import fit_decoder
     from fmprobe.surrogates.procedural import procedural_images
@@ -26,6 +28,9 @@ _HOMES = {
     "Autoencoder": "fmprobe.autoencoder",
     "InputError": "fmprobe.errors",
     "find_attractors": "fmprobe.dynamics.attractors",
+    "ConvAutoencoder": "fmprobe.convolutional",
+    "train_autoencoder": "fmprobe.convolutional",
+    "load_images": "fmprobe.images",
     "fit_decoder": "fmprobe.surrogates.fit",
     "from_functions": "fmprobe.autoencoder",
     "iterate": "fmprobe.dynamics.iterate",
@@ -38,6 +43,7 @@ _HOMES = {
 __all__ = [
     "AttractorSet",
     "Autoencoder",
+    "ConvAutoencoder",
     "InputError",
     "Orbits",
     "Status",
@@ -46,7 +52,9 @@ __all__ = [
     "from_functions",
     "iterate",
     "load",
+    "load_images",
     "procedural_images",
+    "train_autoencoder",
 ]
 
 

@@ -1,0 +1,162 @@
+"""Any image source as a tensor: a hub data set, a folder, parquet, .npz, or procedural images.
+
+A source is written `SOURCE[:split][#column]`; for an .npz file `FILE.npz:key`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fmprobe.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed source: `name` of the data set, folder or file, with the split (or key) and column asked for."""
+
+    name: str
+    split: str | None = None
+    column: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Source":
+        rest, _, column = text.partition("#")
+        name, colon, split = rest.rpartition(":")
+        if not colon or Path(rest).exists() or "/" in split or "\\" in split:
+            name, split = rest, ""
+        if not name:
+            raise InputError(f"{text!r} is no image source: expected SOURCE[:split][#column]")
+        return cls(name, split or None, column or None)
+
+
+def load_images(source: str, n: int | None = None, *, image_shape: tuple[int, int, int], seed: int = 0) -> "Tensor":
+    """The first `n` images (all by default) of a source, float32 `(n, *image_shape)` in [0, 1].
+
+    The short side is resized to fit (bicubic, antialiased) and the centre cropped; grey, alpha, palette and 16-bit
+    images become RGB, or grey where `image_shape` has one channel; EXIF orientation is applied. "procedural" needs `n`,
+    and `seed` is its seed. Raises InputError, naming the thing, where the source or an image of it cannot be read.
+    """
+    import torch
+
+    if source == "procedural":
+        from fmprobe.surrogates.procedural import procedural_images
+
+        if n is None or image_shape[1] != image_shape[2]:
+            raise InputError("procedural images are square and endless: say how many with n")
+        images = procedural_images(n, image_shape[1], seed)
+        return images if image_shape[0] == 3 else images.mean(1, keepdim=True)
+    if n is not None and n < 1:
+        raise InputError(f"cannot take {n} images from {source}: expected at least 1")
+    rows = []
+    for label, image in _pictures(Source.parse(source)):
+        if n is not None and len(rows) == n:
+            break
+        try:
+            rows.append(_fit(image() if callable(image) else image, image_shape))
+        except (OSError, ValueError, SyntaxError) as error:  # what PIL raises on damaged files
+            raise InputError(f"{label} cannot be read as an image ({error}): mend or remove it") from error
+    if not rows:
+        raise InputError(f"{source} holds no images: expected a data set, a folder of images, parquet or .npz")
+    if n is not None and len(rows) < n:
+        raise InputError(f"{source} holds {len(rows)} images, {n} were asked for")
+    return torch.from_numpy(np.stack(rows))
+
+
+def _pictures(source: Source) -> Iterator[tuple[str, "Image | Callable[[], Image]"]]:
+    """Labelled images in order, opened no sooner than they are needed."""
+    path = Path(source.name)
+    if path.suffix == ".npz":
+        yield from _from_arrays(source)
+    elif path.suffix == ".parquet" or (path.is_dir() and any(path.glob("**/*.parquet"))):
+        yield from _from_dataset(source, local=True)
+    elif path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        yield from ((str(file), _opener(file)) for file in files)
+    elif path.exists():
+        raise InputError(f"{path} is no image source: expected a folder, a .parquet or an .npz file")
+    else:
+        yield from _from_dataset(source, local=False)
+
+
+def _opener(file: Path) -> "Callable[[], Image]":
+    from PIL import Image
+
+    return lambda: Image.open(file)
+
+
+def _from_arrays(source: Source) -> Iterator[tuple[str, "Image"]]:
+    from PIL import Image
+
+    if not Path(source.name).is_file():
+        raise InputError(f"{source.name} does not exist: expected an .npz file")
+    try:
+        with np.load(source.name, allow_pickle=False) as arrays:
+            held = {key: arrays[key] for key in arrays if source.split in (None, key)}
+            keys = list(arrays)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source.name} cannot be read as .npz ({error}): expected arrays saved by numpy") from error
+    key = source.split or next((k for k, array in held.items() if array.ndim >= 3), "")
+    if key not in held:
+        raise InputError(f"{source.name} has no images {key!r}: expected a key after a colon, of {', '.join(keys)}")
+    array = held[key]
+    if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[3] not in (1, 3):
+        array = array.transpose(0, 2, 3, 1)
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
+        raise InputError(f"{source.name}:{key} has shape {array.shape}: expected images (n, h, w) or (n, h, w, 3)")
+    if array.dtype != np.uint8:
+        if not (np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1):
+            raise InputError(f"{source.name}:{key} is {array.dtype}: expected uint8, or floats in [0, 1]")
+        array = np.round(array * 255).astype(np.uint8)
+    for i, image in enumerate(array):
+        yield f"{source.name}:{key}[{i}]", Image.fromarray(image.squeeze())
+
+
+def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Image"]]:
+    import datasets
+
+    name = source.name
+    try:
+        data: Any = datasets.load_dataset("parquet", data_files=name) if name.endswith(".parquet") else None
+        data = datasets.load_dataset(name) if data is None else data
+    except Exception as error:  # the library raises many kinds here
+        what = "cannot be read" if local else "is no folder or file here, and the hub gave no such data set"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{name} {what} ({reason[:200]}): check the name") from error
+    splits = list(data)
+    split = source.split or splits[0]
+    if split not in splits:
+        raise InputError(f"{name} has no split {split!r}: expected one of {', '.join(splits)}")
+    data = data[split]
+    column = source.column or next((c for c, kind in data.features.items() if isinstance(kind, datasets.Image)), "")
+    if column not in data.column_names:
+        raise InputError(f"{name} has no image column {column!r}: name one of {', '.join(data.column_names)} after #")
+    yield from ((f"{name}:{split}[{i}]", image) for i, image in enumerate(_column(data, column)))
+
+
+def _column(data: Any, column: str) -> Iterable["Image"]:
+    return (row[column] for row in data.select_columns([column]))
+
+
+def _fit(image: "Image", shape: tuple[int, int, int]) -> np.ndarray:
+    """One image as float32 `shape` in [0, 1]: upright, in RGB or grey, its short side resized, its centre cropped."""
+    from PIL import Image, ImageOps
+
+    channels, height, width = shape
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits and more: PIL's own conversion clips instead of scaling
+        values = np.asarray(image, dtype=np.float32)
+        image = Image.fromarray(np.round(values * (255 / max(65535.0, values.max()))).astype(np.uint8))
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
+    pixels = np.asarray(image, dtype=np.float32) / 255
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

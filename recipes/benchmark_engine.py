@@ -1,0 +1,128 @@
+"""The engine against the everyday loop, on the paper's convolutional autoencoder, and its overhead at ViT size.
+
+The everyday loop steps a whole batch until its slowest member stops, or the step budget is spent. `fmprobe.iterate`
+freezes each latent when it ends, refills its place, and catches divergence. Both run here, in one process, on the same
+trained network and starts, and are compared on the starts that both say converged.
+
+    python recipes/benchmark_engine.py                                  # scikit-learn's digits
+    python recipes/benchmark_engine.py --data mnist.npz:x_train         # MNIST, the figure quoted in the README
+
+Starts are drawn from U[-8, 8], as for fig. 1 of Fumero et al., ICLR 2026, where k = 2.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import fmprobe
+
+MAX_STEPS, TOL, BATCH = 3000, 1e-6, 256  # the paper's rule for small autoencoders
+
+
+def images_of(source: str | None) -> Tensor:
+    """Grey 28x28 images: a source, or scikit-learn's digits enlarged."""
+    if source is not None:
+        return fmprobe.load_images(source, image_shape=(1, 28, 28))
+    digits = torch.from_numpy(load_digits(return_X_y=True)[0].reshape(-1, 8, 8)).float()[:, None] / 16
+    return nn.functional.interpolate(digits, size=28, mode="bilinear").clamp(0, 1)
+
+
+def everyday_loop(f: Callable[[Tensor], Tensor], starts: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Ends, whether each converged, and evaluations, of the loop that steps a batch until its slowest member stops."""
+    ends, converged, evaluations = [], [], 0
+    with torch.no_grad():
+        for z in starts.split(BATCH):
+            done = torch.zeros(len(z), dtype=torch.bool)
+            for _ in range(MAX_STEPS):
+                after = f(z)
+                evaluations += len(z)
+                done = (after - z).square().sum(1) < TOL
+                z = after
+                if done.all():
+                    break
+            ends.append(z)
+            converged.append(done)
+    return torch.cat(ends), torch.cat(converged), evaluations
+
+
+def compare_with_everyday_loop(model: fmprobe.Autoencoder, starts: Tensor) -> None:
+    began = time.perf_counter()
+    ends, converged, evaluations = everyday_loop(model.latent_map, starts)
+    loop_seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    orbits = fmprobe.iterate(model.latent_map, starts, tol=TOL, max_steps=MAX_STEPS, batch_size=BATCH, progress=False)
+    seconds = time.perf_counter() - began
+    print(f"\n{len(starts)} starts, batch {BATCH}, squared step < {TOL:g}, at most {MAX_STEPS} steps")
+    print(f"{'':16}{'evaluations':>14}{'seconds':>10}   converged")
+    print(f"{'everyday loop':16}{evaluations:14,}{loop_seconds:10.2f}   {int(converged.sum())}")
+    print(f"{'fmprobe.iterate':16}{orbits.evaluations:14,}{seconds:10.2f}   {int(orbits.converged.sum())}")
+    print(f"{'ratio':16}{evaluations / orbits.evaluations:14.1f}{loop_seconds / seconds:10.1f}")
+    print("statuses: " + ", ".join(f"{name} {count}" for name, count in orbits.counts().items() if count))
+    both = orbits.converged & converged
+    # The loop goes on stepping what has converged, so its ends lie nearer to the fixed point than the rule asks.
+    gap = (orbits.ends - ends).norm(dim=1)[both]
+    within = gap <= 1.05 * orbits.errors[both] + 1e-4
+    print(
+        f"same ends: {int(within.sum())} of {int(both.sum())} that converged on both sides lie within the engine's own "
+        f"error estimate; largest gap {float(gap.max()) if len(gap) else 0:.1e}"
+    )
+
+
+def measure_overhead(dimension: int, batch: int, steps: int) -> None:
+    """Engine against bare calls of f, where f costs what a small transformer costs and no orbit ends."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(384, 6, 1536, batch_first=True, norm_first=True)
+    network = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False).eval().requires_grad_(False)
+    starts = torch.randn(batch, dimension // 384, 384)
+
+    def bare() -> float:
+        z, began = starts, time.perf_counter()
+        with torch.no_grad():
+            for _ in range(steps):
+                z = network(z)
+        return time.perf_counter() - began
+
+    def engine() -> float:
+        began = time.perf_counter()
+        fmprobe.iterate(network, starts, tol=1e-30, max_steps=steps, batch_size=batch, progress=False)
+        return time.perf_counter() - began
+
+    warnings.simplefilter("ignore")  # the tolerance is out of reach on purpose
+    bare()
+    engine()
+    times = [(bare(), engine()) for _ in range(5)]  # alternating, so that a busy moment hits both
+    lone, ours = (min(side) for side in zip(*times, strict=True))
+    print(f"\noverhead at ViT size ({batch} latents of {dimension // 384} x 384, {steps} steps, best of 5)")
+    print(f"bare calls of f {lone:8.2f} s\nfmprobe.iterate {ours:8.2f} s")
+    print(f"overhead        {100 * (ours / lone - 1):8.1f} %")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="image source, FILE.npz:key, a folder, parquet; default: scikit-learn's digits")
+    parser.add_argument("--epochs", type=int, default=30, help="of training before the comparison")
+    parser.add_argument("--images", type=int, default=2000, help="how many images to train on, at most")
+    parser.add_argument("-n", "--starts", type=int, default=1000)
+    parser.add_argument("--width", type=int, default=16, help="of the convolutional autoencoder")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    images = images_of(options.data)[: options.images]
+    torch.manual_seed(options.seed)
+    network = fmprobe.ConvAutoencoder(2, options.width, (1, 28, 28))
+    losses = fmprobe.train_autoencoder(network, images, epochs=options.epochs, seed=options.seed)
+    print(f"ConvAutoencoder k=2, width {options.width}: {len(images)} images, loss {losses[0]:.4f} -> {losses[-1]:.4f}")
+    network.requires_grad_(False)
+    draws = torch.Generator().manual_seed(options.seed)
+    starts = 16 * torch.rand(options.starts, 2, generator=draws) - 8
+    compare_with_everyday_loop(network.autoencoder(), starts)
+    measure_overhead(dimension=197 * 384, batch=8, steps=15)
+
+
+if __name__ == "__main__":
+    main()
