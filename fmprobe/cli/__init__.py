@@ -1,5 +1,31 @@
-"""The command line: one file a subcommand."""
+"""The command line: one file a subcommand. Nothing heavy is imported before a command runs."""
+
+import sys
+
+import typer
+
+from fmprobe.cli.demo import demo
+from fmprobe.cli.models import models
+from fmprobe.cli.probe import probe
+from fmprobe.errors import InputError
+
+app = typer.Typer(
+    help="Vision foundation models as dynamical systems: attractors of the latent map encode(decode(z)).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (demo, probe, models):
+    app.command()(command)
+# The same run under the name of its first product.
+app.command("prototypes", help="Extract a model's decoded attractors, one PNG each with an index.")(probe)
 
 
 def main() -> None:
-    raise SystemExit("not yet")
+    """Exit 0: done; 2: bad input, one line on stderr; anything else is a fault and shows its traceback."""
+    try:
+        app()
+    except InputError as error:
+        print(f"fmprobe: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

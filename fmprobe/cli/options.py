@@ -1,0 +1,24 @@
+"""Options that several commands share, spelled once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="Hub id (ORG/NAME) or local folder in Hugging Face layout.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results. [default: runs/MODEL]")]
+Starts = Annotated[
+    int | None, typer.Option("--starts", "-n", min=1, help="Starts from N(0, I). [default: by device]")
+]
+MaxSteps = Annotated[int | None, typer.Option(min=1, help="Step limit of an orbit. [default: 500, less on a slow CPU]")]
+Tol = Annotated[float | None, typer.Option(min=0, help="An orbit converges below this step. [default: 1e-5]")]
+Measure = Annotated[str | None, typer.Option(help="Of a step: squared, relative or rms. [default: squared]")]
+Merge = Annotated[str | None, typer.Option(help="Of attractors: relative or cosine. [default: relative]")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Latents in flight at once. [default: by device]")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, float16 or bfloat16. [default: float32]")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the starts and of a decoder that is fitted.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+Decoder = Annotated[str | None, typer.Option(help="Folder or hub id of a surrogate decoder made by fit-decoder.")]
+ImageSize = Annotated[int | None, typer.Option(min=1, help="Pixels a side. [default: the processor's; on a CPU 112]")]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with a run in the folder, or start anew.")]

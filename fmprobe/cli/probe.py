@@ -1,0 +1,49 @@
+"""fmprobe probe: what a model's latent map does, from its name alone."""
+
+from fmprobe.cli import options as o
+
+
+def probe(
+    model: o.Model,
+    out: o.Out = None,
+    starts: o.Starts = None,
+    max_steps: o.MaxSteps = None,
+    tol: o.Tol = None,
+    measure: o.Measure = None,
+    merge: o.Merge = None,
+    batch_size: o.BatchSize = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = None,
+    seed: o.Seed = 0,
+    revision: o.Revision = None,
+    decoder: o.Decoder = None,
+    image_size: o.ImageSize = None,
+    resume: o.Resume = True,
+) -> None:
+    """Find a model's attractors from noise starts and write a run folder with a report.
+
+    An encoder without a decoder gets a surrogate, fitted on procedural images and kept in the cache.
+    """
+    from fmprobe.cli.session import run_prototypes
+
+    run_prototypes(
+        model,
+        out,
+        load={
+            "revision": revision,
+            "decoder": decoder,
+            "image_size": image_size,
+            "device": device,
+            "dtype": dtype,
+        },
+        plan={
+            "n": starts,
+            "max_steps": max_steps,
+            "tol": tol,
+            "measure": measure,
+            "merge": merge,
+            "batch_size": batch_size,
+        },
+        seed=seed,
+        resume=resume,
+    )

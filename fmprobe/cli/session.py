@@ -1,0 +1,175 @@
+"""What probe, prototypes and demo do alike: load, find a decoder, plan, run, write, tell."""
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+import fmprobe
+from fmprobe.errors import InputError
+from fmprobe.runs import RunFolder
+
+if TYPE_CHECKING:
+    from fmprobe.autoencoder import Autoencoder
+    from fmprobe.probes.prototypes import Plan
+
+MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")
+
+
+def run_prototypes(
+    name: str,
+    out: Path | None,
+    *,
+    load: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    seed: int,
+    resume: bool,
+) -> Path:
+    """From a model's name to a finished run folder; returns the folder."""
+    _check_choice("measure", plan.get("measure"), MEASURES)
+    _check_choice("merge", plan.get("merge"), MERGES)
+    began = time.perf_counter()
+    out = out or Path("runs") / (Path(name).name or "model")
+    # What was asked for, before anything is computed: the run's identity. Defaults follow from it and the device.
+    manifest = {"model": str(name), "seed": seed, **load, **plan, "fmprobe": fmprobe.__version__}
+    model = load_model(name, **load)
+    manifest["fingerprint"] = model.provenance["fingerprint"]
+    folder = RunFolder.open(out, manifest, resume)
+    if (results := folder.results) is not None:
+        typer.echo(f"{out} holds this run already (--no-resume runs it again)")
+    else:
+        model = with_decoder(model, seed)
+        results = _compute(model, folder, plan, seed, began)
+    from fmprobe.report.html import write_report
+
+    write_report(folder.path)
+    tell(results, folder.path)
+    return folder.path
+
+
+def load_model(name: str, *, image_size: int | None, **arguments: Any) -> "Autoencoder":
+    """`fmprobe.load` as the command line uses it: small images on a CPU, and no progress bar for a local file."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = fmprobe.load(name, image_size=image_size or "fit", **arguments)
+    side = model.image_shape[-1]
+    native = (model.provenance.get("preprocessing") or {}).get("size", side)
+    typer.echo(
+        f"{model.name}: images {_times(model.image_shape)}, latents {_times(model.latent_shape)}, {model.device}"
+    )
+    if image_size is None and side < native:
+        typer.echo(f"no accelerator: images of {side} px instead of {native} (--image-size {native} for the full size)")
+    return model
+
+
+def with_decoder(model: "Autoencoder", seed: int) -> "Autoencoder":
+    """The model itself if it can decode, else with a surrogate decoder from the cache, or fitted now."""
+    if model.has_decoder:
+        return model
+    from dataclasses import replace
+
+    from fmprobe.surrogates.cache import cached_decoder
+    from fmprobe.surrogates.fit import FitSettings
+
+    typer.echo("the encoder has no decoder: fitting one on procedural images (kept for the next time)")
+    settings = replace(FitSettings.for_device(model.device), seed=seed)
+    began = time.perf_counter()
+    decoder, was_cached = cached_decoder(model, settings)
+    how = "found in the cache" if was_cached else f"fitted in {time.perf_counter() - began:.0f} s"
+    typer.echo(f"decoder {how}; validation: {_flat(decoder.describe()['decoder']['validation'])}")
+    return model.with_decoder(decoder)
+
+
+def _compute(
+    model: "Autoencoder", folder: RunFolder, plan: Mapping[str, Any], seed: int, began: float
+) -> dict[str, Any]:
+    from fmprobe.probes.prototypes import find_prototypes, make_plan
+    from fmprobe.report.pictures import save_prototypes
+
+    made = make_plan(model, seed=seed, **plan)
+    typer.echo(
+        f"{made.n} starts from N(0, I), at most {made.max_steps} steps of {1000 * made.seconds_per_row:.1f} ms: "
+        f"about {_minutes(made.likely_seconds)}, at most {_minutes(made.most_seconds)}, then the Jacobians"
+    )
+    found = find_prototypes(model, made)
+    found.attractors.save(folder.path / "attractors")
+    save_prototypes(found.images, found.attractors, folder.path)
+    results = {**_head(model, made), **found.to_dict(), "total_seconds": round(time.perf_counter() - began, 1)}
+    folder.finish(results)
+    return results
+
+
+def _head(model: "Autoencoder", plan: "Plan") -> dict[str, Any]:
+    provenance = dict(model.provenance)
+    decoder = provenance.pop("decoder")
+    return {
+        "fmprobe": fmprobe.__version__,
+        "command": shlex.join(["fmprobe", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": str(model.device),
+        "model": {
+            "id": provenance.pop("model"),
+            **provenance,
+            "image_shape": list(model.image_shape),
+            "latent_shape": list(model.latent_shape),
+        },
+        "decoder": decoder,
+        "protocol": {"starts": "N(0, I)", **asdict(plan), "rules": _rules()},
+    }
+
+
+def _rules() -> dict[str, Any]:
+    from fmprobe.dynamics.orbits import Rules
+
+    return asdict(Rules())
+
+
+def tell(results: Mapping[str, Any], folder: Path) -> None:
+    """The outcome in a few lines."""
+    orbits, attractors = results["orbits"]["noise"], results["attractors"]
+    statuses = ", ".join(f"{count} {name}" for name, count in orbits["status"].items() if count)
+    typer.echo(f"\norbits      {statuses} of {orbits['starts']}; median {orbits['steps']['median']:.0f} steps")
+    count = "unresolved" if attractors["count"] is None else str(attractors["count"])
+    merge = attractors["merge"]
+    more = f" by {merge['measure']} distance {merge['threshold']:g}"
+    if attractors["unresolved"]:
+        more += f"; {attractors['unresolved']} starts unresolved: they met the tolerance too far from a fixed point"
+    if attractors["unstable"]:
+        more += f"; {attractors['unstable']} unstable fixed points left out"
+    typer.echo(f"attractors  {count}{more}")
+    if attractors["sizes"]:
+        known = [radius for radius in attractors["spectral_radius"] if radius is not None]
+        radii = f"; spectral radius {min(known):.3f} to {max(known):.3f}" if known else ""
+        typer.echo(f"basins      {', '.join(map(str, attractors['sizes'][:12]))}{radii}")
+    if (results["decoder"] or {}).get("kind") == "surrogate":
+        typer.echo("decoder     a surrogate: these attractors are of encoder and surrogate together")
+    typer.echo(f"report      {folder / 'report.html'}")
+
+
+def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        raise InputError(f"--{name} {value!r} is not known: expected one of {', '.join(choices)}")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> str:
+    parts = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            parts.append(_flat(value, f"{prefix}{name} "))
+        elif isinstance(value, float):
+            parts.append(f"{prefix}{name} {value:.3g}")
+    return ", ".join(parts)

@@ -1,0 +1,128 @@
+"""Prototypes: the attractors that noise starts end in, decoded. From weights alone; the first question of every run."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.orbits import Status
+from fmprobe.probes.residuals import ResidualCurves
+
+CURVES = 32  # starts whose residual curves are kept
+TYPICAL_STEPS = 100  # that a start takes, for the estimate before a run
+STABILITY_COST = 300  # evaluations of f that the Jacobian of one attractor costs, about
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. The default tolerance and step limit are the paper's for foundation models (sec. 4).
+
+    `batch_size` and `seed` as in `find_attractors`; `stability_cap`: attractors whose Jacobian is examined.
+    `seconds_per_row`: measured cost of f.
+    """
+
+    n: int
+    max_steps: int = 500
+    tol: float = 1e-5
+    measure: str = "squared"
+    batch_size: int = 256
+    merge: str = "relative"
+    seed: int = 0
+    stability_cap: int = 64
+    seconds_per_row: float = 0.0
+
+    @property
+    def likely_seconds(self) -> float:
+        """If a start takes a typical number of steps; the Jacobians not counted."""
+        return self.n * min(TYPICAL_STEPS, self.max_steps) * self.seconds_per_row
+
+    @property
+    def most_seconds(self) -> float:
+        """If no start converges."""
+        return self.n * self.max_steps * self.seconds_per_row
+
+
+def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = None, **settings: Any) -> Plan:
+    """A plan that fits the device: what is None is chosen so that a run on a CPU takes minutes.
+
+    `settings`: further fields of `Plan`; those that are None keep their defaults.
+    """
+    settings = {name: value for name, value in settings.items() if value is not None}
+    accelerated = model.device.type != "cpu"
+    settings.setdefault("batch_size", 256 if accelerated else 32)
+    cost = _seconds_per_row(model, min(8, settings["batch_size"]))
+    if n is None:
+        affordable = int(60 / (TYPICAL_STEPS * cost)) // 8 * 8
+        n = 512 if accelerated else min(64, max(16, affordable))
+    if max_steps is None:
+        max_steps = 500 if accelerated else min(500, max(100, int(150 / (n * cost))))
+    plan = Plan(n=n, max_steps=max_steps, seconds_per_row=cost, **settings)
+    if not accelerated:
+        plan = replace(plan, stability_cap=min(64, max(2, int(60 / (STABILITY_COST * cost)))))
+    return plan
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """Attractors of a model from N(0, I) starts, with what was seen on the way.
+
+    `images` `(m, *image_shape)`: the decoded attractors, not clamped. `curves`: residual norms of the first starts.
+    """
+
+    attractors: AttractorSet
+    images: Tensor
+    curves: dict[str, Any]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys `orbits`, `attractors` and `residuals` of `results.json`."""
+        orbits = self.attractors.orbits
+        kept = len(self.curves["norms"])
+        status = [Status(value).name.lower() for value in orbits.status[:kept].tolist()]
+        return {
+            "orbits": {"noise": orbits.to_dict()},
+            "attractors": self.attractors.to_dict(),
+            "residuals": {**self.curves, "status": status},
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None) -> Prototypes:
+    """Iterate N(0, I) starts to their attractors and decode these (Fumero et al., ICLR 2026, sec. 4, fig. 18).
+
+    Raises InputError where the model has no decoder.
+    """
+    began = time.perf_counter()
+    curves = ResidualCurves(min(CURVES, plan.n), plan.max_steps)
+    attractors = find_attractors(
+        model,
+        plan.n,
+        seed=plan.seed,
+        tol=plan.tol,
+        measure=plan.measure,
+        max_steps=plan.max_steps,
+        batch_size=plan.batch_size,
+        merge=plan.merge,
+        stability_cap=plan.stability_cap,
+        observer=curves,
+        progress=progress,
+    )
+    with torch.no_grad():
+        blocks = [model.decode(block) for block in attractors.latents.split(plan.batch_size) if len(block)]
+    images = torch.cat(blocks).cpu() if blocks else torch.zeros(0, *model.image_shape)
+    return Prototypes(attractors, images, curves.to_dict(), time.perf_counter() - began)
+
+
+def _seconds_per_row(model: Autoencoder, rows: int) -> float:
+    latents = model.sample_latents(rows)
+    times = []
+    with torch.no_grad():
+        for _ in range(3):  # the first call warms up
+            began = time.perf_counter()
+            model.latent_map(latents).sum().item()
+            times.append(time.perf_counter() - began)
+    return min(times[1:]) / rows

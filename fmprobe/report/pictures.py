@@ -1,0 +1,72 @@
+"""Decoded attractors as image files: one PNG each, an index, and a sheet of all."""
+
+import csv
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fmprobe.runs import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from fmprobe.dynamics.attractors import AttractorSet
+
+ON_SHEET = 48  # pictures on one sheet
+COLUMNS = ("file", "basin_size", "basin_share", "lowest_start", "spectral_radius", "error")
+
+
+def to_picture(image: "Tensor") -> "Image":
+    """One image `(C, H, W)`, clamped to [0, 1], as 8-bit grey or RGB."""
+    from PIL import Image
+
+    pixels = (image.clamp(0, 1).nan_to_num() * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0])
+
+
+def save_prototypes(images: "Tensor", attractors: "AttractorSet", folder: Path) -> None:
+    """`prototypes/NNNN.png`, `prototypes/index.csv` and `prototypes.png` in a run folder."""
+    pictures = [to_picture(image) for image in images]
+    rows = []
+    for i, picture in enumerate(pictures):
+        name = f"{i:04d}.png"
+        write_atomically(folder / "prototypes" / name, lambda path, p=picture: p.save(path, format="PNG"))
+        lowest = int((attractors.labels == i).nonzero()[0, 0])
+        size, n = int(attractors.sizes[i]), len(attractors.labels)
+        radius, error = float(attractors.spectral_radius[i]), float(attractors.errors[i])
+        rows.append((name, size, f"{size / n:.4f}", lowest, f"{radius:.4f}", f"{error:.3g}"))
+
+    def write_index(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+
+    write_atomically(folder / "prototypes" / "index.csv", write_index)
+    sheet = draw_sheet(pictures, [row[1] for row in rows], len(attractors.labels))
+    write_atomically(folder / "prototypes.png", lambda path: sheet.savefig(path, format="png", dpi=120))
+
+
+def draw_sheet(pictures: "list[Image]", sizes: list[int], n: int) -> "Figure":
+    """Pictures in a grid under the sizes of their basins; a sentence where there are none."""
+    from matplotlib.figure import Figure
+
+    shown = pictures[:ON_SHEET]
+    columns = max(1, min(8, math.ceil(math.sqrt(len(shown) * 1.6))))
+    rows = max(1, math.ceil(len(shown) / columns))
+    figure = Figure(figsize=(1.5 * max(columns, 4), 1.7 * rows + 0.5), layout="constrained")
+    if not shown:
+        figure.text(0.5, 0.5, f"No attractor: none of {n} orbits settled.", ha="center", va="center")
+        return figure
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for i, ax in enumerate(axes):
+        ax.axis("off")
+        if i < len(shown):
+            small = max(shown[i].size) < 64
+            ax.imshow(shown[i], cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
+            ax.set_title(f"{sizes[i]} of {n}", fontsize=9)
+    more = f" (the {len(shown)} largest of {len(pictures)})" if len(pictures) > len(shown) else ""
+    figure.suptitle(f"Decoded attractors and the starts that end in each{more}", fontsize=10)
+    return figure

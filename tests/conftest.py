@@ -1,0 +1,46 @@
+"""Fixtures that several rooms share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from support.checkpoints import save_dinov2, save_mae
+
+ASSETS = Path(os.environ.get("FMPROBE_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if ASSETS.is_dir():
+        return
+    missing = pytest.mark.skip(reason=f"needs real images and weights, and {ASSETS} is not there")
+    for item in items:
+        if "assets" in item.keywords:
+            item.add_marker(missing)
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    return ASSETS
+
+
+@pytest.fixture(scope="session")
+def tiny_mae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_mae(tmp_path_factory.mktemp("mae"))
+
+
+@pytest.fixture(scope="session")
+def tiny_dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_dinov2(tmp_path_factory.mktemp("dinov2"))
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders that a test fits go to a folder of this session, and nothing asks a hub."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def untouched_random_state() -> None:
+    torch.manual_seed(0)
