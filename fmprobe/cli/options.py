@@ -7,9 +7,7 @@ import typer
 
 Model = Annotated[str, typer.Argument(help="Hub id (ORG/NAME) or local folder in Hugging Face layout.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results. [default: runs/MODEL]")]
-Starts = Annotated[
-    int | None, typer.Option("--starts", "-n", min=1, help="Starts from N(0, I). [default: by device]")
-]
+Starts = Annotated[int | None, typer.Option("--starts", "-n", min=1, help="Starts from N(0, I). [default: by device]")]
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Step limit of an orbit. [default: 500, less on a slow CPU]")]
 Tol = Annotated[float | None, typer.Option(min=0, help="An orbit converges below this step. [default: 1e-5]")]
 Measure = Annotated[str | None, typer.Option(help="Of a step: squared, relative or rms. [default: squared]")]

@@ -138,6 +138,7 @@ def tell(results: Mapping[str, Any], folder: Path) -> None:
     count = "unresolved" if attractors["count"] is None else str(attractors["count"])
     merge = attractors["merge"]
     more = f" by {merge['measure']} distance {merge['threshold']:g}"
+    more += "".join(f" ({also['count']} by {name} {also['threshold']:g})" for name, also in merge["also"].items())
     if attractors["unresolved"]:
         more += f"; {attractors['unresolved']} starts unresolved: they met the tolerance too far from a fixed point"
     if attractors["unstable"]:

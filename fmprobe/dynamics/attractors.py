@@ -32,9 +32,9 @@ class AttractorSet:
     `latents` `(m, *latent_shape)`: of each, the member with the smallest error. `labels` `(n,)`: basin of each start,
     -1 where its orbit did not converge, or not closely enough to say where it ends, or not at an attractor. `sizes`
     `(m,)`. `errors` `(m,)`: distance to the exact fixed point. `spectral_radius`, `spectral_norm` `(m,)`: of the
-    Jacobian, nan beyond the first `stability_cap` and where f has no derivative. `merge`: measure, threshold, and the
-    count at a sweep of thresholds. `unresolved`: starts that met the tolerance but whose error stays over half the
-    merge distance. `unstable`: fixed points left out because they repel.
+    Jacobian, nan beyond the first `stability_cap` and where f has no derivative. `merge`: measure, threshold, the count
+    at a sweep of thresholds, and that under the other measures. `unresolved`: starts that met the tolerance but whose
+    error stays over half the merge distance. `unstable`: fixed points left out because they repel.
     """
 
     latents: Tensor
@@ -222,6 +222,15 @@ class _Search:
             return
         self.orbits = replace(self.orbits, check_evaluations=self.orbits.check_evaluations + evaluations)
 
+    def _under_other_measures(self, chosen: Tensor) -> dict[str, dict[str, float]]:
+        """How many of the attractors found are distinct under the measures that were not asked for."""
+        counts = {}
+        for measure, threshold in THRESHOLDS.items():
+            if measure != self.merge:
+                points = Dissimilarity(self.orbits.ends[chosen].flatten(1), measure, self.scale)
+                counts[measure] = {"threshold": threshold, "count": single_linkage(points).count(threshold)}
+        return counts
+
     def _result(self, found: _Found) -> AttractorSet:
         # A basin that is still refuted after the last round is unresolved as a whole.
         settled = found.errors <= self._allowed()[found.chosen]
@@ -238,7 +247,13 @@ class _Search:
             spectral_radius=found.radius[keep],
             spectral_norm=found.norm[keep],
             orbits=self.orbits,
-            merge={"measure": self.merge, "threshold": self.threshold, "scale": self.scale, "sweep": found.sweep},
+            merge={
+                "measure": self.merge,
+                "threshold": self.threshold,
+                "scale": self.scale,
+                "sweep": found.sweep,
+                "also": self._under_other_measures(found.chosen[keep]),
+            },
             unresolved=int(self.orbits.converged.sum()) - int(settled[found.components].sum()),
             unstable=int(repels.sum()),
         )

@@ -24,7 +24,7 @@ class Status(IntEnum):
 
 
 _MEANING = {
-    Status.CONVERGED: "the step fell below the tolerance: a fixed point, as near as `errors` says",
+    Status.CONVERGED: "the step fell below the tolerance: a fixed point, as near as its error estimate says",
     Status.CYCLE: "a periodic orbit of period 2 or more, confirmed over two further periods; not an attractor point",
     Status.SLOW: "out of steps while the step was still falling: allow more steps",
     Status.WANDERING: "bounded, the step not falling: chaotic or quasi-periodic; more steps will not help",

@@ -102,5 +102,5 @@ def _rounded(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return " × ".join(_rounded(item) for item in value)
+        return ", ".join(_rounded(item) for item in value)
     return "–" if value is None else str(value)

@@ -45,6 +45,7 @@ def merge_sweep(merge: Mapping[str, Any]) -> "Figure":
     ax.axvline(merge["threshold"], color="grey", ls="--", lw=1)
     ax.set_xscale("log")
     ax.set_ylim(bottom=0)
+    ax.yaxis.get_major_locator().set_params(integer=True)
     return figure
 
 

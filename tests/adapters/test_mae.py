@@ -101,5 +101,5 @@ def test_weights_that_are_missing_are_not_made_up(tiny_mae, tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights[next(name for name in weights if "decoder_pred" in name)]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(fmprobe.InputError, match="lacks .* weights"):
+    with pytest.raises(fmprobe.InputError, match=r"lacks .* weights"):
         fmprobe.load(folder)

@@ -11,7 +11,7 @@ MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 def save_mae(folder: Path, side: int = 16, patch: int = 4, **config: Any) -> Path:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    settings = {
+    settings: dict[str, Any] = {
         "image_size": side,
         "patch_size": patch,
         "hidden_size": 32,
@@ -41,7 +41,8 @@ def save_dinov2(folder: Path, side: int = 28, patch: int = 7, dtype: torch.dtype
         mlp_ratio=2,
     )
     torch.manual_seed(0)
-    Dinov2Model(config).to(dtype).save_pretrained(folder)
+    module: Any = Dinov2Model(config)
+    module.to(dtype).save_pretrained(folder)
     _save_processor(folder, side)
     return folder
 

@@ -1,0 +1,154 @@
+"""The command line, as a person meets it."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+import fmprobe
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "fmprobe", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "run"
+    began = time.monotonic()
+    done = run("demo", "--out", out)
+    return out, done, time.monotonic() - began
+
+
+def test_help_and_models_import_nothing_heavy():
+    script = (
+        "import sys; from fmprobe.cli import main\n"
+        "sys.argv = ['fmprobe', sys.argv[1]]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print([m for m in ('torch', 'transformers', 'matplotlib', 'sklearn', 'numpy') if m in sys.modules])"
+    )
+    for argument in ("--help", "models"):
+        out = subprocess.run(
+            [sys.executable, "-c", script, argument], capture_output=True, text=True, check=True
+        ).stdout
+        assert out.splitlines()[-1] == "[]"
+    assert "facebook/dinov2-small" in out
+    assert "facebook/vit-mae-base" in out
+
+
+def test_the_demo_leaves_a_complete_run_folder(demo_run):
+    out, done, _ = demo_run
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in out.iterdir()}
+    assert names == {"manifest.json", "results.json", "attractors", "prototypes", "prototypes.png", "report.html"}
+    results = json.loads((out / "results.json").read_text())
+    noise, attractors = results["orbits"]["noise"], results["attractors"]
+    assert noise["starts"] == 64
+    assert sum(noise["status"].values()) == 64
+    assert set(noise["steps"]) == {"median", "p90", "max"}
+    assert len(attractors["sizes"]) == attractors["count"] == len(attractors["spectral_radius"])
+    assert attractors["merge"]["sweep"]["0.01"] == attractors["count"]
+    for key in ("tol", "measure", "max_steps", "rules", "seed", "merge"):
+        assert key in results["protocol"]
+    with (out / "prototypes" / "index.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["basin_size"]) for row in rows] == attractors["sizes"]
+    for row in rows:
+        with Image.open(out / "prototypes" / row["file"]) as image:
+            assert list(image.size) == results["model"]["image_shape"][1:]
+
+
+def test_the_demo_model_has_at_least_five_attractors_under_both_merges(demo_run):
+    found = fmprobe.AttractorSet.load(demo_run[0] / "attractors")
+    assert found.orbits.converged.double().mean() > 0.9
+    assert (found.count or 0) >= 5
+    assert found.merge["also"]["cosine"]["count"] >= 5
+    directions = torch.nn.functional.normalize(found.latents.flatten(1), dim=1)
+    alike = (directions @ directions.T > 0.99).sum(1)  # itself included
+    assert int((alike == 1).sum()) >= 5
+
+
+def test_the_report_is_one_file_that_asks_for_nothing(demo_run):
+    page = (demo_run[0] / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "url(http" not in page
+    for text in (
+        "Decoded attractors",
+        "How the orbits ended",
+        "Residual curves",
+        "Protocol and provenance",
+        "2505.22785",
+    ):
+        assert text in page
+    assert page.count("<img") == json.loads((demo_run[0] / "results.json").read_text())["attractors"]["count"]
+
+
+def test_a_finished_run_is_told_again_and_another_is_refused(demo_run):
+    out, _, _ = demo_run
+    before = (out / "results.json").read_bytes()
+    again = run("demo", "--out", out)
+    assert again.returncode == 0
+    assert "holds this run already" in again.stdout
+    assert (out / "results.json").read_bytes() == before
+    other = run("demo", "--out", out, "--seed", 1)
+    assert other.returncode == 2
+    assert "seed: 0 there, 1 now" in other.stderr
+
+
+def test_prototypes_of_an_encoder_fit_a_decoder_and_say_so(tiny_dinov2, tmp_path, monkeypatch):
+    out = tmp_path / "p"
+    done = run("prototypes", tiny_dinov2, "-n", 8, "-o", out, "--max-steps", 60)
+    assert done.returncode == 0, done.stderr
+    assert "fitting one on procedural images" in done.stdout
+    results = json.loads((out / "results.json").read_text())
+    assert results["decoder"]["kind"] == "surrogate"
+    assert results["model"]["data_free"] is True
+    assert "The decoder is a surrogate" in (out / "report.html").read_text()
+    assert "in the cache" in run("prototypes", tiny_dinov2, "-n", 8, "-o", tmp_path / "q", "--max-steps", 5).stdout
+
+
+def test_a_run_without_attractors_says_so(tiny_mae, tmp_path):
+    out = tmp_path / "none"
+    done = run("probe", tiny_mae, "-n", 4, "-o", out, "--max-steps", 3)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "results.json").read_text())["attractors"]["count"] == 0
+    assert "No orbit came to rest" in (out / "report.html").read_text()
+    assert (out / "prototypes.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["probe", "no-such-model"], "neither a folder nor a hub id"),
+        (["probe", "MAE", "--device", "abacus"], "unknown device"),
+        (["probe", "MAE", "--measure", "absolute"], "squared, relative, rms"),
+        (["probe", "MAE", "--merge", "fuzzy"], "relative, cosine"),
+        (["probe", "MAE", "--image-size", "17"], "multiple of 4"),
+        (["probe", "MAE", "--decoder", "nowhere"], "decoder"),
+        (["probe", "MAE", "-n", "0"], "--starts"),
+        (["probe", "MAE", "--tol", "-1"], "--tol"),
+        (["probe", "MAE", "-o", "FILE"], "is a file"),
+        (["probe", "MAE", "-o", "FULL"], "no run folder"),
+        (["probe"], "Missing argument"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_line(tiny_mae, tmp_path, arguments, message):
+    (tmp_path / "FILE").write_text("")
+    (tmp_path / "FULL").mkdir()
+    (tmp_path / "FULL" / "thesis.tex").write_text("mine")
+    done = run(*[tiny_mae if a == "MAE" else a for a in arguments], cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith(("fmprobe:", "Error:"))]) == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"FILE", "FULL"}  # nothing half-written
