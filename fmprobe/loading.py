@@ -90,12 +90,17 @@ def load(
 ) -> "Autoencoder":
     """The Autoencoder of a hub id, a local folder in Hugging Face layout, or a transformers model in memory.
 
-    `decoder`: a folder written by `fit-decoder`, for an encoder that has none. `image_size`: pixels a side; None is
+    `decoder`: a folder written by `fit-decoder`, for an encoder that has none; its image size is taken over.
+    `image_size`: pixels a side; None is
     the processor's; "fit" is the processor's, at most 112 px for an encoder without decoder where there is no
     accelerator. `device`: None or "auto" is CUDA, MPS or CPU, whichever is there; `dtype`: of the weights, float32
     by default (latents are always float32). Weights are read from safetensors alone and no code of a repository is
     executed. Raises InputError where the name, the family, the revision or the decoder do not fit.
     """
+    if decoder is not None and image_size in (None, "fit"):
+        from fmprobe.surrogates.pixel import recorded_image_size
+
+        image_size = recorded_image_size(decoder)
     source = _source(name, revision, image_size, pick_device(device), _dtype(dtype), processor)
     model_type = source.config.get("model_type")
     for family, adapter in adapters().items():

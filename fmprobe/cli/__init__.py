@@ -5,6 +5,7 @@ import sys
 import typer
 
 from fmprobe.cli.demo import demo
+from fmprobe.cli.fit_decoder import fit_decoder
 from fmprobe.cli.models import models
 from fmprobe.cli.probe import probe
 from fmprobe.errors import InputError
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 for command in (demo, probe, models):
     app.command()(command)
+app.command("fit-decoder")(fit_decoder)
 # The same run under the name of its first product.
 app.command("prototypes", help="Extract a model's decoded attractors, one PNG each with an index.")(probe)
 

@@ -17,6 +17,7 @@ from fmprobe.runs import RunFolder
 if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
     from fmprobe.probes.prototypes import Plan
+    from fmprobe.surrogates.pixel import PatchDecoder
 
 MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")
 
@@ -34,7 +35,7 @@ def run_prototypes(
     _check_choice("measure", plan.get("measure"), MEASURES)
     _check_choice("merge", plan.get("merge"), MERGES)
     began = time.perf_counter()
-    out = out or Path("runs") / (Path(name).name or "model")
+    out = out or default_out(name)
     # What was asked for, before anything is computed: the run's identity. Defaults follow from it and the device.
     manifest = {"model": str(name), "seed": seed, **load, **plan, "fmprobe": fmprobe.__version__}
     model = load_model(name, **load)
@@ -50,6 +51,11 @@ def run_prototypes(
     write_report(folder.path)
     tell(results, folder.path)
     return folder.path
+
+
+def default_out(name: str, suffix: str = "") -> Path:
+    """Where results go when nobody says: `runs/` and the last part of the model's name."""
+    return Path("runs") / f"{Path(name).resolve().name or 'model'}{suffix}"
 
 
 def load_model(name: str, *, image_size: int | None, **arguments: Any) -> "Autoencoder":
@@ -82,7 +88,7 @@ def with_decoder(model: "Autoencoder", seed: int) -> "Autoencoder":
     began = time.perf_counter()
     decoder, was_cached = cached_decoder(model, settings)
     how = "found in the cache" if was_cached else f"fitted in {time.perf_counter() - began:.0f} s"
-    typer.echo(f"decoder {how}; validation: {_flat(decoder.describe()['decoder']['validation'])}")
+    typer.echo(f"decoder {how}; validation: {validation_line(decoder)}")
     return model.with_decoder(decoder)
 
 
@@ -166,11 +172,10 @@ def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> str:
-    parts = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            parts.append(_flat(value, f"{prefix}{name} "))
-        elif isinstance(value, float):
-            parts.append(f"{prefix}{name} {value:.3g}")
-    return ", ".join(parts)
+def validation_line(decoder: "PatchDecoder") -> str:
+    """A surrogate's error on images it was not trained on, beside that of each image's own median colour."""
+    rows = decoder.describe()["decoder"]["validation"]
+    return "; ".join(
+        f"{name.replace('_', ' ')}: L1 {row['l1']:.3f} (median colour {row['l1_median']:.3f})"
+        for name, row in rows.items()
+    )

@@ -236,6 +236,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return {key: config[key] for key in expected}
 
 
+def recorded_image_size(path_or_id: str | Path) -> int:
+    """Pixels a side that a saved decoder was made for. Raises InputError where there is none."""
+    return int(read_config(_fetch(path_or_id))["image_shape"][-1])
+
+
 def _fetch(path_or_id: str | Path) -> Path:
     """The local folder of a path or a hub id; two files are fetched, neither of them a pickle."""
     text = str(path_or_id)

@@ -104,7 +104,7 @@ def test_a_finished_run_is_told_again_and_another_is_refused(demo_run):
     assert "seed: 0 there, 1 now" in other.stderr
 
 
-def test_prototypes_of_an_encoder_fit_a_decoder_and_say_so(tiny_dinov2, tmp_path, monkeypatch):
+def test_prototypes_of_an_encoder_fit_a_decoder_and_say_so(tiny_dinov2, tmp_path):
     out = tmp_path / "p"
     done = run("prototypes", tiny_dinov2, "-n", 8, "-o", out, "--max-steps", 60)
     assert done.returncode == 0, done.stderr
@@ -114,6 +114,30 @@ def test_prototypes_of_an_encoder_fit_a_decoder_and_say_so(tiny_dinov2, tmp_path
     assert results["model"]["data_free"] is True
     assert "The decoder is a surrogate" in (out / "report.html").read_text()
     assert "in the cache" in run("prototypes", tiny_dinov2, "-n", 8, "-o", tmp_path / "q", "--max-steps", 5).stdout
+
+
+def test_a_fitted_decoder_goes_straight_into_load(tiny_dinov2, tmp_path):
+    out = tmp_path / "decoder"
+    options = ["--images", 32, "--steps", 3, "--image-size", 42]
+    done = run("fit-decoder", tiny_dinov2, "--out", out, *options)
+    assert done.returncode == 0, done.stderr
+    assert "L1" in done.stdout
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    model = fmprobe.load(tiny_dinov2, decoder=out)
+    assert model.image_shape == (3, 42, 42)  # the decoder's, not the processor's
+    assert model.has_decoder
+    assert model.provenance["decoder"]["kind"] == "surrogate"
+    assert "standardised" in model.provenance["space"]
+    assert run("probe", tiny_dinov2, "--decoder", out, "-n", 2, "--max-steps", 3, "-o", tmp_path / "r").returncode == 0
+
+
+def test_a_decoder_made_for_another_encoder_is_refused(tiny_dinov2, tmp_path):
+    from support.checkpoints import save_dinov2
+
+    run("fit-decoder", tiny_dinov2, "--out", tmp_path / "d", "--images", 32, "--steps", 2)
+    other = save_dinov2(tmp_path / "other", seed=1)
+    with pytest.raises(fmprobe.InputError, match="another encoder"):
+        fmprobe.load(other, decoder=tmp_path / "d")
 
 
 def test_a_run_without_attractors_says_so(tiny_mae, tmp_path):

@@ -29,7 +29,9 @@ def save_mae(folder: Path, side: int = 16, patch: int = 4, **config: Any) -> Pat
     return folder
 
 
-def save_dinov2(folder: Path, side: int = 28, patch: int = 7, dtype: torch.dtype = torch.float32) -> Path:
+def save_dinov2(
+    folder: Path, side: int = 28, patch: int = 7, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Path:
     from transformers import Dinov2Config, Dinov2Model
 
     config = Dinov2Config(
@@ -40,7 +42,7 @@ def save_dinov2(folder: Path, side: int = 28, patch: int = 7, dtype: torch.dtype
         num_attention_heads=2,
         mlp_ratio=2,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     module: Any = Dinov2Model(config)
     module.to(dtype).save_pretrained(folder)
     _save_processor(folder, side)
