@@ -43,7 +43,7 @@ class FitSettings:
     steps: int = 900
     batch_size: int = 16
     learning_rate: float = 2e-3
-    noise: float = 0.3
+    noise: float = 3.0
     pixel_noise: float = 0.2
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of the steps

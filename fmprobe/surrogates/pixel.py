@@ -81,14 +81,15 @@ class PatchDecoder(nn.Module, PyTorchModelHubMixin):
         self.norm = nn.LayerNorm(width)
         self.to_pixels = nn.Linear(width, image_shape[0] * self.patch**2)
         nn.init.normal_(self.to_pixels.weight, std=0.02)
-        nn.init.constant_(self.to_pixels.bias, 0.5)  # grey
+        nn.init.zeros_(self.to_pixels.bias)  # grey
 
     def forward(self, latents: Tensor) -> Tensor:
         """Images `(B, C, H, W)` of standardised tokens `(B, N, D)`; twice differentiable under SDPBackend.MATH."""
         x = self.embed(latents) + self.positions
         for block in self.blocks:
             x = block(x)
-        patches = self.to_pixels(self.norm(x))
+        # Pixels cannot leave [0, 1]: what f feeds to the encoder stays within what an encoder knows, and f is smooth.
+        patches = torch.sigmoid(4 * self.to_pixels(self.norm(x)))
         g, p, c = self.grid, self.patch, self.image_shape[0]
         image = patches.reshape(-1, g, g, c, p, p).permute(0, 3, 1, 4, 2, 5)
         return image.reshape(-1, c, g * p, g * p)
