@@ -13,7 +13,7 @@ from fmprobe.errors import InputError
 from fmprobe.surrogates.fit import FitSettings, fit_with
 from fmprobe.surrogates.pixel import PatchDecoder
 
-FORMAT = 2  # raise it when fitting or the files change, so that older entries are no longer found
+FORMAT = 3  # raise it when fitting or the files change, so that older entries are no longer found
 
 
 def cached_decoder(

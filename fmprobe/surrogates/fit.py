@@ -31,7 +31,7 @@ ENCODE_BATCH = 32
 class FitSettings:
     """How a decoder is fitted; the defaults suit a CPU of two cores, `for_device` those of an accelerator.
 
-    `noise`: the standardised tokens get Gaussian noise of a deviation drawn from U[0, noise] for every sample.
+    `noise`: the standardised tokens get Gaussian noise of a deviation up to this, mostly less, drawn for every sample.
     `pixel_noise`: the encoder sees each training image with coloured noise of a deviation from U[0, pixel_noise], and
     the decoder learns to paint it without. Both make the latent map contract: D(E(x)) becomes a denoiser, and f has
     the same non-zero eigenvalues. `mixture`: of the procedural images.
@@ -214,8 +214,12 @@ def _coloured_noise(settings: FitSettings, pixels: Tensor, first: int) -> Tensor
 
 
 def _shaken(latents: Tensor, noise: float, shake: torch.Generator) -> Tensor:
-    """Latents with Gaussian noise, its deviation drawn from U[0, noise] for every sample."""
-    sigma = noise * torch.rand((len(latents), 1, 1), generator=shake, device=latents.device)
+    """Latents with Gaussian noise; its deviation, `noise` times the cube of a uniform draw, is mostly small.
+
+    The small ones teach the decoder to paint well, the few large ones to come back from N(0, I) starts.
+    """
+    draw = torch.rand((len(latents), 1, 1), generator=shake, device=latents.device)
+    sigma = noise * draw**3
     return latents + sigma * torch.randn(latents.shape, generator=shake, device=latents.device)
 
 

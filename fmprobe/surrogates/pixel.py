@@ -47,7 +47,7 @@ model = fmprobe.load("{model}", image_size={side}, decoder=THIS_FOLDER)
 
 
 class PatchDecoder(nn.Module, PyTorchModelHubMixin):
-    """A transformer from standardised tokens `(B, N, D)` to images `(B, C, H, W)` in units of `[0, 1]`, not clamped.
+    """A transformer from standardised tokens `(B, N, D)` to images `(B, C, H, W)` in `[0, 1]`, by a sigmoid.
 
     `latent_mean` and `latent_std`, `(D,)`, are the statistics that standardise the encoder's native tokens. `info` is
     a JSON-ready dict: the encoder it was made for, its training data, seed, steps, seconds and validation figures.
