@@ -95,10 +95,11 @@ class _Run:
     def go(self, report: Progress) -> None:
         ended, calls = 0, 0
         batch = self._take(self.batch_size)
+        scratch = torch.empty_like(batch.latents)
         while len(batch):
             after = self._evaluate(batch)
             self.evaluations += len(batch)
-            batch.advance(after, self.criterion)
+            batch.advance(after, self.criterion, scratch[: len(batch)])
             calls += 1
             if calls % self.check_every:
                 continue

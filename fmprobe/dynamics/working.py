@@ -122,10 +122,13 @@ class WorkingBatch:
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(fresh, field.name)
 
-    def advance(self, after: Tensor, criterion: Criterion) -> None:
-        """Take f's values `(B, d)` as the next latents; rows that have ended stay as they are."""
+    def advance(self, after: Tensor, criterion: Criterion, scratch: Tensor) -> None:
+        """Take f's values `(B, d)` as the next latents; rows that have ended stay as they are.
+
+        `scratch` `(B, d)` is overwritten: fresh memory for every difference would cost more than the arithmetic.
+        """
         active = self.outcome == RUNNING
-        change = after - self.latents
+        change = torch.sub(after, self.latents, out=scratch)
         step, norm = torch.linalg.vector_norm(change, dim=1), torch.linalg.vector_norm(after, dim=1)
         finite = norm.isfinite() & step.isfinite()
         moved = active & finite
@@ -141,10 +144,10 @@ class WorkingBatch:
         diverged = active & (~finite | (norm > self.limit))
         settled = (step == 0) | ((residual < self.tol) & (self._approached() | self._stayed()))
         converged = moved & ~diverged & settled
-        cycle = self._seek_cycle(after, moved & ~diverged & ~converged, criterion)
+        cycle = self._seek_cycle(after, moved & ~diverged & ~converged, criterion, scratch)
         self.was_small = torch.where(active, residual < self.tol, self.was_small)
         spent = active & (self.steps >= criterion.max_steps)
-        self.latents = torch.where(moved[:, None], after, self.latents)
+        torch.where(moved[:, None], after, self.latents, out=self.latents)
         # The later line wins: an orbit that meets a criterion on its last step has met it.
         for mask, outcome in (
             (spent, OUT_OF_STEPS),
@@ -180,11 +183,11 @@ class WorkingBatch:
         """Whether the step, small already, did not grow: near an unstable fixed point it would."""
         return (self.recent[:, -1] <= self.recent[:, -2]) & self.was_small
 
-    def _seek_cycle(self, after: Tensor, active: Tensor, criterion: Criterion) -> Tensor:
+    def _seek_cycle(self, after: Tensor, active: Tensor, criterion: Criterion, scratch: Tensor) -> Tensor:
         """One step of Brent's search; true where a cycle is confirmed."""
         rules = criterion.rules
         self.age += active
-        gap = torch.linalg.vector_norm(after - self.anchor, dim=1)
+        gap = torch.linalg.vector_norm(torch.sub(after, self.anchor, out=scratch), dim=1)
         near = (criterion.of(gap, self.norm, self.peak) < self.tol) & (gap < rules.return_share * self.step)
         pending = active & (self.returns > 0)
         self.amplitude = torch.where(pending, torch.maximum(self.amplitude, self.step), self.amplitude)
@@ -206,7 +209,7 @@ class WorkingBatch:
         self.gap = torch.where(candidate | held, gap, self.gap)
         self.returns = torch.where(failed, 0, torch.where(candidate, 1, self.returns + held))
         moved_on = candidate | due | expired
-        self.anchor = torch.where(moved_on[:, None], after, self.anchor)
+        torch.where(moved_on[:, None], after, self.anchor, out=self.anchor)
         self.age = torch.where(moved_on, 0, self.age)
         return confirmed
 
