@@ -68,8 +68,8 @@ def compare_with_everyday_loop(model: fmprobe.Autoencoder, starts: Tensor) -> No
     gap = (orbits.ends - ends).norm(dim=1)[both]
     within = gap <= 2 * orbits.errors[both]
     print(
-        f"same ends: {int(within.sum())} of {int(both.sum())} that converged on both sides lie within twice the engine's "
-        f"error estimate; largest gap {float(gap.max()) if len(gap) else 0:.1e}"
+        f"same ends: {int(within.sum())} of {int(both.sum())} that converged on both sides lie within twice the "
+        f"engine's error estimate; largest gap {float(gap.max()) if len(gap) else 0:.1e}"
     )
 
 
