@@ -106,12 +106,13 @@ def _compute(
     found = find_prototypes(model, made)
     found.attractors.save(folder.path / "attractors")
     save_prototypes(found.images, found.attractors, folder.path)
-    results = {**_head(model, made), **found.to_dict(), "total_seconds": round(time.perf_counter() - began, 1)}
+    rules = found.attractors.orbits.protocol["rules"]
+    results = {**_head(model, made, rules), **found.to_dict(), "total_seconds": round(time.perf_counter() - began, 1)}
     folder.finish(results)
     return results
 
 
-def _head(model: "Autoencoder", plan: "Plan") -> dict[str, Any]:
+def _head(model: "Autoencoder", plan: "Plan", rules: Mapping[str, Any]) -> dict[str, Any]:
     provenance = dict(model.provenance)
     decoder = provenance.pop("decoder")
     return {
@@ -126,14 +127,8 @@ def _head(model: "Autoencoder", plan: "Plan") -> dict[str, Any]:
             "latent_shape": list(model.latent_shape),
         },
         "decoder": decoder,
-        "protocol": {"starts": "N(0, I)", **asdict(plan), "rules": _rules()},
+        "protocol": {"starts": "N(0, I)", **asdict(plan), "rules": rules},
     }
-
-
-def _rules() -> dict[str, Any]:
-    from fmprobe.dynamics.orbits import Rules
-
-    return asdict(Rules())
 
 
 def tell(results: Mapping[str, Any], folder: Path) -> None:
