@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fmprobe.errors import InputError
 from fmprobe.seeding import normal_rows
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Function = Callable[[Tensor], Tensor]
 
@@ -28,7 +31,9 @@ class Autoencoder:
 
     Images are float32 `(B, C, H, W)` in `[0, 1]` (never clamped inside f); latents are float32 `(B, *latent_shape)`:
     tokens `(N, D)` or maps `(C, h, w)`. `provenance` is a JSON-ready dict: ids, revisions, preprocessing, the latent
-    space, and the decoder with its data and error.
+    space, and the decoder with its data and error. `prepare` makes of an upright RGB picture what `encode` takes, one
+    image `(C, H, W)`: the checkpoint's own resizing and cropping. A model that takes no images, such as the residual
+    stream of a language model, has `image_shape` `()`, and its encode and decode are the two halves of f.
     """
 
     def __init__(
@@ -40,9 +45,11 @@ class Autoencoder:
         latent_shape: tuple[int, ...],
         provenance: Mapping[str, Any],
         device: torch.device | str = "cpu",
+        prepare: "Callable[[Image], Tensor] | None" = None,
     ) -> None:
         self._encode = encode
         self._decode = decode
+        self._prepare = prepare
         self.image_shape = tuple(image_shape)
         self.latent_shape = tuple(latent_shape)
         self.provenance: dict[str, Any] = dict(provenance)
@@ -72,6 +79,25 @@ class Autoencoder:
             )
         return self._apply(self._decode, latents, "latents", self.latent_shape, self.image_shape)
 
+    def load_images(self, source: str, n: int | None = None, *, seed: int = 0, skip_damaged: bool = False) -> Tensor:
+        """The first `n` images of a source, resized and cropped as the model's own preprocessing does.
+
+        As `fmprobe.load_images`, on the CPU. Raises InputError where the model takes no images.
+        """
+        from fmprobe.images import load_images
+
+        if len(self.image_shape) != 3:
+            raise InputError(f"{self.name} takes no images")
+        channels, height, width = self.image_shape
+        return load_images(
+            source,
+            n,
+            image_shape=(channels, height, width),
+            seed=seed,
+            prepare=self._prepare,
+            skip_damaged=skip_damaged,
+        )
+
     def latent_map(self, latents: Tensor) -> Tensor:
         """f(z) = E(D(z)) (Fumero et al., ICLR 2026, sec. 2): latents `(B, *latent_shape)` to the same space."""
         return self.encode(self.decode(latents))
@@ -94,15 +120,16 @@ class Autoencoder:
             latent_shape=self.latent_shape,
             provenance={**self.provenance, **decoder.describe()},
             device=self.device,
+            prepare=self._prepare,
         )
 
     def _apply(
         self, function: Function, x: Tensor, what: str, expected: tuple[int, ...], produced: tuple[int, ...]
     ) -> Tensor:
-        if tuple(x.shape[1:]) != expected:
+        if expected and tuple(x.shape[1:]) != expected:
             raise InputError(f"{self.name} takes {what} of shape (B, {_text(expected)}), got {tuple(x.shape)}")
         out = function(x)
-        if tuple(out.shape) != (x.shape[0], *produced):
+        if produced and tuple(out.shape) != (x.shape[0], *produced):
             raise InputError(
                 f"{self.name} gave shape {tuple(out.shape)} for {what} {tuple(x.shape)}, "
                 f"expected ({x.shape[0]}, {_text(produced)})"

@@ -3,17 +3,20 @@
 A source is written `SOURCE[:split][#column]`; for an .npz file `FILE.npz:key`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import io
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from fmprobe.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -38,12 +41,22 @@ class Source:
         return cls(name, split or None, column or None)
 
 
-def load_images(source: str, n: int | None = None, *, image_shape: tuple[int, int, int], seed: int = 0) -> "Tensor":
+def load_images(
+    source: str,
+    n: int | None = None,
+    *,
+    image_shape: tuple[int, int, int],
+    seed: int = 0,
+    prepare: "Callable[[Image.Image], Tensor] | None" = None,
+    skip_damaged: bool = False,
+) -> "Tensor":
     """The first `n` images (all by default) of a source, float32 `(n, *image_shape)` in [0, 1].
 
-    The short side is resized to fit (bicubic, antialiased) and the centre cropped; grey, alpha, palette and 16-bit
-    images become RGB, or grey where `image_shape` has one channel; EXIF orientation is applied. "procedural" needs `n`,
-    and `seed` is its seed. Raises InputError, naming the thing, where the source or an image of it cannot be read.
+    Grey, alpha, palette, CMYK and 16-bit images become RGB, or grey where `image_shape` has one channel; EXIF
+    orientation is applied. `prepare` then makes the tensor, as a model's own processor does; by default the short side
+    is resized to fit (bicubic, antialiased) and the centre cropped. "procedural" needs `n`, and `seed` is its seed.
+    Raises InputError, naming the thing, where the source or an image of it cannot be read; with `skip_damaged` such an
+    image is left out, and a warning says how many were.
     """
     import torch
 
@@ -56,23 +69,27 @@ def load_images(source: str, n: int | None = None, *, image_shape: tuple[int, in
         return images if image_shape[0] == 3 else images.mean(1, keepdim=True)
     if n is not None and n < 1:
         raise InputError(f"cannot take {n} images from {source}: expected at least 1")
-    rows = []
-    for label, image in _pictures(Source.parse(source)):
+    rows, damaged = [], []
+    for label, picture in _pictures(Source.parse(source)):
         if n is not None and len(rows) == n:
             break
         try:
-            rows.append(_fit(image() if callable(image) else image, image_shape))
-        except (OSError, ValueError, SyntaxError) as error:  # what PIL raises on damaged files
-            raise InputError(f"{label} cannot be read as an image ({error}): mend or remove it") from error
+            rows.append(_tensor(picture(), image_shape, prepare))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's, of damaged files
+            if not skip_damaged:
+                raise InputError(f"{label} cannot be read as an image ({error}): mend or remove it") from error
+            damaged.append(label)
+    if damaged:
+        warnings.warn(f"{len(damaged)} damaged images of {source} left out, such as {damaged[0]}", stacklevel=2)
     if not rows:
         raise InputError(f"{source} holds no images: expected a data set, a folder of images, parquet or .npz")
     if n is not None and len(rows) < n:
         raise InputError(f"{source} holds {len(rows)} images, {n} were asked for")
-    return torch.from_numpy(np.stack(rows))
+    return torch.stack(rows)
 
 
-def _pictures(source: Source) -> Iterator[tuple[str, "Image | Callable[[], Image]"]]:
-    """Labelled images in order, opened no sooner than they are needed."""
+def _pictures(source: Source) -> Iterator[tuple[str, "Callable[[], Image.Image]"]]:
+    """Labelled images in order, opened and decoded no sooner than they are needed."""
     path = Path(source.name)
     if path.suffix == ".npz":
         yield from _from_arrays(source)
@@ -80,22 +97,14 @@ def _pictures(source: Source) -> Iterator[tuple[str, "Image | Callable[[], Image
         yield from _from_dataset(source, local=True)
     elif path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        yield from ((str(file), _opener(file)) for file in files)
+        yield from ((str(file), partial(Image.open, file)) for file in files)
     elif path.exists():
         raise InputError(f"{path} is no image source: expected a folder, a .parquet or an .npz file")
     else:
         yield from _from_dataset(source, local=False)
 
 
-def _opener(file: Path) -> "Callable[[], Image]":
-    from PIL import Image
-
-    return lambda: Image.open(file)
-
-
-def _from_arrays(source: Source) -> Iterator[tuple[str, "Image"]]:
-    from PIL import Image
-
+def _from_arrays(source: Source) -> Iterator[tuple[str, "Callable[[], Image.Image]"]]:
     if not Path(source.name).is_file():
         raise InputError(f"{source.name} does not exist: expected an .npz file")
     try:
@@ -117,10 +126,10 @@ def _from_arrays(source: Source) -> Iterator[tuple[str, "Image"]]:
             raise InputError(f"{source.name}:{key} is {array.dtype}: expected uint8, or floats in [0, 1]")
         array = np.round(array * 255).astype(np.uint8)
     for i, image in enumerate(array):
-        yield f"{source.name}:{key}[{i}]", Image.fromarray(image.squeeze())
+        yield f"{source.name}:{key}[{i}]", partial(Image.fromarray, image.squeeze())
 
 
-def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Image"]]:
+def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Callable[[], Image.Image]"]]:
     import datasets
 
     name = source.name
@@ -139,16 +148,21 @@ def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Image"]]:
     column = source.column or next((c for c, kind in data.features.items() if isinstance(kind, datasets.Image)), "")
     if column not in data.column_names:
         raise InputError(f"{name} has no image column {column!r}: name one of {', '.join(data.column_names)} after #")
-    yield from ((f"{name}:{split}[{i}]", image) for i, image in enumerate(_column(data, column)))
+    encoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    for i, row in enumerate(encoded):
+        yield f"{name}:{split}[{i}]", partial(_decode, row[column])
 
 
-def _column(data: Any, column: str) -> Iterable["Image"]:
-    return (row[column] for row in data.select_columns([column]))
+def _decode(cell: dict[str, Any]) -> Image.Image:
+    """An image as a data set keeps it: its bytes, or the path of its file."""
+    return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
 
 
-def _fit(image: "Image", shape: tuple[int, int, int]) -> np.ndarray:
-    """One image as float32 `shape` in [0, 1]: upright, in RGB or grey, its short side resized, its centre cropped."""
-    from PIL import Image, ImageOps
+def _tensor(
+    image: Image.Image, shape: tuple[int, int, int], prepare: "Callable[[Image.Image], Tensor] | None"
+) -> "Tensor":
+    """One image as float32 `shape`: upright, in RGB or grey, resized and cropped by `prepare` or else to fit."""
+    import torch
 
     channels, height, width = shape
     image = ImageOps.exif_transpose(image)
@@ -156,7 +170,9 @@ def _fit(image: "Image", shape: tuple[int, int, int]) -> np.ndarray:
         values = np.asarray(image, dtype=np.float32)
         image = Image.fromarray(np.round(values * (255 / max(65535.0, values.max()))).astype(np.uint8))
     image = image.convert("L" if channels == 1 else "RGB")
+    if prepare is not None and channels == 3:
+        return prepare(image).float()
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
-    pixels = np.asarray(image, dtype=np.float32) / 255
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)

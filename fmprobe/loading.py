@@ -4,14 +4,14 @@ Nothing heavy is imported to list the families: adapters import their model libr
 """
 
 import difflib
-import json
+import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from fmprobe.errors import InputError
 
@@ -24,23 +24,32 @@ GROUP = "fmprobe.adapters"
 SMALL_IMAGE = 112  # pixels a side that a CPU copes with; a multiple of the usual patch sizes 14 and 16
 
 
+Tokens = Literal["patch", "cls", "pooled", "all"]
+TOKENS: tuple[Tokens, ...] = get_args(Tokens)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model comes from and how it is wanted: what an adapter's `load` is given."""
 
     name: str  # as the user wrote it
-    path: str  # a folder, or a hub id
+    folder: Path | None  # on this machine, with config.json, preprocessing and weights; None for a module in memory
     revision: str | None  # the commit a hub id was pinned to
     config: Mapping[str, Any]
     device: "torch.device"
     dtype: "torch.dtype"
     image_size: int | Literal["fit"] | None = None
+    tokens: Tokens | None = None
     module: Any = None  # a model already in memory
     processor: Any = None
+    weights: tuple[Path, ...] = ()  # safetensors files
     fingerprint: str = field(default="", compare=False)  # what identifies the weights: commit, or content hash
 
-    def pick_image_size(self, native: int, multiple_of: int = 1, needs_surrogate: bool = False) -> int:
-        """The side in pixels: what was asked for; with "fit", a size that the device copes with; else `native`."""
+    def pick_image_size(self, native: int, multiple_of: int = 1, flexible: bool = False) -> int:
+        """The side in pixels: what was asked for; with "fit", a size that the device copes with; else `native`.
+
+        `flexible`: the model takes other sizes as well as its native one, so that "fit" may choose.
+        """
         if isinstance(self.image_size, int):
             if self.image_size <= 0 or self.image_size % multiple_of:
                 raise InputError(
@@ -48,24 +57,31 @@ class Source:
                 )
             return self.image_size
         small = SMALL_IMAGE // multiple_of * multiple_of
-        if self.image_size == "fit" and needs_surrogate and self.device.type == "cpu" and 0 < small < native:
+        if self.image_size == "fit" and flexible and self.device.type == "cpu" and 0 < small < native:
             return small
         return native
 
-    def pretrained_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `from_pretrained`: safetensors alone, no remote code, the pinned revision."""
-        arguments: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "dtype": self.dtype}
-        return arguments | ({"revision": self.revision} if self.revision else {})
+    def pick_tokens(self, available: Sequence[Tokens]) -> Tokens:
+        """The tokens asked for, by default the first of those that the model has. Raises InputError on others."""
+        if self.tokens is not None and self.tokens not in available:
+            raise InputError(f"{self.name} has no tokens {self.tokens!r}: expected one of {', '.join(available)}")
+        return self.tokens or available[0]
+
+    def provenance(self, **more: Any) -> dict[str, Any]:
+        """What every adapter records of a model, and `more`."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"model": self.name, "revision": self.revision, "dtype": dtype, **more}
 
 
 class Adapter(ABC):
     """One family of models. A new one is a subclass in a file of its own and one entry-point line."""
 
     example: ClassVar[str]  # a hub id
-    model_types: ClassVar[tuple[str, ...]]  # `model_type` in config.json
+    kinds: ClassVar[tuple[str, ...]]  # `model_type` in config.json; `_class_name` of diffusers; "timm"
     latents: ClassVar[str]  # what z is
     decoder: ClassVar[str]  # "own" or "surrogate"
-    requires: ClassVar[str] = ""  # an extra of fmprobe, where the family needs one
+    requires: ClassVar[str] = ""  # a package that is an extra of fmprobe, where the family needs one
+    weights: ClassVar[str] = "model.safetensors"
 
     @abstractmethod
     def load(self, source: Source) -> "Autoencoder":
@@ -84,33 +100,37 @@ def load(
     decoder: str | Path | None = None,
     revision: str | None = None,
     image_size: int | Literal["fit"] | None = None,
+    tokens: Tokens | None = None,
     device: "str | torch.device | None" = None,
     dtype: "str | torch.dtype | None" = None,
     processor: Any = None,
 ) -> "Autoencoder":
     """The Autoencoder of a hub id, a local folder in Hugging Face layout, or a transformers model in memory.
 
-    `decoder`: a folder written by `fit-decoder`, for an encoder that has none; its image size is taken over.
-    `image_size`: pixels a side; None is
-    the processor's; "fit" is the processor's, at most 112 px for an encoder without decoder where there is no
-    accelerator. `device`: None or "auto" is CUDA, MPS or CPU, whichever is there; `dtype`: of the weights, float32
-    by default (latents are always float32). Weights are read from safetensors alone and no code of a repository is
-    executed. Raises InputError where the name, the family, the revision or the decoder do not fit.
+    `decoder`: a folder written by `fit-decoder`, for an encoder that has none; its image size and tokens are taken
+    over. `image_size`: pixels a side; None is the processor's; "fit" is the processor's, at most 112 px where there is
+    no accelerator and the model takes other sizes. `tokens`: which make z, "patch" (the default of encoders), "cls",
+    "pooled" or "all"; an own decoder reads what it was trained on. `device`: None or "auto" is CUDA, MPS or CPU,
+    whichever is there; `dtype`: of the weights, float32 by default (latents are always float32). Weights are read from
+    safetensors alone and no code of a repository is executed.
+    Raises InputError where the name, the family, the revision or the decoder do not fit.
     """
-    if decoder is not None and image_size in (None, "fit"):
-        from fmprobe.surrogates.pixel import recorded_image_size
+    if tokens is not None and tokens not in TOKENS:
+        raise InputError(f"unknown tokens {tokens!r}: expected one of {', '.join(TOKENS)}")
+    if decoder is not None:
+        from fmprobe.surrogates.pixel import recorded
 
-        image_size = recorded_image_size(decoder)
-    source = _source(name, revision, image_size, pick_device(device), _dtype(dtype), processor)
-    model_type = source.config.get("model_type")
-    for family, adapter in adapters().items():
-        if model_type in adapter.model_types:
-            model = adapter.load(source)
-            model.provenance.setdefault("family", family)
-            model.provenance["fingerprint"] = source.fingerprint
-            break
+        made_for = recorded(decoder)
+        image_size = made_for.image_size if image_size in (None, "fit") else image_size
+        tokens = tokens or made_for.tokens
+    asked = {"image_size": image_size, "tokens": tokens, "device": pick_device(device), "dtype": _dtype(dtype)}
+    if isinstance(name, str | Path):
+        family, adapter, source = _from_files(str(name), revision, processor=processor, **asked)
     else:
-        raise InputError(_unknown_family(source.name, model_type))
+        family, adapter, source = _from_memory(name, processor=processor, **asked)
+    model = adapter.load(source)
+    model.provenance.setdefault("family", family)
+    model.provenance["fingerprint"] = source.fingerprint
     if decoder is None:
         return model
     from fmprobe.surrogates.pixel import PatchDecoder
@@ -145,94 +165,69 @@ def _dtype(dtype: "str | torch.dtype | None") -> "torch.dtype":
     return dtype
 
 
-def _source(
-    name: Any,
-    revision: str | None,
-    image_size: int | Literal["fit"] | None,
-    device: "torch.device",
-    dtype: "torch.dtype",
-    processor: Any,
-) -> Source:
-    if not isinstance(name, str | Path):
-        if not hasattr(name, "config"):
-            raise InputError(
-                f"cannot load a {type(name).__name__}: expected a hub id, a folder or a transformers model"
-            )
-        config = name.config.to_dict()
-        label = config.get("_name_or_path") or type(name).__name__
-        return Source(label, label, None, config, device, dtype, image_size, name, processor, _module_hash(name))
-    text = str(name)
-    if Path(text).is_dir():
-        config, fingerprint = _local_config(Path(text)), folder_hash(Path(text))
-        return Source(text, text, None, config, device, dtype, image_size, processor=processor, fingerprint=fingerprint)
-    config, commit = _hub_config(text, revision)
-    return Source(text, text, commit, config, device, dtype, image_size, processor=processor, fingerprint=commit)
+def _from_files(name: str, revision: str | None, **asked: Any) -> tuple[str, Adapter, Source]:
+    from fmprobe.hub import locate
 
-
-def _local_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(f"{folder} holds no config.json: expected a model folder in Hugging Face layout")
-    return _read_config(path, str(folder))
-
-
-def _hub_config(name: str, revision: str | None) -> tuple[dict[str, Any], str]:
-    """config.json of a hub id and the commit it belongs to."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+    checkpoint = locate(name, revision)
+    family, adapter = _adapter_of(checkpoint.config, checkpoint.name)
+    for optional in ("preprocessor_config.json", "processor_config.json"):
+        checkpoint.fetch(optional)
+    weights = tuple(checkpoint.fetch_weights(adapter.weights))
+    fingerprint = checkpoint.commit or folder_hash(checkpoint.folder)
+    folder, config = checkpoint.folder, checkpoint.config
+    return (
+        family,
+        adapter,
+        Source(
+            checkpoint.name, folder, checkpoint.commit, config, weights=weights, fingerprint=fingerprint, **asked
+        ),
     )
 
-    if name.count("/") != 1:
+
+def _from_memory(module: Any, **asked: Any) -> tuple[str, Adapter, Source]:
+    config = _config_of(module)
+    name = config.get("_name_or_path") or type(module).__name__
+    family, adapter = _adapter_of(config, name)
+    asked["device"] = next(module.parameters()).device
+    return family, adapter, Source(name, None, None, config, module=module, fingerprint=_module_hash(module), **asked)
+
+
+def _config_of(module: Any) -> dict[str, Any]:
+    """The config of a transformers, diffusers or timm model in memory."""
+    if hasattr(module, "pretrained_cfg"):  # timm
+        return {"architecture": module.pretrained_cfg.get("architecture"), "pretrained_cfg": module.pretrained_cfg}
+    if not hasattr(module, "config") or not hasattr(module, "parameters"):
         raise InputError(
-            f"{name!r} is neither a folder nor a hub id: expected a path that exists, or ORG/NAME such as {_example()}"
+            f"cannot load a {type(module).__name__}: expected a hub id, a folder, or a model of transformers, "
+            "diffusers or timm"
         )
-    try:
-        path = hf_hub_download(name, "config.json", revision=revision, etag_timeout=10)
-    except GatedRepoError as error:
-        raise InputError(f"{name} is gated: accept its terms on the hub and set HF_TOKEN") from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{name} has no revision {revision!r}: name a branch, tag or commit of it") from error
-    except RepositoryNotFoundError as error:
+    config = module.config
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+
+
+def kind_of(config: Mapping[str, Any]) -> str | None:
+    """What a config.json calls its model: transformers' `model_type`, diffusers' `_class_name`, or "timm"."""
+    return config.get("model_type") or config.get("_class_name") or ("timm" if "architecture" in config else None)
+
+
+def _adapter_of(config: Mapping[str, Any], name: str) -> tuple[str, Adapter]:
+    kind = kind_of(config)
+    for family, adapter in adapters().items():
+        if kind in adapter.kinds:
+            if adapter.requires and importlib.util.find_spec(adapter.requires) is None:
+                raise InputError(
+                    f'{name} needs {adapter.requires}, which is not installed: pip install "fmprobe[{adapter.requires}]"'
+                )
+            return family, adapter
+    if "auto_map" in config:
         raise InputError(
-            f"the hub has no model {name!r} (or it is private: set HF_TOKEN); check the spelling"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise InputError(
-            f"{name} is not in the local cache and the hub cannot be reached: connect once, or pass a local folder"
-        ) from error
-    except EntryNotFoundError as error:
-        raise InputError(f"{name} holds no config.json: it is not a model in Hugging Face layout") from error
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
-        raise InputError(f"cannot fetch {name} from the hub: {str(error).splitlines()[0]}") from error
-    return _read_config(Path(path), name), Path(path).parent.name
-
-
-def _read_config(path: Path, name: str) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"config.json of {name} cannot be read as JSON ({error}): fetch the model again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"config.json of {name} is not a JSON object: fetch the model again")
-    return config
-
-
-def _unknown_family(name: str, model_type: Any) -> str:
-    known = sorted(kind for adapter in adapters().values() for kind in adapter.model_types)
-    close = difflib.get_close_matches(str(model_type), known, n=1)
+            f"{name} is of type {kind!r}, which runs code of its own repository, and fmprobe never executes that: if "
+            "you trust it, load it yourself with trust_remote_code=True and use fmprobe.from_functions"
+        )
+    known = sorted(kind for adapter in adapters().values() for kind in adapter.kinds)
+    close = difflib.get_close_matches(str(kind), known, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"{name} is of type {model_type!r}{hint}, which no adapter covers: expected one of {', '.join(known)}"
-
-
-def _example() -> str:
-    return " or ".join(adapter.example for adapter in adapters().values())
+    raise InputError(f"{name} is of type {kind!r}{hint}, which no adapter covers: expected one of {', '.join(known)}")
 
 
 def folder_hash(folder: Path) -> str:

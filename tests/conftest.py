@@ -1,11 +1,13 @@
 """Fixtures that several rooms share."""
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from support.checkpoints import save_dinov2, save_mae
+from support.checkpoints import TINY, save_dinov2, save_mae
 
 ASSETS = Path(os.environ.get("FMPROBE_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
 
@@ -32,6 +34,12 @@ def tiny_mae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_dinov2(tmp_path_factory.mktemp("dinov2"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint by its name in `support.checkpoints.TINY`, made once a session."""
+    return cache(lambda name: TINY[name](tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ class MAE(Adapter):
     """ViTMAEForPreTraining: z = all tokens after the final layer norm, CLS first, since its decoder reads them all."""
 
     example = "facebook/vit-mae-base"
-    model_types = ("vit_mae",)
+    kinds = ("vit_mae",)
     latents = "CLS + patch tokens (1+N, D), native space"
     decoder = "own"
 
@@ -32,6 +32,7 @@ class MAE(Adapter):
                 f"{source.name} was trained with norm_pix_loss: its decoder predicts patches without their own mean "
                 "and deviation, which no image can be made from; choose a checkpoint trained without it"
             )
+        source.pick_tokens(("all",))
         preprocessing = read_preprocessing(source)
         module = load_module(source, ViTMAEForPreTraining)
         config = module.config
@@ -63,14 +64,13 @@ class MAE(Adapter):
             decode,
             image_shape=(int(config.num_channels), size, size),
             latent_shape=(1 + tokens, int(config.hidden_size)),
-            provenance={
-                "model": source.name,
-                "revision": source.revision,
-                "dtype": str(source.dtype).removeprefix("torch."),
-                "tokens": "CLS + patch",
-                "space": "native (after the encoder's final layer norm)",
-                "preprocessing": preprocessing.to_dict(),
-                "decoder": {"kind": "own"},
-            },
+            provenance=source.provenance(
+                tokens="all",
+                prefix_tokens=1,
+                space="native (CLS and patch tokens after the encoder's final layer norm)",
+                preprocessing=preprocessing.to_dict(),
+                decoder={"kind": "own"},
+            ),
             device=source.device,
+            prepare=preprocessing.at(size),
         )

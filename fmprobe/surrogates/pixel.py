@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -237,9 +237,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return {key: config[key] for key in expected}
 
 
-def recorded_image_size(path_or_id: str | Path) -> int:
-    """Pixels a side that a saved decoder was made for. Raises InputError where there is none."""
-    return int(read_config(_fetch(path_or_id))["image_shape"][-1])
+class Recorded(NamedTuple):
+    """How an encoder was loaded when a decoder was made for it."""
+
+    image_size: int
+    tokens: Any
+
+
+def recorded(path_or_id: str | Path) -> Recorded:
+    """The image size and the tokens that a saved decoder was made for. Raises InputError where there is none."""
+    config = read_config(_fetch(path_or_id))
+    return Recorded(int(config["image_shape"][-1]), config["info"].get("tokens"))
 
 
 def _fetch(path_or_id: str | Path) -> Path:

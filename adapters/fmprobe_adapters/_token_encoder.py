@@ -1,0 +1,80 @@
+"""TokenEncoder: what the vision transformers of transformers have in common."""
+
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fmprobe.loading import Adapter, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmprobe.autoencoder import Autoencoder
+
+
+class TokenEncoder(Adapter):
+    """A vision transformer without a decoder: z = its patch tokens as the library's `last_hidden_state` has them.
+
+    A family is a subclass that says which class of transformers each of its kinds is, and with what arguments.
+    """
+
+    classes: ClassVar[dict[str, tuple[str, dict[str, Any]]]]
+    latents = "patch tokens (N, D)"
+    decoder = "surrogate"
+
+    def __init_subclass__(cls) -> None:
+        cls.kinds = tuple(cls.classes)
+
+    def load(self, source: Source) -> "Autoencoder":
+        """An encoder alone: decode and latent_map need a surrogate. It takes any multiple of its patch size."""
+        import torch
+        import transformers
+
+        from fmprobe.autoencoder import Autoencoder
+        from fmprobe_adapters._transformers import load_module, one, read_preprocessing
+
+        preprocessing = read_preprocessing(source)
+        name, arguments = self.classes[source.config["model_type"]]
+        wanted = getattr(transformers, name)
+        module = load_module(source, wanted, **arguments)
+        if not isinstance(module, wanted):  # a model in memory that holds it, with a head or a text side
+            module = getattr(module.base_model, "vision_model", module.base_model)
+        config, patch = module.config, one(module.config.patch_size)
+        side = source.pick_image_size(preprocessing.size, multiple_of=patch, flexible=True)
+        keyword = "interpolate_pos_encoding"  # of those that do not take other image sizes by themselves
+        resized = keyword in inspect.signature(module.forward).parameters and side != one(config.image_size)
+
+        def forward(images: "Tensor") -> Any:
+            pixels = preprocessing.normalise(images).to(source.dtype)
+            return module(pixels, **({keyword: True} if resized else {}))
+
+        image_shape = (int(config.num_channels), side, side)
+        with torch.no_grad():
+            blank = forward(torch.full((1, *image_shape), 0.5, device=source.device))
+        count, pooler = blank.last_hidden_state.shape[1], blank.get("pooler_output") is not None
+        prefix = count - (side // patch) ** 2  # CLS, distillation and register tokens
+        tokens = source.pick_tokens(("patch", "cls", "pooled", "all") if prefix else ("patch", "pooled", "all"))
+
+        def encode(images: "Tensor") -> "Tensor":
+            out = forward(images)
+            hidden = out.last_hidden_state
+            if tokens == "pooled":
+                return (out.pooler_output if pooler else hidden[:, prefix:].mean(dim=1)).float()
+            return {"patch": hidden[:, prefix:], "cls": hidden[:, 0], "all": hidden}[tokens].float()
+
+        rows = {"patch": (count - prefix,), "all": (count,)}.get(tokens, ())
+        what = f"{tokens} tokens" if tokens != "pooled" else "pooler_output" if pooler else "mean patch token"
+        return Autoencoder(
+            encode,
+            None,
+            image_shape=image_shape,
+            latent_shape=(*rows, int(config.hidden_size)),
+            provenance=source.provenance(
+                tokens=tokens,
+                prefix_tokens=prefix,
+                space=f"native ({what} of {type(module).__name__}); no decoder",
+                preprocessing=preprocessing.to_dict(),
+                decoder=None,
+            ),
+            device=source.device,
+            prepare=preprocessing.at(side),
+        )

@@ -1,0 +1,10 @@
+"""CLIP: the image side of a contrastive model, without a decoder."""
+
+from fmprobe_adapters._token_encoder import TokenEncoder
+
+
+class CLIP(TokenEncoder):
+    """z = patch tokens before the last layer norm, which CLIP applies to its CLS token alone."""
+
+    example = "openai/clip-vit-base-patch32"
+    classes = {"clip": ("CLIPVisionModel", {}), "clip_vision_model": ("CLIPVisionModel", {})}

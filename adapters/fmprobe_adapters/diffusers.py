@@ -1,0 +1,68 @@
+"""diffusers: the image autoencoders of latent diffusion, each with its own decoder."""
+
+from typing import TYPE_CHECKING, Any
+
+from fmprobe.loading import Adapter, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmprobe.autoencoder import Autoencoder
+
+
+class Diffusers(Adapter):
+    """z = the posterior's mode, never a sample, shifted and scaled as published; x in [-1, 1] inside, [0, 1] outside."""
+
+    example = "stabilityai/sd-vae-ft-mse"
+    kinds = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL")
+    latents = "map (C, h, w), scaled as published"
+    decoder = "own"
+    requires = "diffusers"
+    weights = "diffusion_pytorch_model.safetensors"
+
+    def load(self, source: Source) -> "Autoencoder":
+        """The whole autoencoder; it takes any multiple of its downsampling factor."""
+        import torch
+
+        from fmprobe.autoencoder import Autoencoder
+        from fmprobe_adapters._diffusers import load_module
+
+        source.pick_tokens(("all",))
+        module = load_module(source)
+        config = module.config
+        shift, scale = float(config.get("shift_factor") or 0), float(config.get("scaling_factor") or 1)
+        factor = downsampling(config)
+        side = source.pick_image_size(int(config.get("sample_size") or 512), multiple_of=factor, flexible=True)
+
+        def encode(images: "Tensor") -> "Tensor":
+            out = module.encode((2 * images - 1).to(source.dtype))
+            latents = out.latent_dist.mode() if hasattr(out, "latent_dist") else out[0]
+            return (latents.float() - shift) * scale
+
+        def decode(latents: "Tensor") -> "Tensor":
+            return (module.decode((latents / scale + shift).to(source.dtype)).sample.float() + 1) / 2
+
+        image_shape = (int(config.in_channels), side, side)
+        with torch.no_grad():
+            latent_shape = encode(torch.full((1, *image_shape), 0.5, device=source.device)).shape[1:]
+        return Autoencoder(
+            encode,
+            decode,
+            image_shape=image_shape,
+            latent_shape=tuple(latent_shape),
+            provenance=source.provenance(
+                tokens="all",
+                space=f"(mode of the posterior - {shift:g}) x {scale:g}, the published shift and scaling factor, applied here",
+                preprocessing={"mean": [0.5], "std": [0.5], "size": side, "by": "fmprobe.images"},
+                decoder={"kind": "own"},
+            ),
+            device=source.device,
+        )
+
+
+def downsampling(config: Any) -> int:
+    """Pixels of an image a side for each place of the latent map."""
+    for name in ("block_out_channels", "down_block_out_channels", "encoder_block_out_channels"):
+        if config.get(name) and not (name == "block_out_channels" and "encoder_block_out_channels" in config):
+            return 2 ** (len(config[name]) - 1)
+    raise ValueError("no block_out_channels in the config")

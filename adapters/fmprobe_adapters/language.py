@@ -1,0 +1,70 @@
+"""Causal language models: f is the residual stream, from after the embedding to before the head."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from fmprobe.errors import InputError
+from fmprobe.loading import Adapter, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmprobe.autoencoder import Autoencoder
+
+POSITIONS = 16  # of the sequence that is iterated
+
+
+class Language(Adapter):
+    """z = the vectors of 16 positions, standardised by the embedding matrix; no images (Fumero et al., ICLR 2026, fig. 17)."""
+
+    example = "Qwen/Qwen3-0.6B"
+    classes: ClassVar[dict[str, str]] = {
+        "llama": "LlamaModel",  # SmolLM2 too
+        "mistral": "MistralModel",
+        "qwen2": "Qwen2Model",
+        "qwen3": "Qwen3Model",
+        "smollm3": "SmolLM3Model",
+    }
+    kinds = tuple(classes)
+    latents = "16 positions of the residual stream (16, D); no images"
+    decoder = "none needed"
+
+    def load(self, source: Source) -> "Autoencoder":
+        """All layers and the last norm as one map of the residual stream. It has no images, so `image_shape` is ()."""
+        import transformers
+
+        from fmprobe.autoencoder import Autoencoder
+        from fmprobe_adapters._transformers import load_module
+
+        source.pick_tokens(("all",))
+        if isinstance(source.image_size, int):
+            raise InputError(f"{source.name} is a language model, which takes no images: leave the image size out")
+        wanted = getattr(transformers, self.classes[source.config["model_type"]])
+        module = load_module(source, wanted)
+        module = module if isinstance(module, wanted) else module.base_model
+        embedding = module.get_input_embeddings().weight.detach().float()
+        mean, std = embedding.mean(dim=0), embedding.std(dim=0)
+
+        def decode(latents: "Tensor") -> "Tensor":
+            return latents * std + mean
+
+        def encode(stream: "Tensor") -> "Tensor":
+            out = module(inputs_embeds=stream.to(source.dtype), use_cache=False)
+            return (out.last_hidden_state.float() - mean) / std
+
+        return Autoencoder(
+            encode,
+            decode,
+            image_shape=(),
+            latent_shape=(POSITIONS, embedding.shape[1]),
+            provenance=source.provenance(
+                tokens="all",
+                space=(
+                    "residual stream after the embedding, standardised by the mean and deviation a channel of the "
+                    f"embedding matrix, so that N(0, I) starts are random embeddings at {POSITIONS} positions; f runs "
+                    "all layers and the last norm, up to the head, under the causal mask"
+                ),
+                preprocessing=None,
+                decoder={"kind": "none needed"},
+            ),
+            device=source.device,
+        )

@@ -1,0 +1,142 @@
+"""timm: vision transformers and convolutional backbones with a feature map, without a decoder."""
+
+from typing import TYPE_CHECKING, Any
+
+from fmprobe.errors import InputError
+from fmprobe.loading import Adapter, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmprobe.autoencoder import Autoencoder
+    from fmprobe_adapters._preprocessing import Preprocessing
+
+UNFETCHED = {"url": None, "hf_hub_id": None, "custom_load": False, "source": ""}  # weights come from the file given
+
+
+class Timm(Adapter):
+    """z = `forward_features`: patch tokens without their prefix, or the last feature map (C, h, w)."""
+
+    example = "timm/vit_small_patch16_224.augreg_in21k"
+    kinds = ("timm",)
+    latents = "patch tokens (N, D) or feature map (C, h, w)"
+    decoder = "surrogate"
+
+    def load(self, source: Source) -> "Autoencoder":
+        """An encoder alone. Other image sizes than its own where the architecture takes them."""
+        import torch
+        from timm.data import resolve_model_data_config
+
+        from fmprobe.autoencoder import Autoencoder
+
+        module = source.module
+        native = int(_input_size(source, module)[-1])
+        side = source.pick_image_size(native, flexible=True)
+        if module is None:
+            module = _create(source, resized=side != native)
+        preprocessing = _preprocessing(resolve_model_data_config(module), native)
+        prefix = int(getattr(module, "num_prefix_tokens", 0))
+        channels = int(_input_size(source, module)[0])
+
+        def features(images: "Tensor") -> "Tensor":
+            out = module.forward_features(preprocessing.normalise(images).to(source.dtype))
+            # A map with its channels last, as Swin's, is laid out as every other.
+            return out.movedim(-1, 1) if getattr(module, "output_fmt", None) == "NHWC" else out
+
+        try:
+            with torch.no_grad():
+                blank = features(torch.full((1, channels, side, side), 0.5, device=source.device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(f"{source.name} does not take images of {side} px: leave --image-size at {native}") from error
+        if not isinstance(blank, torch.Tensor) or blank.ndim not in (3, 4):
+            raise InputError(f"{source.name} gives no one set of tokens and no one feature map: choose another model")
+        tokens = source.pick_tokens(_available(blank.ndim == 3, prefix))
+
+        def encode(images: "Tensor") -> "Tensor":
+            return _select(module, features(images), tokens, prefix).float()
+
+        return Autoencoder(
+            encode,
+            None,
+            image_shape=(channels, side, side),
+            latent_shape=tuple(_select(module, blank, tokens, prefix).shape[1:]),
+            provenance=source.provenance(
+                tokens=tokens,
+                prefix_tokens=prefix,
+                space=f"native ({tokens} of {type(module).__name__}.forward_features); no decoder",
+                preprocessing=preprocessing.to_dict(),
+                decoder=None,
+            ),
+            device=source.device,
+            prepare=preprocessing.at(side),
+        )
+
+
+def _available(has_tokens: bool, prefix: int) -> Any:
+    if not has_tokens:
+        return ("patch", "pooled")
+    return ("patch", "cls", "pooled", "all") if prefix else ("patch", "pooled")
+
+
+def _select(module: Any, features: "Tensor", tokens: str, prefix: int) -> "Tensor":
+    if tokens == "pooled":  # the model's own way from features to a vector
+        channels_last = getattr(module, "output_fmt", None) == "NHWC"
+        return module.forward_head(features.movedim(1, -1) if channels_last else features, pre_logits=True)
+    if features.ndim == 4 or tokens == "all":
+        return features
+    return features[:, 0] if tokens == "cls" else features[:, prefix:]
+
+
+def _input_size(source: Source, module: Any) -> Any:
+    config = module.pretrained_cfg if module is not None else source.config.get("pretrained_cfg", source.config)
+    size = config.get("input_size")
+    if not isinstance(size, list | tuple) or len(size) != 3:
+        raise InputError(f"config.json of {source.name} has no input_size of three numbers: it is not timm's")
+    return size
+
+
+def _create(source: Source, resized: bool) -> Any:
+    """The model that config.json describes, with the weights of its safetensors file and nothing fetched."""
+    import timm
+    import torch
+
+    from fmprobe.hub import check_count, count_parameters
+    from fmprobe_adapters._transformers import one_line_errors
+
+    held = count_parameters(list(source.weights), source.name)
+    name, config = source.config["architecture"], source.config
+    cfg = {**config.get("pretrained_cfg", config), **UNFETCHED, "file": str(source.weights[0])}
+    arguments = {"num_classes": config.get("num_classes", cfg.get("num_classes", 0)), **config.get("model_args", {})}
+    if name not in timm.list_models():
+        raise InputError(f"{source.name} is of timm's architecture {name!r}, which this timm does not know: upgrade it")
+    with one_line_errors(source.name):
+        with torch.device("meta"):  # nothing is allocated
+            described = sum(p.numel() for p in timm.create_model(name, pretrained=False, **arguments).parameters())
+        check_count(source.name, described, held)
+        module = _made(timm, name, cfg, arguments, resized)
+    return module.requires_grad_(False).eval().to(source.device, source.dtype)
+
+
+def _made(timm: Any, name: str, cfg: dict[str, Any], arguments: dict[str, Any], resized: bool) -> Any:
+    if resized:
+        try:  # transformers interpolate their position embeddings if asked to
+            return timm.create_model(name, pretrained=True, pretrained_cfg=cfg, dynamic_img_size=True, **arguments)
+        except TypeError:  # others have no such argument, and no need of it
+            pass
+    return timm.create_model(name, pretrained=True, pretrained_cfg=cfg, **arguments)
+
+
+def _preprocessing(config: dict[str, Any], native: int) -> "Preprocessing":
+    """timm's own evaluation transform, without its normalisation."""
+    from timm.data import create_transform
+
+    from fmprobe_adapters._preprocessing import Preprocessing
+
+    size = config["input_size"]
+
+    def resize(image: Any, side: int) -> "Tensor":
+        made = create_transform(**{**config, "input_size": (size[0], side, side)}, normalize=False)
+        return made(image).float() / 255
+
+    how = {"by": "timm", "crop": config["crop_pct"], "crop_mode": config["crop_mode"], "resample": config["interpolation"]}
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), native, resize, how)

@@ -1,0 +1,224 @@
+"""A model's files on this machine: found by name, fetched where they are missing, and refused where they are not safe."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fmprobe.errors import InputError
+
+CONFIG = "config.json"
+PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")  # timm's way of writing names
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "diffusion_pytorch_model.bin", "tf_model.h5")
+MOST_LAYERS, LARGEST = 1000, 2**24  # of a config's values; above what any published model has
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's folder on this machine, in Hugging Face layout, and where it came from."""
+
+    name: str  # as the user wrote it, without a prefix
+    folder: Path  # holds config.json
+    config: Mapping[str, Any]
+    repository: str | None = None  # the hub id, if it is one
+    subfolder: str = ""  # of the repository: "vae" of a diffusion pipeline
+    commit: str | None = None
+
+    def fetch(self, filename: str) -> Path | None:
+        """A file of the model, None where it has no such file. Raises InputError where it cannot be fetched."""
+        if self.repository is None:
+            path = self.folder / filename
+            return path if path.is_file() else None
+        return _download(self.repository, f"{self.subfolder}/{filename}".lstrip("/"), self.commit)
+
+    def fetch_weights(self, filename: str) -> list[Path]:
+        """The safetensors files of the weights, one or as many as an index lists.
+
+        Raises InputError where there are none, naming a pickle where that is all there is, or where one is missing.
+        """
+        if (whole := self.fetch(filename)) is not None:
+            return [whole]
+        if (index := self.fetch(f"{filename}.index.json")) is None:
+            pickled = next((name for name in PICKLES if self.fetch(name) is not None), None)
+            raise InputError(_no_weights(self, filename, pickled))
+        shards = sorted(set(_read_json(index, self.name).get("weight_map", {}).values()))
+        paths = []
+        for shard in shards:
+            path = self.fetch(shard) if Path(shard).name == shard and shard.endswith(".safetensors") else None
+            if path is None:
+                raise InputError(f"{self.name} lacks the weights file {shard!r} that its index lists: fetch it again")
+            paths.append(path)
+        if not paths:
+            raise InputError(f"the index of weights of {self.name} lists none: fetch the model again")
+        return paths
+
+
+def locate(name: str, revision: str | None = None) -> Checkpoint:
+    """The checkpoint of a folder or a hub id, its config.json fetched and checked.
+
+    A diffusion pipeline stands for its autoencoder, in `vae/`. Raises InputError where there is no such model.
+    """
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    if Path(name).is_dir():
+        found = next((f for f in (Path(name), Path(name) / "vae") if (f / CONFIG).is_file()), None)
+        if found is None:
+            raise InputError(f"{name} holds no {CONFIG}: expected a model folder in Hugging Face layout")
+        return Checkpoint(name, found, _read_config(found / CONFIG, name))
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(
+            f"{name!r} is neither a folder nor a hub id: expected a path that exists, or ORG/NAME such as "
+            "facebook/vit-mae-base (`fmprobe models` lists an example of each family)"
+        )
+    for subfolder in ("", "vae"):
+        path = _download(name, f"{subfolder}/{CONFIG}".lstrip("/"), revision)
+        if path is not None:
+            commit = path.parent.parent.name if subfolder else path.parent.name
+            return Checkpoint(name, path.parent, _read_config(path, name), name, subfolder, commit)
+    raise InputError(f"{name} holds no {CONFIG}: it is not a model in Hugging Face layout")
+
+
+def _download(repository: str, filename: str, revision: str | None) -> Path | None:
+    """A file of a hub repository in the local cache, None where the repository has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    offline = _why_offline()
+    try:
+        local = offline is not None
+        return Path(hf_hub_download(repository, filename, revision=revision, local_files_only=local, etag_timeout=10))
+    except GatedRepoError as error:
+        raise InputError(f"{repository} is gated: accept its terms on the hub and set HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{repository} has no revision {revision!r}: name a branch, tag or commit of it") from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"the hub has no model {repository!r} (or it is private: set HF_TOKEN); check the spelling"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        if offline and _holds(repository, revision):
+            return None
+        raise InputError(
+            f"{repository} is not in the local cache and {offline or 'the connection broke'}: connect once, or pass a "
+            "local folder"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # the client's many kinds: bad names, broken connections, a full disk
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"cannot fetch {filename} of {repository} from the hub: {reason}") from error
+
+
+def _holds(repository: str, revision: str | None) -> bool:
+    """Whether the cache has the repository's config, so that a file that it lacks is one that was never needed."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = (CONFIG, f"vae/{CONFIG}")
+    return any(isinstance(try_to_load_from_cache(repository, name, revision=revision), str) for name in names)
+
+
+def _why_offline() -> str | None:
+    """Why the hub is not asked, None where it can be. The client itself would try for half a minute before it gave up."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if _answers(constants.ENDPOINT):
+        return None
+    _answers.cache_clear()  # it may answer the next time
+    return f"{constants.ENDPOINT} cannot be reached"
+
+
+@cache
+def _answers(endpoint: str) -> bool:
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(endpoint, timeout=5)
+    except Exception:  # refused, no name, no route, too slow: of whichever library the client is built on
+        return False
+    return True
+
+
+def _read_config(path: Path, name: str) -> dict[str, Any]:
+    config = _read_json(path, name)
+    check_config(config, name)
+    return config
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path.name} of {name} cannot be read as JSON ({error}): fetch the model again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path.name} of {name} is not a JSON object: fetch the model again")
+    return content
+
+
+def check_config(config: Mapping[str, Any], name: str) -> None:
+    """Raise InputError where a size or a number of layers is negative or absurd: before anything is allocated."""
+    for key, value in _numbers(config):
+        layers = key.endswith(("layers", "depth", "depths"))
+        if not (layers or key.endswith(("size", "dim", "width", "channels", "heads", "tokens", "features"))):
+            continue
+        most = MOST_LAYERS if layers else LARGEST
+        if not 0 <= value <= most:
+            raise InputError(f"{CONFIG} of {name} says {key} = {value}: expected 0 to {most}, so it is not used")
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """All integers of a nested config with the name that they go by."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _numbers(inner, str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _numbers(inner, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, value
+
+
+def count_parameters(weights: list[Path], name: str) -> int:
+    """Numbers that safetensors files hold, by their headers. Raises InputError where one is damaged."""
+    import math
+
+    from safetensors import safe_open
+
+    total = 0
+    for path in weights:
+        try:
+            with safe_open(path, "np") as file:
+                total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        except Exception as error:  # SafetensorError, OSError
+            raise InputError(f"cannot load the weights of {name}: {path.name} is damaged ({error})") from error
+    return total
+
+
+def check_count(name: str, described: int, held: int) -> None:
+    """Raise InputError where a config describes far more parameters than the weights hold: they would be made up."""
+    if described > 2 * held:
+        raise InputError(
+            f"config.json of {name} describes {described:,} parameters and its weights hold {held:,}: they do not "
+            "belong together, fetch the model again"
+        )
+
+
+def _no_weights(checkpoint: Checkpoint, filename: str, pickled: str | None) -> str:
+    if pickled is not None:
+        return (
+            f"{checkpoint.name} holds its weights only as {pickled}, and reading a pickle can execute code: convert it "
+            "to safetensors; or, if you trust it, load it yourself with use_safetensors=False and pass the module to "
+            "fmprobe.load(module, processor=…)"
+        )
+    offline = _why_offline() if checkpoint.repository else None
+    where = f" in the local cache, and {offline}" if offline else ""
+    return f"{checkpoint.name} holds no weights{where}: expected {filename}"
