@@ -41,7 +41,7 @@ class Checkpoint:
         if (whole := self.fetch(filename)) is not None:
             return [whole]
         if (index := self.fetch(f"{filename}.index.json")) is None:
-            pickled = next((name for name in PICKLES if self.fetch(name) is not None), None)
+            pickled = next((name for name in PICKLES if self._has(name)), None)
             raise InputError(_no_weights(self, filename, pickled))
         shards = sorted(set(_read_json(index, self.name).get("weight_map", {}).values()))
         paths = []
@@ -53,6 +53,15 @@ class Checkpoint:
         if not paths:
             raise InputError(f"the index of weights of {self.name} lists none: fetch the model again")
         return paths
+
+    def _has(self, filename: str) -> bool:
+        """Whether the model has a file, which is not fetched."""
+        if self.repository is None:
+            return (self.folder / filename).is_file()
+        from huggingface_hub import file_exists
+
+        path = f"{self.subfolder}/{filename}".lstrip("/")
+        return _why_offline() is None and file_exists(self.repository, path, revision=self.commit)
 
 
 def locate(name: str, revision: str | None = None) -> Checkpoint:

@@ -1,0 +1,159 @@
+"""Models and data sets by name, through the real client and a hub on the loopback address, then again without it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.hub import COMMIT, Hub
+
+import fmprobe
+from fmprobe.hub import check_config
+
+LOAD = """
+import json, sys, torch, fmprobe
+torch.set_num_threads(1)
+for line in sys.stdin:
+    asked = json.loads(line)
+    try:
+        if "data" in asked:
+            images = fmprobe.load_images(asked["data"], 2, image_shape=(3, 8, 8))
+            print(json.dumps({"sum": float(images.sum())}))
+            continue
+        model = fmprobe.load(asked.pop("name"), image_size=asked.pop("image_size", None), **asked)
+        with torch.no_grad():
+            code = float(model.encode(torch.full((1, *model.image_shape), 0.3)).sum())
+        print(json.dumps({"code": code, "revision": model.provenance["revision"], "family": model.provenance["family"]}))
+    except fmprobe.InputError as error:
+        print(json.dumps({"error": str(error)}))
+"""
+GOOD = [
+    {"name": "acme/tiny-dinov2"},
+    {"name": "acme/tiny-dinov2", "revision": "v1"},
+    {"name": "hf-hub:acme/tiny-timm"},
+    {"name": "acme/tiny-pipeline", "image_size": 32},
+    {"name": "acme/sharded"},
+    {"data": "acme/pictures:train"},
+]
+BAD = [
+    ({"name": "acme/no-such-model"}, "the hub has no model 'acme/no-such-model'"),
+    ({"name": "acme/tiny-dinov2", "revision": "v7"}, "no revision 'v7'"),
+    ({"name": "acme/locked"}, "is gated: accept its terms"),
+    ({"name": "acme/pickled"}, "only as pytorch_model.bin, and reading a pickle can execute code"),
+    ({"name": "acme/own-code"}, "never executes that"),
+    ({"name": "acme/empty"}, "holds no config.json"),
+    ({"name": "acme/cut"}, "cannot fetch model.safetensors of acme/cut"),
+    ({"name": "acme/escaping"}, "lacks the weights file '../../secret.safetensors'"),
+    ({"data": "acme/no-such-data"}, "acme/no-such-data"),
+]
+
+
+def ask(questions, cache: Path, endpoint: str, **environment: str):
+    env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", **environment}
+    lines = "\n".join(map(json.dumps, questions))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOAD], input=lines, capture_output=True, text=True, env=env, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture(scope="module")
+def root(tiny, tmp_path_factory):
+    root = tmp_path_factory.mktemp("hub")
+    models = root / "models" / "acme"
+    shutil.copytree(tiny("dinov2"), models / "tiny-dinov2")
+    shutil.copytree(tiny("timm-vit"), models / "tiny-timm")
+    shutil.copytree(tiny("kl"), models / "tiny-pipeline" / "vae")
+    (models / "tiny-pipeline" / "model_index.json").write_text("{}")
+    for name in ("locked", "cut", "sharded", "pickled", "escaping"):
+        shutil.copytree(tiny("vit"), models / name)
+    weights = load_file(models / "sharded" / "model.safetensors")
+    parts = {"model-1.safetensors": sorted(weights)[::2], "model-2.safetensors": sorted(weights)[1::2]}
+    for file, keys in parts.items():
+        save_file({key: weights[key] for key in keys}, models / "sharded" / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: file for file, keys in parts.items() for key in keys}}
+    (models / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
+    index["weight_map"] = {"w": "../../secret.safetensors"}
+    (models / "escaping" / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("sharded", "pickled", "escaping"):
+        (models / name / "model.safetensors").unlink()
+    torch.save({}, models / "pickled" / "pytorch_model.bin")
+    for name, config in (("own-code", {"model_type": "custom", "auto_map": {"AutoModel": "m.M"}}), ("empty", None)):
+        (models / name).mkdir()
+        (models / name / "README.md").write_text(name)
+        if config:
+            (models / name / "config.json").write_text(json.dumps(config))
+    pictures = root / "datasets" / "acme" / "pictures" / "train"
+    pictures.mkdir(parents=True)
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{i}.png")
+    return root
+
+
+def test_by_name_then_offline_then_with_the_hub_down(root, tiny, tmp_path):
+    with Hub(root) as hub:
+        online = ask(GOOD, tmp_path, hub.url)
+        assert [answer.get("error") for answer in online] == [None] * len(GOOD)
+        fetched = len(hub.asked)
+        offline = ask(GOOD, tmp_path, hub.url, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+        assert len(hub.asked) == fetched  # nothing was asked
+    assert offline == online
+    # A dead endpoint: what is cached loads, what is not says so.
+    *down, missing = ask([*GOOD[:5], {"name": "acme/never-seen"}], tmp_path, hub.url)
+    assert down == online[:5]
+    assert f"not in the local cache and {hub.url} cannot be reached" in missing["error"]
+    assert {answer["revision"] for answer in online[:5]} == {COMMIT}
+    assert [answer["family"] for answer in online[:5]] == ["dinov2", "dinov2", "timm", "diffusers", "vit"]
+    for answer, name, size in zip(online, ("dinov2", "dinov2", "timm-vit", "kl", "vit"), (None, None, None, 32, None), strict=False):
+        model = fmprobe.load(tiny(name), image_size=size)
+        with torch.no_grad():
+            local = float(model.encode(torch.full((1, *model.image_shape), 0.3)).sum())
+        assert answer["code"] == pytest.approx(local, abs=1e-3)
+
+
+def test_what_cannot_be_had_says_why_in_one_line(root, tmp_path):
+    with Hub(root, gated=("acme/locked",), cut=("cut.bin",)) as hub:
+        questions = [question for question, _ in BAD if question.get("name") != "acme/cut"]
+        answers = ask(questions, tmp_path, hub.url)
+        assert not any(name.endswith((".bin", ".py")) and "GET" in name for name in hub.asked)
+    with Hub(root, cut=("model.safetensors",)) as hub:
+        answers.insert([q.get("name") for q, _ in BAD].index("acme/cut"), *ask([{"name": "acme/cut"}], tmp_path, hub.url))
+    for (_, message), answer in zip(BAD, answers, strict=True):
+        assert message in answer["error"]
+        assert "\n" not in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_hidden_layers": 10**6},
+        {"vision_config": {"num_hidden_layers": 5000}},
+        {"model_args": {"depth": 10**6}},
+        {"depths": [1, 10**5]},
+        {"hidden_size": 2**40},
+        {"hidden_size": -1},
+        {"image_size": [224, -224]},
+        {"patch_size": float("nan")},
+    ],
+)
+def test_absurd_configs_are_refused(config):
+    with pytest.raises(fmprobe.InputError, match=r"config\.json of acme says"):
+        check_config(config, "acme")
+
+
+@pytest.mark.parametrize(("name", "key", "value"), [("vit", "num_hidden_layers", 900), ("kl", "block_out_channels", [8, 8192])])
+def test_a_config_that_describes_far_more_than_the_weights_is_refused(tiny, tmp_path, name, key, value):
+    folder = Path(shutil.copytree(tiny(name), tmp_path / "m"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(fmprobe.InputError, match=r"describes [\d,]+ parameters and its weights hold"):
+        fmprobe.load(folder)
