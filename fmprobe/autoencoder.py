@@ -1,8 +1,8 @@
 """Autoencoder: the pair (E, D) whose latent map f(z) = E(D(z)) is what fmprobe studies."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,17 +13,9 @@ from fmprobe.seeding import normal_rows
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fmprobe.surrogates.artefact import Surrogate
+
 Function = Callable[[Tensor], Tensor]
-
-
-class SurrogateDecoder(Protocol):
-    """What `Autoencoder.with_decoder` needs of a decoder trained for an encoder that has none."""
-
-    latent_mean: Tensor  # one value a channel, broadcastable against the encoder's native latents
-    latent_std: Tensor
-
-    def __call__(self, latents: Tensor) -> Tensor: ...
-    def describe(self) -> dict[str, Any]: ...
 
 
 class Autoencoder:
@@ -32,13 +24,13 @@ class Autoencoder:
     Images are float32 `(B, C, H, W)` in `[0, 1]` (never clamped inside f); latents are float32 `(B, *latent_shape)`:
     tokens `(N, D)` or maps `(C, h, w)`. `provenance` is a JSON-ready dict: ids, revisions, preprocessing, the latent
     space, and the decoder with its data and error. `prepare` makes of an upright RGB picture what `encode` takes, one
-    image `(C, H, W)`: the checkpoint's own resizing and cropping. A model that takes no images, such as the residual
-    stream of a language model, has `image_shape` `()`, and its encode and decode are the two halves of f.
+    image `(C, H, W)`: the checkpoint's own resizing and cropping. `latent_map` is f where it is not E after D: that of
+    a surrogate on features, or of a model that takes no images, whose `image_shape` is `()`.
     """
 
     def __init__(
         self,
-        encode: Function,
+        encode: Function | None,
         decode: Function | None,
         *,
         image_shape: tuple[int, ...],
@@ -46,9 +38,11 @@ class Autoencoder:
         provenance: Mapping[str, Any],
         device: torch.device | str = "cpu",
         prepare: "Callable[[Image], Tensor] | None" = None,
+        latent_map: Function | None = None,
     ) -> None:
         self._encode = encode
         self._decode = decode
+        self._latent_map = latent_map
         self._prepare = prepare
         self.image_shape = tuple(image_shape)
         self.latent_shape = tuple(latent_shape)
@@ -61,10 +55,21 @@ class Autoencoder:
 
     @property
     def has_decoder(self) -> bool:
+        """Whether latents can be made into images."""
         return self._decode is not None
 
+    @property
+    def has_latent_map(self) -> bool:
+        """Whether f exists, so that there is something to iterate."""
+        return self._latent_map is not None or self._decode is not None
+
     def encode(self, images: Tensor) -> Tensor:
-        """E: images `(B, *image_shape)` to latents `(B, *latent_shape)`. Raises InputError on another shape."""
+        """E: images `(B, *image_shape)` to latents `(B, *latent_shape)`.
+
+        Raises InputError on another shape, or where the model takes no images.
+        """
+        if self._encode is None:
+            raise InputError(f"{self.name} takes no images: only its latent map can be asked for")
         return self._apply(self._encode, images, "images", self.image_shape, self.latent_shape)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -73,34 +78,51 @@ class Autoencoder:
         Raises InputError on another shape, or where the model has no decoder.
         """
         if self._decode is None:
-            raise InputError(
-                f"{self.name} is an encoder without a decoder, so it has no latent map yet: make one with "
-                f"`fmprobe fit-decoder {self.name} --out DIR` and pass it as decoder=DIR"
-            )
+            raise InputError(self._no_decoder())
         return self._apply(self._decode, latents, "latents", self.latent_shape, self.image_shape)
+
+    def latent_map(self, latents: Tensor) -> Tensor:
+        """f(z) = E(D(z)) (Fumero et al., ICLR 2026, sec. 2): latents `(B, *latent_shape)` to the same space.
+
+        Raises InputError on another shape, or where the model has no decoder and no map of its own.
+        """
+        if self._latent_map is not None:
+            return self._apply(self._latent_map, latents, "latents", self.latent_shape, self.latent_shape)
+        return self.encode(self.decode(latents))
+
+    def _no_decoder(self) -> str:
+        if self._latent_map is not None:
+            return f"{self.name} has a latent map and no decoder to images: its latents cannot be looked at"
+        return (
+            f"{self.name} is an encoder without a decoder, so it has no latent map yet: make one with "
+            f"`fmprobe fit-decoder {self.name} --out DIR` and pass it as decoder=DIR"
+        )
 
     def load_images(self, source: str, n: int | None = None, *, seed: int = 0, skip_damaged: bool = False) -> Tensor:
         """The first `n` images of a source, resized and cropped as the model's own preprocessing does.
 
         As `fmprobe.load_images`, on the CPU. Raises InputError where the model takes no images.
         """
-        from fmprobe.images import load_images
+        return torch.cat(list(self.stream_images(source, n, seed=seed, skip_damaged=skip_damaged)))
+
+    def stream_images(
+        self, source: str, n: int | None = None, *, block: int = 64, seed: int = 0, skip_damaged: bool = False
+    ) -> Iterator[Tensor]:
+        """`load_images` in blocks of at most `block` images, so that memory does not grow with their number."""
+        from fmprobe.images import stream_images
 
         if len(self.image_shape) != 3:
             raise InputError(f"{self.name} takes no images")
         channels, height, width = self.image_shape
-        return load_images(
+        return stream_images(
             source,
             n,
             image_shape=(channels, height, width),
+            block=block,
             seed=seed,
             prepare=self._prepare,
             skip_damaged=skip_damaged,
         )
-
-    def latent_map(self, latents: Tensor) -> Tensor:
-        """f(z) = E(D(z)) (Fumero et al., ICLR 2026, sec. 2): latents `(B, *latent_shape)` to the same space."""
-        return self.encode(self.decode(latents))
 
     def sample_latents(self, n: int, seed: int = 0, first: int = 0) -> Tensor:
         """Starts from N(0, I), float32 `(n, *latent_shape)` on the model's device; row i depends on seed and i alone.
@@ -110,15 +132,18 @@ class Autoencoder:
         rows = normal_rows(n, math.prod(self.latent_shape), seed, first)
         return torch.from_numpy(rows).reshape(n, *self.latent_shape).to(self.device)
 
-    def with_decoder(self, decoder: SurrogateDecoder) -> "Autoencoder":
-        """The same encoder with a surrogate decoder: latents become standardised by the decoder's own statistics."""
-        mean, std = decoder.latent_mean.to(self.device), decoder.latent_std.to(self.device)
+    def with_decoder(self, surrogate: "Surrogate") -> "Autoencoder":
+        """The same encoder with a surrogate: latents become standardised by the surrogate's own statistics."""
+        return surrogate.attach(self)
+
+    def derived(self, *, latent_shape: tuple[int, ...] | None = None, **changes: Any) -> "Autoencoder":
+        """A copy with other functions (`encode`, `decode`, `latent_map`); all other keywords go into its provenance."""
+        functions = {name: changes.pop(name, None) for name in ("encode", "decode", "latent_map")}
         return Autoencoder(
-            lambda images: (self._encode(images) - mean) / std,
-            decoder,
+            **functions,
             image_shape=self.image_shape,
-            latent_shape=self.latent_shape,
-            provenance={**self.provenance, **decoder.describe()},
+            latent_shape=latent_shape or self.latent_shape,
+            provenance={**self.provenance, **changes},
             device=self.device,
             prepare=self._prepare,
         )
@@ -126,10 +151,10 @@ class Autoencoder:
     def _apply(
         self, function: Function, x: Tensor, what: str, expected: tuple[int, ...], produced: tuple[int, ...]
     ) -> Tensor:
-        if expected and tuple(x.shape[1:]) != expected:
+        if tuple(x.shape[1:]) != expected:
             raise InputError(f"{self.name} takes {what} of shape (B, {_text(expected)}), got {tuple(x.shape)}")
         out = function(x)
-        if produced and tuple(out.shape) != (x.shape[0], *produced):
+        if tuple(out.shape) != (x.shape[0], *produced):
             raise InputError(
                 f"{self.name} gave shape {tuple(out.shape)} for {what} {tuple(x.shape)}, "
                 f"expected ({x.shape[0]}, {_text(produced)})"

@@ -184,8 +184,8 @@ def check_config(config: Mapping[str, Any], name: str) -> None:
             raise InputError(f"{CONFIG} of {name} says {key} = {value}: expected 0 to {most}, so it is not used")
 
 
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """All integers of a nested config with the name that they go by."""
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers of a nested config with the name that they go by."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _numbers(inner, str(name))

@@ -60,18 +60,31 @@ def load_images(
     """
     import torch
 
-    if source == "procedural":
-        from fmprobe.surrogates.procedural import procedural_images
+    blocks = stream_images(source, n, image_shape=image_shape, seed=seed, prepare=prepare, skip_damaged=skip_damaged)
+    return torch.cat(list(blocks))
 
-        if n is None or image_shape[1] != image_shape[2]:
-            raise InputError("procedural images are square and endless: say how many with n")
-        images = procedural_images(n, image_shape[1], seed)
-        return images if image_shape[0] == 3 else images.mean(1, keepdim=True)
+
+def stream_images(
+    source: str,
+    n: int | None = None,
+    *,
+    image_shape: tuple[int, int, int],
+    block: int = 64,
+    seed: int = 0,
+    prepare: "Callable[[Image.Image], Tensor] | None" = None,
+    skip_damaged: bool = False,
+) -> "Iterator[Tensor]":
+    """As `load_images`, in blocks of at most `block` images, so that memory does not grow with their number."""
+    import torch
+
+    if source == "procedural":
+        yield from _procedural(n, image_shape, block, seed)
+        return
     if n is not None and n < 1:
         raise InputError(f"cannot take {n} images from {source}: expected at least 1")
-    rows, damaged = [], []
+    rows, damaged, count = [], [], 0
     for label, picture in _pictures(Source.parse(source)):
-        if n is not None and len(rows) == n:
+        if n is not None and count == n:
             break
         try:
             rows.append(_tensor(picture(), image_shape, prepare))
@@ -79,13 +92,29 @@ def load_images(
             if not skip_damaged:
                 raise InputError(f"{label} cannot be read as an image ({error}): mend or remove it") from error
             damaged.append(label)
+            continue
+        count += 1
+        if len(rows) == block:
+            yield torch.stack(rows)
+            rows = []
     if damaged:
         warnings.warn(f"{len(damaged)} damaged images of {source} left out, such as {damaged[0]}", stacklevel=2)
-    if not rows:
+    if not count:
         raise InputError(f"{source} holds no images: expected a data set, a folder of images, parquet or .npz")
-    if n is not None and len(rows) < n:
-        raise InputError(f"{source} holds {len(rows)} images, {n} were asked for")
-    return torch.stack(rows)
+    if n is not None and count < n:
+        raise InputError(f"{source} holds {count} images, {n} were asked for")
+    if rows:
+        yield torch.stack(rows)
+
+
+def _procedural(n: int | None, image_shape: tuple[int, int, int], block: int, seed: int) -> "Iterator[Tensor]":
+    from fmprobe.surrogates.procedural import procedural_images
+
+    if n is None or image_shape[1] != image_shape[2]:
+        raise InputError("procedural images are square and endless: say how many with n")
+    for first in range(0, n, block):
+        images = procedural_images(min(block, n - first), image_shape[1], seed, first=first)
+        yield images if image_shape[0] == 3 else images.mean(1, keepdim=True)
 
 
 def _pictures(source: Source) -> Iterator[tuple[str, "Callable[[], Image.Image]"]]:

@@ -118,7 +118,7 @@ def load(
     if tokens is not None and tokens not in TOKENS:
         raise InputError(f"unknown tokens {tokens!r}: expected one of {', '.join(TOKENS)}")
     if decoder is not None:
-        from fmprobe.surrogates.pixel import recorded
+        from fmprobe.surrogates.artefact import recorded
 
         made_for = recorded(decoder)
         image_size = made_for.image_size if image_size in (None, "fit") else image_size
@@ -133,9 +133,9 @@ def load(
     model.provenance["fingerprint"] = source.fingerprint
     if decoder is None:
         return model
-    from fmprobe.surrogates.pixel import PatchDecoder
+    from fmprobe.surrogates.artefact import load_surrogate
 
-    return model.with_decoder(PatchDecoder.load(decoder, model))
+    return model.with_decoder(load_surrogate(decoder, model))
 
 
 def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
@@ -178,9 +178,7 @@ def _from_files(name: str, revision: str | None, **asked: Any) -> tuple[str, Ada
     return (
         family,
         adapter,
-        Source(
-            checkpoint.name, folder, checkpoint.commit, config, weights=weights, fingerprint=fingerprint, **asked
-        ),
+        Source(checkpoint.name, folder, checkpoint.commit, config, weights=weights, fingerprint=fingerprint, **asked),
     )
 
 

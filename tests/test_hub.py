@@ -113,7 +113,9 @@ def test_by_name_then_offline_then_with_the_hub_down(root, tiny, tmp_path):
     assert f"not in the local cache and {hub.url} cannot be reached" in missing["error"]
     assert {answer["revision"] for answer in online[:5]} == {COMMIT}
     assert [answer["family"] for answer in online[:5]] == ["dinov2", "dinov2", "timm", "diffusers", "vit"]
-    for answer, name, size in zip(online, ("dinov2", "dinov2", "timm-vit", "kl", "vit"), (None, None, None, 32, None), strict=False):
+    for answer, name, size in zip(
+        online, ("dinov2", "dinov2", "timm-vit", "kl", "vit"), (None, None, None, 32, None), strict=False
+    ):
         model = fmprobe.load(tiny(name), image_size=size)
         with torch.no_grad():
             local = float(model.encode(torch.full((1, *model.image_shape), 0.3)).sum())
@@ -126,7 +128,9 @@ def test_what_cannot_be_had_says_why_in_one_line(root, tmp_path):
         answers = ask(questions, tmp_path, hub.url)
         assert not any(name.endswith((".bin", ".py")) and "GET" in name for name in hub.asked)
     with Hub(root, cut=("model.safetensors",)) as hub:
-        answers.insert([q.get("name") for q, _ in BAD].index("acme/cut"), *ask([{"name": "acme/cut"}], tmp_path, hub.url))
+        answers.insert(
+            [q.get("name") for q, _ in BAD].index("acme/cut"), *ask([{"name": "acme/cut"}], tmp_path, hub.url)
+        )
     for (_, message), answer in zip(BAD, answers, strict=True):
         assert message in answer["error"]
         assert "\n" not in answer["error"]
@@ -150,7 +154,9 @@ def test_absurd_configs_are_refused(config):
         check_config(config, "acme")
 
 
-@pytest.mark.parametrize(("name", "key", "value"), [("vit", "num_hidden_layers", 900), ("kl", "block_out_channels", [8, 8192])])
+@pytest.mark.parametrize(
+    ("name", "key", "value"), [("vit", "num_hidden_layers", 900), ("kl", "block_out_channels", [8, 8192])]
+)
 def test_a_config_that_describes_far_more_than_the_weights_is_refused(tiny, tmp_path, name, key, value):
     folder = Path(shutil.copytree(tiny(name), tmp_path / "m"))
     config = json.loads((folder / "config.json").read_text())

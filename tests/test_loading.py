@@ -85,3 +85,49 @@ def test_the_fingerprint_is_that_of_the_content(tiny_mae, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-3}))
     assert fmprobe.load(copy).provenance["fingerprint"] != same
+
+
+def test_an_adapter_of_another_package_is_found(tmp_path):
+    """The README's "Add a model", as a package of its own: one file and one entry point."""
+    import os
+    import re
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    source = re.search(r"```python\n(# fmprobe_mean\.py\n.*?)```", readme, re.DOTALL)
+    assert source is not None
+    (tmp_path / "fmprobe_mean.py").write_text(source[1])
+    about = tmp_path / "fmprobe_mean-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: fmprobe-mean\nVersion: 1.0\n")
+    entry = re.search(r'^(mean = "(fmprobe_mean:\w+)")$', readme, re.MULTILINE)
+    assert entry is not None
+    (about / "entry_points.txt").write_text(f"[fmprobe.adapters]\nmean = {entry[2]}\n")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "mean-colour", "side": 8}')
+    from safetensors.torch import save_file
+
+    save_file({"gain": torch.tensor([2.0, 3.0, 4.0])}, model / "model.safetensors")
+    script = (
+        "import sys, torch, fmprobe; m = fmprobe.load(sys.argv[1]); print(m.provenance['family'], "
+        "m.encode(torch.full((1, 3, 8, 8), 0.5)).tolist(), m.latent_map(torch.ones(1, 3)).tolist())"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    for command in (["-c", script, str(model)], ["-m", "fmprobe", "models"]):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "mean" in done.stdout
+    done = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.split() == ["mean", "[[1.0,", "1.5,", "2.0]]", "[[1.0,", "1.0,", "1.0]]"]
+
+
+def test_a_missing_extra_names_the_command(tiny, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "diffusers" else found(name))
+    with pytest.raises(fmprobe.InputError, match=r'pip install "fmprobe\[diffusers\]"'):
+        fmprobe.load(tiny("kl"))

@@ -44,16 +44,14 @@ class Language(Adapter):
         embedding = module.get_input_embeddings().weight.detach().float()
         mean, std = embedding.mean(dim=0), embedding.std(dim=0)
 
-        def decode(latents: "Tensor") -> "Tensor":
-            return latents * std + mean
-
-        def encode(stream: "Tensor") -> "Tensor":
+        def latent_map(latents: "Tensor") -> "Tensor":
+            stream = latents * std + mean
             out = module(inputs_embeds=stream.to(source.dtype), use_cache=False)
             return (out.last_hidden_state.float() - mean) / std
 
         return Autoencoder(
-            encode,
-            decode,
+            None,
+            None,
             image_shape=(),
             latent_shape=(POSITIONS, embedding.shape[1]),
             provenance=source.provenance(
@@ -67,4 +65,5 @@ class Language(Adapter):
                 decoder={"kind": "none needed"},
             ),
             device=source.device,
+            latent_map=latent_map,
         )

@@ -43,7 +43,9 @@ class RAE(Adapter):
         image_shape = (int(module.config.num_channels), side, side)
         with torch.no_grad():
             latent_shape = encode(torch.full((1, *image_shape), 0.5, device=source.device)).shape[1:]
-        resizing = "" if side == inner else f"; f resizes each image from {side} to {inner} px (bicubic) before it encodes"
+        resizing = (
+            "" if side == inner else f"; f resizes each image from {side} to {inner} px (bicubic) before it encodes"
+        )
         return Autoencoder(
             encode,
             decode,

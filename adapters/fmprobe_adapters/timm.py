@@ -47,7 +47,9 @@ class Timm(Adapter):
             with torch.no_grad():
                 blank = features(torch.full((1, channels, side, side), 0.5, device=source.device))
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise InputError(f"{source.name} does not take images of {side} px: leave --image-size at {native}") from error
+            raise InputError(
+                f"{source.name} does not take images of {side} px: leave --image-size at {native}"
+            ) from error
         if not isinstance(blank, torch.Tensor) or blank.ndim not in (3, 4):
             raise InputError(f"{source.name} gives no one set of tokens and no one feature map: choose another model")
         tokens = source.pick_tokens(_available(blank.ndim == 3, prefix))
@@ -138,5 +140,10 @@ def _preprocessing(config: dict[str, Any], native: int) -> "Preprocessing":
         made = create_transform(**{**config, "input_size": (size[0], side, side)}, normalize=False)
         return made(image).float() / 255
 
-    how = {"by": "timm", "crop": config["crop_pct"], "crop_mode": config["crop_mode"], "resample": config["interpolation"]}
+    how = {
+        "by": "timm",
+        "crop": config["crop_pct"],
+        "crop_mode": config["crop_mode"],
+        "resample": config["interpolation"],
+    }
     return Preprocessing(tuple(config["mean"]), tuple(config["std"]), native, resize, how)

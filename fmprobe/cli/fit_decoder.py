@@ -1,4 +1,4 @@
-"""fmprobe fit-decoder: a surrogate decoder for an encoder that has none, kept in a folder."""
+"""fmprobe fit-decoder: a surrogate for an encoder that has no decoder, kept in a folder."""
 
 from typing import Annotated
 
@@ -8,8 +8,19 @@ from fmprobe.cli import options as o
 
 Data = Annotated[str | None, typer.Option(help="Training images, SOURCE[:split][#column]. [default: procedural]")]
 Images = Annotated[int | None, typer.Option("--images", min=16, help="Training images. [default: by device, or all]")]
+Kind = Annotated[str, typer.Option(help="pixel: a decoder to images; latent: an autoencoder on features.")]
 Size = Annotated[str | None, typer.Option(help="tiny, small, base or large. [default: by device]")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps. [default: by device]")]
+Noise = Annotated[float | None, typer.Option(min=0, help="Of the latents, in deviations. [default: 3]")]
+Perceptual = Annotated[float | None, typer.Option(min=0, help="Weight of the encoder's own features. [default: 0]")]
+Contraction = Annotated[float | None, typer.Option(min=0, help="Weight of f's squared Jacobian norm. [default: 0]")]
+Variant = Annotated[
+    str | None,
+    typer.Option(help="Latent: plain, denoising, contractive, variational, sparse or topk. [default: plain]"),
+]
+Bottleneck = Annotated[int | None, typer.Option(min=1, help="Latent: values a place. [default: 32]")]
+Behind = Annotated[str | None, typer.Option(help="Latent: folder of a pixel decoder that its latents are shown by.")]
+Trackers = Annotated[str | None, typer.Option(help="A tracker of accelerate's, such as tensorboard. [default: none]")]
 
 
 def fit_decoder(
@@ -17,27 +28,54 @@ def fit_decoder(
     out: o.Out = None,
     data: Data = None,
     images: Images = None,
+    kind: Kind = "pixel",
     size: Size = None,
     steps: Steps = None,
+    batch_size: o.BatchSize = None,
+    noise: Noise = None,
+    perceptual: Perceptual = None,
+    contraction: Contraction = None,
+    variant: Variant = None,
+    bottleneck: Bottleneck = None,
+    pixel_decoder: Behind = None,
     device: o.Device = "auto",
     dtype: o.Dtype = None,
     seed: o.Seed = 0,
     revision: o.Revision = None,
     image_size: o.ImageSize = None,
+    tokens: o.Tokens = None,
+    trackers: Trackers = None,
 ) -> None:
-    """Fit a decoder to a frozen encoder; its folder goes into --decoder of the other commands.
+    """Fit a surrogate to a frozen encoder; its folder goes into --decoder of the other commands.
 
-    Without --data it is trained on procedural images, so no photograph is needed.
+    Without --data it is trained on procedural images, so no photograph is needed. Killed, and run again, it goes on
+    where it stopped.
     """
     import fmprobe
     from fmprobe.cli.session import default_out, load_model, validation_line
+    from fmprobe.surrogates.latent import LatentSurrogate
+    from fmprobe.surrogates.pixel import PixelDecoder
 
-    encoder = load_model(model, revision=revision, image_size=image_size, device=device, dtype=dtype)
-    pictures = None
-    if data is not None:
-        channels, height, width = encoder.image_shape
-        pictures = fmprobe.load_images(data, images, image_shape=(channels, height, width), seed=seed)
-    decoder = fmprobe.fit_decoder(encoder, pictures, size=size, n_images=images, steps=steps, seed=seed)
+    encoder = load_model(model, revision=revision, image_size=image_size, device=device, dtype=dtype, tokens=tokens)
+    pixel = PixelDecoder.load(pixel_decoder, encoder) if pixel_decoder else None
+    surrogate = fmprobe.fit_decoder(
+        encoder,
+        data,
+        kind,
+        seed=seed,
+        trackers=trackers,
+        n_images=images,
+        size=size,
+        steps=steps,
+        batch_size=batch_size,
+        noise=noise,
+        perceptual=perceptual,
+        contraction=contraction,
+        variant=variant,
+        bottleneck=bottleneck,
+    )
+    if pixel is not None and isinstance(surrogate, LatentSurrogate):
+        surrogate.put_behind(pixel)
     folder = out or default_out(model, "-decoder")
-    decoder.save(folder)
-    typer.echo(f"decoder     {folder}; validation: {validation_line(decoder)}")
+    surrogate.save(folder)
+    typer.echo(f"decoder     {folder}; validation: {validation_line(surrogate)}")

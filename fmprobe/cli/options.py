@@ -19,4 +19,5 @@ Seed = Annotated[int, typer.Option(min=0, help="Of the starts and of a decoder t
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Decoder = Annotated[str | None, typer.Option(help="Folder or hub id of a surrogate decoder made by fit-decoder.")]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Pixels a side. [default: the processor's; on a CPU 112]")]
+Tokens = Annotated[str | None, typer.Option(help="What makes z: patch, cls, pooled or all. [default: the family's]")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with a run in the folder, or start anew.")]

@@ -18,6 +18,7 @@ def probe(
     revision: o.Revision = None,
     decoder: o.Decoder = None,
     image_size: o.ImageSize = None,
+    tokens: o.Tokens = None,
     resume: o.Resume = True,
 ) -> None:
     """Find a model's attractors from noise starts and write a run folder with a report.
@@ -33,6 +34,7 @@ def probe(
             "revision": revision,
             "decoder": decoder,
             "image_size": image_size,
+            "tokens": tokens,
             "device": device,
             "dtype": dtype,
         },

@@ -17,7 +17,7 @@ from fmprobe.runs import RunFolder
 if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
     from fmprobe.probes.prototypes import Plan
-    from fmprobe.surrogates.pixel import PatchDecoder
+    from fmprobe.surrogates.artefact import Surrogate
 
 MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")
 
@@ -64,19 +64,21 @@ def load_model(name: str, *, image_size: int | None, **arguments: Any) -> "Autoe
 
     logging.disable_progress_bar()
     model = fmprobe.load(name, image_size=image_size or "fit", **arguments)
+    images = f"images {_times(model.image_shape)}" if model.image_shape else "no images"
+    typer.echo(f"{model.name}: {images}, latents {_times(model.latent_shape)}, {model.device}")
+    if not model.image_shape:
+        typer.echo(f"latents: {model.provenance['space']}")
+        return model
     side = model.image_shape[-1]
     native = (model.provenance.get("preprocessing") or {}).get("size", side)
-    typer.echo(
-        f"{model.name}: images {_times(model.image_shape)}, latents {_times(model.latent_shape)}, {model.device}"
-    )
     if image_size is None and side < native:
         typer.echo(f"no accelerator: images of {side} px instead of {native} (--image-size {native} for the full size)")
     return model
 
 
 def with_decoder(model: "Autoencoder", seed: int) -> "Autoencoder":
-    """The model itself if it can decode, else with a surrogate decoder from the cache, or fitted now."""
-    if model.has_decoder:
+    """The model itself if it has a latent map, else with a surrogate decoder from the cache, or fitted now."""
+    if model.has_latent_map:
         return model
     from dataclasses import replace
 
@@ -105,7 +107,8 @@ def _compute(
     )
     found = find_prototypes(model, made)
     found.attractors.save(folder.path / "attractors")
-    save_prototypes(found.images, found.attractors, folder.path)
+    if found.images is not None:
+        save_prototypes(found.images, found.attractors, folder.path)
     rules = found.attractors.orbits.protocol["rules"]
     results = {**_head(model, made, rules), **found.to_dict(), "total_seconds": round(time.perf_counter() - began, 1)}
     folder.finish(results)
@@ -127,6 +130,7 @@ def _head(model: "Autoencoder", plan: "Plan", rules: Mapping[str, Any]) -> dict[
             "latent_shape": list(model.latent_shape),
         },
         "decoder": decoder,
+        "decodes_to_images": model.has_decoder,
         "protocol": {"starts": "N(0, I)", **asdict(plan), "rules": rules},
     }
 
@@ -167,10 +171,13 @@ def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def validation_line(decoder: "PatchDecoder") -> str:
+def validation_line(surrogate: "Surrogate") -> str:
     """A surrogate's error on images it was not trained on, beside that of each image's own median colour."""
-    rows = decoder.describe()["decoder"]["validation"]
-    return "; ".join(
-        f"{name.replace('_', ' ')}: L1 {row['l1']:.3f} (median colour {row['l1_median']:.3f})"
-        for name, row in rows.items()
-    )
+    rows = surrogate.info["validation"]
+    return "; ".join(f"{name.replace('_', ' ')}: {_errors(row)}" for name, row in rows.items())
+
+
+def _errors(row: Mapping[str, float]) -> str:
+    if "l1" not in row:
+        return f"relative feature error {row['feature_error']:.3f}"
+    return f"L1 {row['l1']:.3f} (median colour {row['l1_median']:.3f})"

@@ -70,11 +70,12 @@ def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = 
 class Prototypes:
     """Attractors of a model from N(0, I) starts, with what was seen on the way.
 
-    `images` `(m, *image_shape)`: the decoded attractors, not clamped. `curves`: residual norms of the first starts.
+    `images` `(m, *image_shape)`: the decoded attractors, not clamped; None where the model has no images. `curves`:
+    residual norms of the first starts.
     """
 
     attractors: AttractorSet
-    images: Tensor
+    images: Tensor | None
     curves: dict[str, Any]
     seconds: float
 
@@ -111,9 +112,11 @@ def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None
         observer=curves,
         progress=progress,
     )
-    with torch.no_grad():
-        blocks = [model.decode(block) for block in attractors.latents.split(plan.batch_size) if len(block)]
-    images = torch.cat(blocks).cpu() if blocks else torch.zeros(0, *model.image_shape)
+    images = None
+    if model.has_decoder:
+        with torch.no_grad():
+            blocks = [model.decode(block) for block in attractors.latents.split(plan.batch_size) if len(block)]
+        images = torch.cat(blocks).cpu() if blocks else torch.zeros(0, *model.image_shape)
     return Prototypes(attractors, images, curves.to_dict(), time.perf_counter() - began)
 
 

@@ -1,40 +1,42 @@
-"""fit_decoder: a decoder for a frozen encoder, trained on procedural images unless images are given."""
+"""fit_decoder: a surrogate for a frozen encoder, trained on procedural images unless images are given."""
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
-from fmprobe.seeding import generator
-from fmprobe.surrogates.features import Features, as_pixels, compute_features, encode_native
-from fmprobe.surrogates.pixel import SIZES, PatchDecoder, patch_grid
-from fmprobe.surrogates.procedural import MIXTURES, power_noise, procedural_images
+from fmprobe.surrogates.bodies import SIZES, make_body
+from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, TrainingData, coloured_noise, procedural, training_data
+from fmprobe.surrogates.features import Features, as_pixels, cache_folder, encode_native, features_key, features_of
+from fmprobe.surrogates.latent import VARIANTS, LatentSurrogate
+from fmprobe.surrogates.pixel import PixelDecoder
+from fmprobe.surrogates.procedural import MIXTURES
+from fmprobe.surrogates.training import Batch, Schedule, discard, train
 
-KINDS = ("pixel",)
-FEWEST = 16  # images
-HELD_OUT = 64  # images of each validation set
-HELD_OUT_FIRST = 1_000_000_000  # procedural indices from here on are never trained on
-NOISE_FIRST = 2_000_000_000  # random streams from here on disturb the training images
+KINDS = ("pixel", "latent")
 ENCODE_BATCH = 32
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a decoder is fitted; the defaults suit a CPU of two cores, `for_device` those of an accelerator.
+    """How a surrogate is fitted; the defaults suit a CPU of two cores, `for_device` those of an accelerator.
 
-    `noise`: the standardised tokens get Gaussian noise of a deviation up to this, mostly less, drawn for every sample.
-    `pixel_noise`: the encoder sees each training image with coloured noise of a deviation from U[0, pixel_noise], and
-    the decoder learns to paint it without. Both make the latent map contract: D(E(x)) becomes a denoiser, and f has
-    the same non-zero eigenvalues. `mixture`: of the procedural images.
+    `noise`: the standardised latents get Gaussian noise of a deviation up to this, mostly less, drawn for every sample.
+    `pixel_noise`: the encoder sees each training image with coloured noise of a deviation from U[0, pixel_noise], in
+    `draws` versions, and the decoder learns to paint it without. Both make the latent map contract: D(E(x)) becomes a
+    denoiser, and f has the same non-zero eigenvalues. `perceptual` and `contraction`: weights of the distance of the
+    encoder's features and of ||J_f||_F^2 / d (a Hutchinson estimate), each of which costs the encoder's gradient.
+    `mixture`: of the procedural images. `variant` and `bottleneck`: of a latent surrogate.
     """
 
     kind: str = "pixel"
@@ -45,13 +47,25 @@ class FitSettings:
     learning_rate: float = 2e-3
     noise: float = 3.0
     pixel_noise: float = 0.2
+    draws: int = 1
+    perceptual: float = 0.0
+    contraction: float = 0.0
     weight_decay: float = 0.05
-    warmup: float = 0.1  # share of the steps
+    ema: float = 0.99
+    accumulate: int = 1
+    precision: str = "no"
     mixture: str = "all"
+    variant: str = "plain"
+    bottleneck: int = 32
     seed: int = 0
 
     @classmethod
-    def for_device(cls, device: torch.device) -> "FitSettings":
+    def for_device(cls, device: torch.device, kind: str = "pixel") -> "FitSettings":
+        """The defaults of a kind on a device. Raises InputError for an unknown kind."""
+        if kind not in KINDS:
+            raise InputError(f"unknown kind of decoder {kind!r}: expected one of {', '.join(KINDS)}")
+        if kind == "latent":
+            return cls(kind="latent", steps=1500, batch_size=64, learning_rate=2e-3, noise=0.0, pixel_noise=0.0)
         if device.type == "cuda":
             return cls(size="small", n_images=6000, steps=5000, batch_size=64, learning_rate=1e-3)
         return cls()
@@ -59,258 +73,251 @@ class FitSettings:
 
 def fit_decoder(
     model: Autoencoder,
-    images: Tensor | None = None,
+    images: Tensor | str | None = None,
     kind: str = "pixel",
     *,
-    size: str | None = None,
-    n_images: int | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    noise: float | None = None,
-    pixel_noise: float | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> PatchDecoder:
-    """A decoder for an encoder that has none, so that the latent map f(z) = E(D(z)) exists.
+    trackers: str | None = None,
+    **settings: Any,
+) -> PixelDecoder | LatentSurrogate:
+    """A surrogate for an encoder that has no decoder, so that a latent map exists.
 
-    `images`: None for procedural images (Baradad et al. 2021), so that no photograph is needed, else float
-    `(n, C, H, W)` in `[0, 1]`, of which the last tenth is held out. What is None takes `FitSettings`' value for the
-    model's device. Minimises the L1 error of pixels by AdamW with warm-up and a cosine schedule; the global random
-    state is left as it was. `info["validation"]` holds, for held-out images, the L1 error beside that of each image's
-    own median a channel, and the relative feature error ||E(D(z)) - z|| / ||z||.
-    Raises InputError where the model has a decoder, its latents are no square grid of tokens, or the images do not fit.
+    `images`: None for procedural images (Baradad et al. 2021), so that no photograph is needed; or float `(n, C, H, W)`
+    in `[0, 1]`, or a source as `fmprobe.load_images` takes it, of which every tenth image is held out and, with
+    `n_images`, no more than that are read. `kind`: "pixel", a decoder to images, or "latent", an autoencoder on
+    features. `settings`: fields of `FitSettings`; what is left out suits the model's device. Trained by AdamW under a
+    cosine schedule, its weights averaged; through accelerate, so that launched on several processes they share each
+    batch. Killed, and called again with the same arguments, it goes on where it stopped. The global random state is
+    left as it was. `info["validation"]` holds, for held-out images, the L1 error beside that of each image's own
+    median a channel, and the relative feature error ||E(D(z)) - z|| / ||z||. `trackers`: accelerate's `log_with`.
+    Raises InputError where the model has a decoder, or the latents, images or settings do not fit.
     """
-    given = {
-        "kind": kind,
-        "size": size,
-        "n_images": n_images,
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "noise": noise,
-        "pixel_noise": pixel_noise,
-        "seed": seed,
-    }
-    settings = replace(FitSettings.for_device(model.device), **{k: v for k, v in given.items() if v is not None})
-    return fit_with(model, settings, images, progress=progress)
+    chosen = FitSettings.for_device(model.device, kind)
+    if unknown := sorted(settings.keys() - asdict(chosen).keys()):
+        raise InputError(f"unknown setting {unknown[0]!r}: expected one of {', '.join(asdict(chosen))}")
+    given = {name: value for name, value in settings.items() if value is not None}
+    limit = given.get("n_images") if isinstance(images, str) else None
+    return fit_with(model, replace(chosen, **given, seed=seed), images, limit, progress=progress, trackers=trackers)
 
 
 def fit_with(
-    model: Autoencoder, settings: FitSettings, images: Tensor | None = None, *, progress: bool = True
-) -> PatchDecoder:
-    """`fit_decoder` with all its settings in one object."""
+    model: Autoencoder,
+    settings: FitSettings,
+    images: Tensor | str | None = None,
+    limit: int | None = None,
+    *,
+    progress: bool = True,
+    trackers: str | None = None,
+) -> PixelDecoder | LatentSurrogate:
+    """`fit_decoder` with all its settings in one object; `limit`: images of a source that are read."""
     began = time.monotonic()
-    _check(model, settings, images)
-    train, held_out = _training_images(model, settings, images, progress)
-    with _bar(len(train), "encoding images", progress) as bar:
-        disturb = partial(_coloured_noise, settings)
-        features = compute_features(model, train, ENCODE_BATCH, disturb=disturb, advance=bar.update)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed)  # of the CPU alone, where the weights are drawn
-        decoder = PatchDecoder(list(model.latent_shape), list(model.image_shape), settings.size)
-    decoder.latent_mean.copy_(features.mean)
-    decoder.latent_std.copy_(features.std)
-    decoder.to(model.device)
-    _train(model, decoder, features, train, held_out, settings, progress)
-    decoder.requires_grad_(False).eval()
-
-    validation = {"held_out": held_out}
+    _check(model, settings)
+    data = training_data(model, settings, images, limit)
+    with (
+        _bar(data.n, "encoding images", progress) as bar,
+        features_of(
+            model,
+            data.blocks,
+            data.key,
+            partial(coloured_noise, settings),
+            [settings.pixel_noise, settings.seed],
+            settings.draws,
+            bar.update,
+        ) as features,
+    ):
+        bar.close()
+        fit = _fit_pixel if settings.kind == "pixel" else _fit_latent
+        key = features_key(model, data.key, asdict(settings))
+        # Without a fingerprint nothing tells this run from another, and its state is not kept.
+        folder = cache_folder("fits") / key if key else None
+        surrogate = fit(model, settings, features, data, folder, progress, trackers)
+    validation = {"held_out": data.held_out}
     if model.image_shape[0] in (1, 3):
-        validation["leaves"] = _procedural(model, settings, HELD_OUT, HELD_OUT_FIRST, "leaves")
-    decoder.info.update(
+        validation["leaves"] = procedural(model, HELD_OUT, HELD_OUT_FIRST, "leaves", settings.seed)
+    surrogate.info.update(
         {
             "model": model.name,
             "revision": model.provenance.get("revision"),
             "fingerprint": model.provenance.get("fingerprint"),
             "tokens": model.provenance.get("tokens"),
             "image_size": model.image_shape[-1],
-            "data_free": images is None,
-            "data": _describe_data(settings, images, len(train), len(held_out)),
-            "settings": asdict(replace(settings, n_images=len(train))),
+            "data_free": data.data_free,
+            "data": data.words,
+            "settings": asdict(replace(settings, n_images=data.n)),
             "seed": settings.seed,
             "steps": settings.steps,
-            "validation": {name: _validate(model, decoder, block) for name, block in validation.items()},
+            "validation": {name: validate(model, surrogate, block) for name, block in validation.items()},
             "seconds": round(time.monotonic() - began, 1),
         }
     )
-    return decoder
+    discard(folder)
+    return surrogate
 
 
-def _check(model: Autoencoder, settings: FitSettings, images: Tensor | None) -> None:
-    if model.has_decoder:
-        raise InputError(f"{model.name} has a decoder already: its latent map needs no surrogate")
+def validate(model: Autoencoder, surrogate: PixelDecoder | LatentSurrogate, images: Tensor) -> dict[str, float | int]:
+    """Errors on images, bytes or floats: of features, and of pixels beside each image's own median a channel.
+
+    The feature error is ||E(D(z)) - z|| / ||z|| in the mean for a pixel decoder, ||D'(E'(x)) - x|| / ||x|| on
+    standardised features for a latent surrogate, which has no pixels.
+    """
+    pixels = as_pixels(images)
+    native = torch.cat([encode_native(model, block) for block in images.split(ENCODE_BATCH)])
+    median = pixels.flatten(2).median(dim=2).values[..., None, None]
+    figures: dict[str, float | int] = {"images": len(images), "l1_median": float((pixels - median).abs().mean())}
+    with torch.no_grad():
+        if isinstance(surrogate, LatentSurrogate):
+            rows = surrogate.standardised_rows(native.to(model.device))
+            again, before = surrogate(rows).cpu(), rows.cpu()
+        else:
+            before = surrogate.standardise(native.to(model.device)).cpu()
+            decoded = torch.cat([surrogate(z.to(model.device)).cpu() for z in before.split(ENCODE_BATCH)])
+            figures["l1"] = float((decoded - pixels).abs().mean())
+            native = torch.cat([encode_native(model, block) for block in decoded.split(ENCODE_BATCH)])
+            again = surrogate.standardise(native.to(model.device)).cpu()
+    error = (again - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)
+    return {**figures, "feature_error": float(error.mean())}
+
+
+def _check(model: Autoencoder, settings: FitSettings) -> None:
+    if model.has_latent_map:
+        raise InputError(f"{model.name} has a latent map already: it needs no surrogate")
     if settings.kind not in KINDS:
         raise InputError(f"unknown kind of decoder {settings.kind!r}: expected one of {', '.join(KINDS)}")
-    if settings.size not in SIZES:
-        raise InputError(f"unknown decoder size {settings.size!r}: expected one of {', '.join(SIZES)}")
     if settings.mixture not in MIXTURES:
         raise InputError(f"unknown mixture {settings.mixture!r}: expected one of {', '.join(MIXTURES)}")
-    for name in ("steps", "batch_size", "learning_rate"):
+    if settings.variant not in VARIANTS:
+        raise InputError(f"unknown latent surrogate {settings.variant!r}: expected one of {', '.join(VARIANTS)}")
+    if settings.size not in SIZES:
+        raise InputError(f"unknown decoder size {settings.size!r}: expected one of {', '.join(SIZES)}")
+    for name in ("steps", "batch_size", "learning_rate", "draws", "accumulate"):
         if not getattr(settings, name) > 0:
             raise InputError(f"{name} must be above 0, got {getattr(settings, name)}")
-    for name in ("noise", "pixel_noise"):
+    for name in ("noise", "pixel_noise", "perceptual", "contraction", "weight_decay"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise InputError(f"{name} must not be negative, got {getattr(settings, name)}")
-    patch_grid(model.latent_shape, model.image_shape)
-    if images is None:
-        if model.image_shape[0] not in (1, 3):
-            raise InputError(
-                f"procedural images have 3 channels, {model.name} takes {model.image_shape[0]}: pass images="
-            )
-        if not FEWEST <= settings.n_images <= HELD_OUT_FIRST:
-            raise InputError(f"a decoder is trained on {FEWEST} images or more, got n_images={settings.n_images}")
-        return
-    if images.ndim != 4 or tuple(images.shape[1:]) != model.image_shape:
-        raise InputError(f"{model.name} takes images of shape (n, {model.image_shape}), got {tuple(images.shape)}")
-    if len(images) < FEWEST:
-        raise InputError(f"a decoder is trained on {FEWEST} images or more, got {len(images)}")
-    if not images.is_floating_point() or not (images.amin() >= 0 and images.amax() <= 1):  # NaN fails as well
-        raise InputError("training images must be floating point in [0, 1]: divide bytes by 255")
+    if not 0 <= settings.ema < 1:
+        raise InputError(f"ema must be at least 0 and below 1, got {settings.ema}")
+    with torch.device("meta"):
+        make_body(model.latent_shape, model.image_shape, settings.size)
 
 
-def _training_images(
-    model: Autoencoder, settings: FitSettings, images: Tensor | None, progress: bool
-) -> tuple[Tensor, Tensor]:
-    """The images to train on and those held out, both on the CPU."""
-    if images is not None:
-        kept = len(images) - max(2, len(images) // 10)
-        images = images.detach().float().cpu()
-        return images[:kept], images[kept:][:HELD_OUT]
-    with _bar(settings.n_images, "drawing procedural images", progress) as bar:
-        train = _procedural(model, settings, settings.n_images, 0, settings.mixture, bar.update)
-    return train, _procedural(model, settings, HELD_OUT, HELD_OUT_FIRST, settings.mixture)
+def _schedule(settings: FitSettings) -> Schedule:
+    names = ("steps", "batch_size", "learning_rate", "weight_decay", "ema", "accumulate", "precision", "seed")
+    return Schedule(**{name: getattr(settings, name) for name in names})
 
 
-def _procedural(
+def _fit_pixel(
     model: Autoencoder,
     settings: FitSettings,
-    n: int,
-    first: int,
-    mixture: str,
-    advance: Callable[[int], object] = lambda count: None,
-) -> Tensor:
-    """Procedural images of the model's shape, as bytes: a quarter of the memory, and what photographs have."""
-    out = torch.empty((n, *model.image_shape), dtype=torch.uint8)
-    for start in range(0, n, 64):
-        count = min(64, n - start)
-        block = procedural_images(count, model.image_shape[-1], settings.seed, mixture, first + start)
-        block = block if model.image_shape[0] == 3 else block.mean(dim=1, keepdim=True)
-        out[start : start + count] = (block * 255).round_().to(torch.uint8)
-        advance(count)
-    return out
+    features: Features,
+    data: TrainingData,
+    folder: Path | None,
+    progress: bool,
+    trackers: str | None,
+) -> PixelDecoder:
+    """Minimise the L1 error of the decoded pixels, and what else the settings ask for."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed)  # of the CPU alone, where the weights are drawn
+        decoder = PixelDecoder(list(model.latent_shape), list(model.image_shape), settings.size)
+    decoder.latent_mean.copy_(features.mean)
+    decoder.latent_std.copy_(features.std)
+    held_out = torch.cat([encode_native(model, block) for block in data.held_out.split(ENCODE_BATCH)])
+    # Statistics that a wrapped module hides; buffers are not trained.
+    standardise = decoder.to(model.device).standardise
+
+    def loss_of(module: nn.Module, batch: Batch) -> Tensor:
+        clean = features.latents(batch.rows, batch.step * settings.batch_size // len(features)).to(model.device)
+        target = features.images(batch.rows).to(model.device)
+        latents = _shaken(clean, settings.noise, batch)
+        if settings.contraction:
+            latents.requires_grad_()
+        if not (settings.perceptual or settings.contraction):
+            return F.l1_loss(module(latents), target)
+        with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+            painted = module(latents)
+            loss = F.l1_loss(painted, target)
+            again = standardise(model.encode(painted))
+            loss = loss + settings.perceptual * F.l1_loss(again, clean)
+            if settings.contraction:
+                seen = batch.normal(clean.shape[1:], stream=2)
+                (pulled,) = torch.autograd.grad((again * seen).sum(), latents, create_graph=True)
+                loss = loss + settings.contraction * pulled.square().mean()
+        return loss
+
+    def held_out_l1(module: PixelDecoder) -> float:
+        with torch.no_grad():
+            painted = torch.cat(
+                [module(module.standardise(z.to(model.device))).cpu() for z in held_out.split(ENCODE_BATCH)]
+            )
+        return float(F.l1_loss(painted, as_pixels(data.held_out)))
+
+    return train(
+        decoder,
+        loss_of,
+        len(features),
+        _schedule(settings),
+        device=model.device,
+        folder=folder,
+        validate=held_out_l1,
+        trackers=trackers,
+        progress=progress,
+        what="training the decoder",
+    )
 
 
-def _coloured_noise(settings: FitSettings, pixels: Tensor, first: int) -> Tensor:
-    """Pixels with 1/f^a noise, a in [0, 1.5], its deviation from U[0, pixel_noise]; both depend on seed and index."""
-    if settings.pixel_noise == 0:
-        return pixels
-    noise = torch.empty_like(pixels)
-    for i in range(len(pixels)):
-        rng = generator(settings.seed, NOISE_FIRST + first + i)
-        fields = power_noise(rng, pixels.shape[1], pixels.shape[2], rng.uniform(0, 1.5))
-        noise[i] = torch.from_numpy(fields) * (settings.pixel_noise * rng.random())
-    return pixels + noise
+def _fit_latent(
+    model: Autoencoder,
+    settings: FitSettings,
+    features: Features,
+    data: TrainingData,
+    folder: Path | None,
+    progress: bool,
+    trackers: str | None,
+) -> LatentSurrogate:
+    """Minimise the variant's loss on features, then take the statistics of the codes of the training images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed)
+        surrogate = LatentSurrogate(
+            list(model.latent_shape), list(model.image_shape), settings.bottleneck, settings.variant
+        )
+    surrogate.feature_mean.copy_(features.mean)
+    surrogate.feature_std.copy_(features.std)
+    surrogate.to(model.device)
+    held_out = torch.cat([encode_native(model, block) for block in data.held_out.split(ENCODE_BATCH)])
+
+    def loss_of(module: nn.Module, batch: Batch) -> Tensor:
+        rows = surrogate.as_rows(features.latents(batch.rows).to(model.device))
+        return module(rows, batch)
+
+    def error(module: LatentSurrogate) -> float:
+        with torch.no_grad():
+            rows = module.standardised_rows(held_out.to(model.device))
+            return float(F.mse_loss(module(rows), rows))
+
+    surrogate = train(
+        surrogate,
+        loss_of,
+        len(features),
+        _schedule(settings),
+        device=model.device,
+        folder=folder,
+        validate=error,
+        trackers=trackers,
+        progress=progress,
+        what=f"training the {settings.variant} surrogate",
+    )
+    surrogate.measure_codes(features.latents(rows) for rows in torch.arange(len(features)).split(ENCODE_BATCH))
+    return surrogate
 
 
-def _shaken(latents: Tensor, noise: float, shake: torch.Generator) -> Tensor:
+def _shaken(latents: Tensor, noise: float, batch: Batch) -> Tensor:
     """Latents with Gaussian noise; its deviation, `noise` times the cube of a uniform draw, is mostly small.
 
     The small ones teach the decoder to paint well, the few large ones to come back from N(0, I) starts.
     """
-    draw = torch.rand((len(latents), 1, 1), generator=shake, device=latents.device)
-    sigma = noise * draw**3
-    return latents + sigma * torch.randn(latents.shape, generator=shake, device=latents.device)
-
-
-def _train(
-    model: Autoencoder,
-    decoder: PatchDecoder,
-    features: Features,
-    images: Tensor,
-    held_out: Tensor,
-    settings: FitSettings,
-    progress: bool,
-) -> None:
-    """Minimise the L1 error of the decoded pixels; the settings' seed fixes the order of images and the noise."""
-    device = model.device
-    order = torch.Generator().manual_seed(settings.seed)
-    shake = torch.Generator(device).manual_seed(settings.seed)
-    optimiser = torch.optim.AdamW(
-        _parameter_groups(decoder, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95)
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings))
-    batch_size = min(settings.batch_size, len(features))
-    queue = torch.empty(0, dtype=torch.long)
-    held_out_latents = _standardised(model, decoder, held_out)
-    every = max(settings.steps // 10, 1)
-    decoder.train()
-    with torch.enable_grad(), _bar(settings.steps, "training the decoder", progress) as bar:
-        for step in range(settings.steps):
-            if len(queue) < batch_size:
-                queue = torch.cat([queue, torch.randperm(len(features), generator=order)])
-            rows, queue = queue[:batch_size], queue[batch_size:]
-            latents, target = features[rows].to(device), as_pixels(images[rows]).to(device)
-            loss = F.l1_loss(decoder(_shaken(latents, settings.noise, shake)), target)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            if step % every == every - 1 and not bar.disable:
-                bar.set_postfix(held_out_l1=f"{_l1(decoder, held_out_latents, held_out):.4f}")
-            bar.update(1)
-
-
-def _rate(step: int, settings: FitSettings) -> float:
-    """Share of the learning rate at a step: linear warm-up, then a cosine to zero."""
-    warmup = max(int(settings.warmup * settings.steps), 1)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(settings.steps - warmup, 1)))
-
-
-def _parameter_groups(decoder: PatchDecoder, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, biases and norms do not."""
-    matrices = [p for p in decoder.parameters() if p.ndim > 1]
-    others = [p for p in decoder.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _validate(model: Autoencoder, decoder: PatchDecoder, images: Tensor) -> dict[str, float | int]:
-    """L1 error, the same of each image's own median a channel, and the feature error in the standardised space."""
-    pixels = as_pixels(images)
-    latents = _standardised(model, decoder, images)
-    with torch.no_grad():
-        decoded = torch.cat([decoder(z.to(model.device)).cpu() for z in latents.split(ENCODE_BATCH)])
-    again = _standardised(model, decoder, decoded)
-    median = pixels.flatten(2).median(dim=2).values[..., None, None]
-    return {
-        "images": len(images),
-        "l1": float((decoded - pixels).abs().mean()),
-        "l1_median": float((pixels - median).abs().mean()),
-        "feature_error": float(((again - latents).flatten(1).norm(dim=1) / latents.flatten(1).norm(dim=1)).mean()),
-    }
-
-
-def _standardised(model: Autoencoder, decoder: PatchDecoder, images: Tensor) -> Tensor:
-    native = torch.cat([encode_native(model, block) for block in images.split(ENCODE_BATCH)])
-    return (native - decoder.latent_mean.cpu()) / decoder.latent_std.cpu()
-
-
-def _l1(decoder: PatchDecoder, latents: Tensor, images: Tensor) -> float:
-    device = decoder.latent_mean.device
-    with torch.no_grad():
-        return float(F.l1_loss(decoder(latents.to(device)).cpu(), as_pixels(images)))
-
-
-def _describe_data(settings: FitSettings, images: Tensor | None, trained: int, held_out: int) -> str:
-    if images is not None:
-        return f"{trained} images given by the caller; the last {len(images) - trained} of {len(images)} were held out"
-    return (
-        f"{trained} procedural images (mixture {settings.mixture!r}, seed {settings.seed}, from index 0); "
-        f"held out: {held_out} of the same mixture and of dead leaves, indices from {HELD_OUT_FIRST}"
-    )
+    sigma = noise * batch.uniform((1,) * (latents.ndim - 1)) ** 3
+    return latents + sigma * batch.normal(latents.shape[1:])
 
 
 def _bar(total: int, what: str, progress: bool) -> tqdm:

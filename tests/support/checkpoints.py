@@ -165,7 +165,13 @@ ENCODERS: dict[str, Callable[[Path], Path]] = {
 }
 TIMM: dict[str, Callable[[Path], Path]] = {
     "timm-vit": partial(
-        save_timm, architecture="vit_tiny_patch16_224", img_size=SIDE, patch_size=PATCH, embed_dim=24, depth=2, num_heads=2
+        save_timm,
+        architecture="vit_tiny_patch16_224",
+        img_size=SIDE,
+        patch_size=PATCH,
+        embed_dim=24,
+        depth=2,
+        num_heads=2,
     ),
     "timm-registers": partial(
         save_timm,

@@ -1,56 +1,15 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from support.surrogates import quick
+
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
-from fmprobe.surrogates import cache, fit
-from fmprobe.surrogates.cache import cached_decoder, decoder_key
-from fmprobe.surrogates.features import compute_features
-from fmprobe.surrogates.fit import FitSettings, fit_decoder
-from fmprobe.surrogates.pixel import PatchDecoder
+from fmprobe.surrogates import data
 from fmprobe.surrogates.procedural import procedural_images
-
-QUICK = FitSettings(size="tiny", n_images=32, steps=5, batch_size=8)
-
-
-def quick(model, images=None, **changes) -> PatchDecoder:
-    settings = {"size": "tiny", "n_images": 32, "steps": 5, "batch_size": 8, "progress": False, **changes}
-    return fit_decoder(model, images, **settings)
-
-
-def test_features_are_standardised_by_their_statistics(encoder):
-    images = procedural_images(40, 16)
-    features = compute_features(encoder, images, batch_size=7)
-    tokens = features[torch.arange(40)]
-    native = encoder.encode(images)
-    assert len(features) == 40
-    assert torch.allclose(tokens.mean(dim=(0, 1)), torch.zeros(24), atol=1e-3)
-    assert torch.allclose(tokens.std(dim=(0, 1), correction=0), torch.ones(24), atol=1e-3)
-    assert torch.allclose(features.mean, native.double().mean(dim=(0, 1)).float(), rtol=1e-5)
-    # The scales span six orders of magnitude: half precision must cost none of them their accuracy. The smallest ones
-    # are limited by the encoder's own float32 tokens, whose offset is far larger than they are.
-    exact = ((native.double() - features.mean.double()) / features.std.double()).float()
-    assert (tokens - exact).abs().max() < 0.01
-    assert torch.equal(features[torch.tensor([5, 3])], tokens[[5, 3]])
-
-
-def test_pixel_noise_reaches_the_encoder_and_not_the_target(encoder):
-    pixels = torch.full((6, 3, 16, 16), 0.5)
-    settings = replace(QUICK, pixel_noise=0.4)
-    noise = fit._coloured_noise(settings, pixels, 10) - pixels
-    deviations = noise.flatten(1).std(dim=1)
-    assert (deviations < 0.41).all()
-    assert deviations.unique().numel() == 6
-    again = fit._coloured_noise(settings, pixels[:2], 12) - pixels[:2]
-    assert torch.equal(noise[2:4], again), "it depends on the image's index alone"
-    assert torch.equal(fit._coloured_noise(replace(QUICK, pixel_noise=0.0), pixels, 0), pixels)
-    clean = compute_features(encoder, pixels + torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) / 9)
-    noisy = compute_features(encoder, pixels, disturb=lambda x, first: fit._coloured_noise(settings, x, first))
-    assert not torch.allclose(clean.std, noisy.std)
 
 
 def test_noise_makes_the_latent_map_contract(encoder):
@@ -62,22 +21,6 @@ def test_noise_makes_the_latent_map_contract(encoder):
         return (model.latent_map(z + step) - model.latent_map(z)).norm() / step.norm()
 
     assert gain(noise=1.5, pixel_noise=0.0) < 0.9 * gain(noise=0.0, pixel_noise=0.0)
-
-
-def test_constant_channels_are_not_blown_up(make_encoder):
-    base = make_encoder()
-
-    def encode(images):
-        tokens = base.encode(images)
-        tokens[..., 3] = 7.0
-        return tokens
-
-    model = Autoencoder(encode, None, image_shape=(3, 16, 16), latent_shape=(16, 24), provenance={})
-    features = compute_features(model, procedural_images(20, 16))
-    tokens = features[torch.arange(20)]
-    assert tokens.isfinite().all()
-    assert tokens[..., 3].abs().max() < 1e-3
-    assert features.std[3] > 0
 
 
 @pytest.mark.parametrize(
@@ -101,12 +44,12 @@ def test_training_lowers_the_held_out_error(encoder):
         assert error["l1"] < 0.9 * shorter.info["validation"][name]["l1"]
         assert error["l1"] < 0.7 * error["l1_median"]
         assert error["feature_error"] < 0.8
-        assert error["images"] == fit.HELD_OUT
+        assert error["images"] == data.HELD_OUT
 
 
 def test_reported_error_is_that_of_the_decoder(encoder):
     decoder = quick(encoder, seed=4)
-    images = procedural_images(fit.HELD_OUT, 16, 4, "leaves", fit.HELD_OUT_FIRST)
+    images = procedural_images(data.HELD_OUT, 16, 4, "leaves", data.HELD_OUT_FIRST)
     model = encoder.with_decoder(decoder)
     latents = model.encode(images)
     decoded = model.decode(latents)
@@ -121,7 +64,7 @@ def test_reported_error_is_that_of_the_decoder(encoder):
 def test_same_seed_gives_identical_weights_and_another_does_not(encoder):
     first, again, other = quick(encoder, seed=1), quick(encoder, seed=1), quick(encoder, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
-    assert not torch.equal(first.embed.weight, other.embed.weight)
+    assert not torch.equal(first.body.embed.weight, other.body.embed.weight)
 
 
 def test_global_random_state_is_neither_read_nor_moved(encoder):
@@ -130,7 +73,7 @@ def test_global_random_state_is_neither_read_nor_moved(encoder):
     first = quick(encoder)
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(1)
-    assert torch.equal(first.embed.weight, quick(encoder).embed.weight)
+    assert torch.equal(first.body.embed.weight, quick(encoder).body.embed.weight)
 
 
 def test_fit_works_under_no_grad_and_leaves_no_gradients(encoder):
@@ -138,17 +81,19 @@ def test_fit_works_under_no_grad_and_leaves_no_gradients(encoder):
         decoder = quick(encoder)
     assert not decoder.training
     assert not any(p.requires_grad for p in decoder.parameters())
-    assert not torch.equal(decoder.embed.weight, quick(encoder, learning_rate=1e-9).embed.weight), "it was trained"
+    assert not torch.equal(decoder.body.embed.weight, quick(encoder, learning_rate=1e-9).body.embed.weight), (
+        "it was trained"
+    )
 
 
 def test_own_images_are_split_and_named_in_the_result(encoder):
     images = procedural_images(50, 16, seed=9)
     poisoned = images.clone()
-    poisoned[45:] = 1 - poisoned[45:]  # the last tenth is held out: it must not reach the weights
+    poisoned[9::10] = 1 - poisoned[9::10]  # every tenth is held out: it must not reach the weights
     first, second = quick(encoder, images), quick(encoder, poisoned)
-    assert torch.equal(first.embed.weight, second.embed.weight)
+    assert torch.equal(first.body.embed.weight, second.body.embed.weight)
     assert first.info["data_free"] is False
-    assert first.info["data"] == "45 images given by the caller; the last 5 of 50 were held out"
+    assert first.info["data"] == "45 images given by the caller; every tenth of 50 was held out"
     assert first.info["validation"]["held_out"]["images"] == 5
     assert first.info["validation"]["held_out"] != second.info["validation"]["held_out"]
 
@@ -183,7 +128,12 @@ def test_grey_encoders_are_trained_on_grey_images():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "latent"}, "expected one of pixel"),
+        ({"kind": "waves"}, "expected one of pixel, latent"),
+        ({"kind": "latent", "variant": "odd"}, "expected one of plain, denoising"),
+        ({"kind": "latent", "bottleneck": 0}, "bottleneck must be"),
+        ({"colour": "red"}, "unknown setting 'colour'"),
+        ({"ema": 1.0}, "ema must be"),
+        ({"contraction": -1.0}, "contraction must not"),
         ({"size": "giant"}, "expected one of tiny, small, base, large"),
         ({"n_images": 15}, "16 images or more"),
         ({"steps": 0}, "steps must be above 0"),
@@ -194,6 +144,7 @@ def test_grey_encoders_are_trained_on_grey_images():
         ({"images": torch.rand(20, 3, 8, 16)}, r"\(3, 16, 16\)"),
         ({"images": torch.rand(20, 3, 16, 16) * 2}, r"in \[0, 1\]"),
         ({"images": torch.full((20, 3, 16, 16), torch.nan)}, r"in \[0, 1\]"),
+        ({"images": "/no/such/folder"}, "check the name"),
         ({"images": torch.zeros(20, 3, 16, 16, dtype=torch.uint8)}, "divide bytes by 255"),
     ],
 )
@@ -203,9 +154,9 @@ def test_unusable_input_is_named(encoder, changes, message):
 
 
 def test_models_that_cannot_have_a_pixel_decoder(encoder):
-    with pytest.raises(InputError, match="has a decoder already"):
+    with pytest.raises(InputError, match="has a latent map already"):
         quick(encoder.with_decoder(quick(encoder, steps=1)))
-    for latents, message in (((5, 8), "square grid"), ((8, 2, 2), "takes tokens")):
+    for latents, message in (((35, 8), "does not divide"), ((8, 2, 2, 2), "takes tokens")):
         model = Autoencoder(lambda x: x, None, image_shape=(3, 16, 16), latent_shape=latents, provenance={})
         with pytest.raises(InputError, match=message):
             quick(model)
@@ -214,72 +165,50 @@ def test_models_that_cannot_have_a_pixel_decoder(encoder):
         quick(model)
 
 
-@pytest.fixture
-def cache_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "fmprobe" / "decoders"
+def test_a_source_gives_what_its_images_give_and_is_streamed(encoder, tmp_path):
+    images = (procedural_images(40, 16, seed=9) * 255).round().to(torch.uint8)
+    np.savez(tmp_path / "images.npz", x=images.permute(0, 2, 3, 1).numpy())
+    streamed = quick(encoder, f"{tmp_path}/images.npz:x")
+    assert torch.equal(streamed.body.embed.weight, quick(encoder, images.float() / 255).body.embed.weight)
+    assert streamed.info["data"] == f"36 images of {tmp_path}/images.npz:x; every tenth of 40 was held out"
+    assert "18 images" in quick(encoder, f"{tmp_path}/images.npz:x", n_images=20).info["data"]
 
 
-def test_second_call_reads_the_cache(encoder, cache_home, monkeypatch):
-    first, was_cached = cached_decoder(encoder, QUICK, progress=False)
-    assert not was_cached
-    assert [p.name for p in cache_home.iterdir()] == [decoder_key(encoder, QUICK)]
-    monkeypatch.setattr(cache, "fit_with", lambda *_, **__: pytest.fail("fitted again"))
-    second, was_cached = cached_decoder(encoder, QUICK, progress=False)
-    assert was_cached
-    z = encoder.sample_latents(2)
-    assert torch.equal(first(z), second(z))
-    assert second.info == first.info
+@pytest.mark.parametrize("latent_shape", [(48,), (3, 4, 4), (17, 3), (21, 3)])
+def test_vectors_maps_and_tokens_with_a_prefix_can_be_decoded(latent_shape):
+    """The mean colours of 4 x 4 patches: a decoder that reads them must beat each image's own median."""
+
+    def encode(images):
+        small = torch.nn.functional.avg_pool2d(images, 4)
+        if len(latent_shape) == 2:
+            tokens = small.flatten(2).transpose(1, 2)
+            before = tokens.mean(dim=1, keepdim=True).expand(-1, latent_shape[0] - 16, -1)
+            return torch.cat([before, tokens], dim=1)
+        return small.reshape(len(images), *latent_shape)
+
+    model = Autoencoder(encode, None, image_shape=(3, 16, 16), latent_shape=latent_shape, provenance={"model": "means"})
+    decoder = quick(model, n_images=100, steps=200, learning_rate=1e-3, noise=0.0, pixel_noise=0.0)
+    error = decoder.info["validation"]["held_out"]
+    assert error["l1"] < 0.95 * error["l1_median"]
+    attached = model.with_decoder(decoder)
+    z = attached.sample_latents(2)
+    assert attached.latent_map(z).shape == z.shape
+    latents = attached.encode(procedural_images(64, 16, seed=3))
+    assert latents.std() == pytest.approx(1, abs=0.2)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_broken_entry_is_fitted_again(encoder, cache_home, name):
-    first, _ = cached_decoder(encoder, QUICK, progress=False)
-    path = cache_home / decoder_key(encoder, QUICK) / name
-    path.write_bytes(path.read_bytes()[:-20])
-    second, was_cached = cached_decoder(encoder, QUICK, progress=False)
-    assert not was_cached
-    assert torch.equal(first.embed.weight, second.embed.weight)
-    assert cached_decoder(encoder, QUICK, progress=False)[1], "the entry was mended"
+@pytest.mark.parametrize("term", ["perceptual", "contraction"])
+def test_optional_terms_do_what_they_say(encoder, term):
+    """With its weight the quantity that a term penalises is lower than without."""
+    settings = {"n_images": 64, "steps": 100, "learning_rate": 3e-3, "noise": 0.0, "pixel_noise": 0.0}
+    images = procedural_images(16, 16, seed=5)
 
+    def penalised(weight):
+        model = encoder.with_decoder(quick(encoder, **settings, **{term: weight}))
+        z = model.encode(images)
+        if term == "perceptual":
+            return float((model.latent_map(z) - z).abs().mean())
+        step = 0.05 * model.sample_latents(16)
+        return float((model.latent_map(z + step) - model.latent_map(z)).norm())
 
-def test_key_tells_models_shapes_and_settings_apart(make_encoder):
-    models = [
-        make_encoder(),
-        make_encoder(seed=1),
-        make_encoder(side=32),
-        make_encoder(width=12),
-        make_encoder(dtype="bfloat16"),
-    ]
-    keys = {decoder_key(model, QUICK) for model in models}
-    keys |= {decoder_key(models[0], replace(QUICK, **c)) for c in ({"seed": 1}, {"noise": 0.7}, {"mixture": "noise"})}
-    assert len(keys) == 8
-    assert decoder_key(models[0], QUICK) == decoder_key(make_encoder(model="elsewhere"), QUICK), "the name is no matter"
-
-
-def test_losing_a_race_for_the_entry_does_no_harm(encoder, cache_home, monkeypatch):
-    winner = quick(encoder, seed=0)
-
-    def fit_while_another_saves(model, settings, *, progress):
-        winner.save(cache_home / decoder_key(model, settings))
-        return fit.fit_with(model, settings, progress=progress)
-
-    monkeypatch.setattr(cache, "fit_with", fit_while_another_saves)
-    _, was_cached = cached_decoder(encoder, QUICK, progress=False)
-    assert not was_cached
-    assert cached_decoder(encoder, QUICK, progress=False)[1]
-    assert len(list(cache_home.iterdir())) == 1
-
-
-def test_unwritable_cache_costs_nothing_but_time(encoder, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    decoder, was_cached = cached_decoder(encoder, QUICK, progress=False)
-    assert not was_cached
-    assert decoder.info["steps"] == QUICK.steps
-
-
-def test_models_without_a_fingerprint_are_not_cached(make_encoder, cache_home):
-    _, was_cached = cached_decoder(make_encoder(fingerprint=""), QUICK, progress=False)
-    assert not was_cached
-    assert not cache_home.exists()
+    assert penalised(1.0) < 0.95 * penalised(0.0)

@@ -7,7 +7,8 @@ from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmprobe.errors import InputError
-from fmprobe.surrogates.pixel import SIZES, PatchDecoder
+from fmprobe.surrogates.bodies import SIZES
+from fmprobe.surrogates.pixel import PixelDecoder
 
 ROW = {"images": 4, "l1": 0.1, "l1_median": 0.2, "feature_error": 0.5}
 
@@ -15,7 +16,7 @@ ROW = {"images": 4, "l1": 0.1, "l1_median": 0.2, "feature_error": 0.5}
 def make(encoder, seed=0, **info):
     torch.manual_seed(seed)
     about = {"model": "tiny", "fingerprint": encoder.provenance["fingerprint"], "data": "none", "data_free": True}
-    decoder = PatchDecoder(
+    decoder = PixelDecoder(
         list(encoder.latent_shape), list(encoder.image_shape), "tiny", {**about, "validation": {"leaves": ROW}, **info}
     )
     decoder.latent_mean.normal_()
@@ -31,16 +32,16 @@ def flip_a_bit(path):
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_sizes_give_layers_and_width(size):
-    decoder = PatchDecoder([9, 5], [3, 21, 21], size)
+    decoder = PixelDecoder([9, 5], [3, 21, 21], size)
     layers, width = SIZES[size]
-    assert len(decoder.blocks) == layers
-    assert decoder.embed.out_features == width
+    assert len(decoder.body.blocks) == layers
+    assert decoder.body.embed.out_features == width
     assert decoder(torch.randn(2, 9, 5)).shape == (2, 3, 21, 21)
 
 
 def test_each_token_paints_its_own_patch():
-    decoder = PatchDecoder([4, 6], [2, 6, 6], "tiny").eval()
-    decoder.blocks = torch.nn.ModuleList()  # no mixing of tokens
+    decoder = PixelDecoder([4, 6], [2, 6, 6], "tiny").eval()
+    decoder.body.blocks = torch.nn.ModuleList()  # no mixing of tokens
     tokens = torch.randn(1, 4, 6)
     changed = tokens.clone()
     changed[0, 1] += 1  # row by row: token 1 is the upper right one
@@ -51,7 +52,7 @@ def test_each_token_paints_its_own_patch():
 
 
 def test_position_matters():
-    decoder = PatchDecoder([4, 6], [3, 4, 4], "tiny").eval()
+    decoder = PixelDecoder([4, 6], [3, 4, 4], "tiny").eval()
     image = decoder(torch.zeros(1, 4, 6))
     assert not torch.allclose(image[..., :2, :2], image[..., :2, 2:], atol=1e-3)
 
@@ -59,23 +60,23 @@ def test_position_matters():
 @pytest.mark.parametrize(
     ("latents", "image", "size", "message"),
     [
-        ([10, 4], [3, 8, 8], "tiny", "square grid"),
-        ([4, 2, 2], [3, 8, 8], "tiny", "takes tokens"),
+        ([0, 4], [3, 8, 8], "tiny", "square grid"),
+        ([4, 2, 2, 2], [3, 8, 8], "tiny", "takes tokens"),
         ([9, 4], [3, 8, 8], "tiny", "does not divide"),
-        ([4, 4], [3, 8, 16], "tiny", "does not divide"),
+        ([4, 4], [3, 8, 16], "tiny", "square images"),
         ([4, 4], [3, 8, 8], "huge", "expected one of tiny, small, base, large"),
     ],
 )
 def test_unusable_shapes_are_named(latents, image, size, message):
     with pytest.raises(InputError, match=message):
-        PatchDecoder(latents, image, size)
+        PixelDecoder(latents, image, size)
 
 
 def test_save_and_load_give_the_same_decoder(encoder, tmp_path):
     decoder = make(encoder, steps=7)
     decoder.info["seconds"] = 1.5  # set after construction, as fitting does
     decoder.save(tmp_path / "a" / "decoder")
-    again = PatchDecoder.load(tmp_path / "a" / "decoder", encoder)
+    again = PixelDecoder.load(tmp_path / "a" / "decoder", encoder)
     z = encoder.sample_latents(3)
     assert torch.equal(decoder(z), again(z))
     assert torch.equal(decoder.latent_mean, again.latent_mean)
@@ -94,12 +95,12 @@ def test_save_and_load_give_the_same_decoder(encoder, tmp_path):
 def test_hub_mixin_reads_what_was_saved(encoder, tmp_path):
     decoder = make(encoder)
     decoder.save(tmp_path / "d")
-    again = PatchDecoder.from_pretrained(str(tmp_path / "d"))
+    again = PixelDecoder.from_pretrained(str(tmp_path / "d"))
     z = encoder.sample_latents(2)
     assert torch.equal(decoder(z), again(z))
     assert again.info["model"] == "tiny"
     again.save_pretrained(tmp_path / "e")
-    assert PatchDecoder.load(tmp_path / "e", encoder).info == decoder.info
+    assert PixelDecoder.load(tmp_path / "e", encoder).info == decoder.info
 
 
 def test_saving_replaces_a_decoder_but_nothing_else(encoder, tmp_path):
@@ -107,7 +108,7 @@ def test_saving_replaces_a_decoder_but_nothing_else(encoder, tmp_path):
     second = make(encoder, seed=1)
     second.save(tmp_path / "d")
     z = encoder.sample_latents(1)
-    assert torch.equal(PatchDecoder.load(tmp_path / "d", encoder)(z), second(z))
+    assert torch.equal(PixelDecoder.load(tmp_path / "d", encoder)(z), second(z))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match="not a decoder's folder"):
@@ -124,34 +125,34 @@ def test_failed_save_leaves_the_earlier_decoder(encoder, tmp_path, monkeypatch):
         (folder / "config.json").write_text("{")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(PatchDecoder, "save_pretrained", fail)
+    monkeypatch.setattr(PixelDecoder, "save_pretrained", fail)
     with pytest.raises(InputError, match="No space left"):
         make(encoder, seed=1).save(tmp_path / "d")
     monkeypatch.undo()
     z = encoder.sample_latents(1)
-    assert torch.equal(PatchDecoder.load(tmp_path / "d", encoder)(z), first(z))
+    assert torch.equal(PixelDecoder.load(tmp_path / "d", encoder)(z), first(z))
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
 def test_another_encoder_is_refused(encoder, make_encoder, tmp_path):
     make(encoder).save(tmp_path / "d")
     with pytest.raises(InputError, match="another encoder"):
-        PatchDecoder.load(tmp_path / "d", make_encoder(seed=1))
+        PixelDecoder.load(tmp_path / "d", make_encoder(seed=1))
 
 
 def test_another_image_size_is_refused_and_the_right_one_named(encoder, make_encoder, tmp_path):
     make(encoder).save(tmp_path / "d")
     with pytest.raises(InputError, match=r"\(3, 16, 16\).*\(3, 32, 32\).*image_size=16"):
-        PatchDecoder.load(tmp_path / "d", make_encoder(side=32))
+        PixelDecoder.load(tmp_path / "d", make_encoder(side=32))
 
 
 def test_missing_and_damaged_folders_are_one_clear_line(encoder, tmp_path):
     for path in (tmp_path / "none", str(tmp_path / "none")):
         with pytest.raises(InputError, match="no decoder at"):
-            PatchDecoder.load(path, encoder)
+            PixelDecoder.load(path, encoder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"config\.json is missing"):
-        PatchDecoder.load(tmp_path / "empty", encoder)
+        PixelDecoder.load(tmp_path / "empty", encoder)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_damage_is_one_clear_line(encoder, tmp_path, damage):
     make(encoder, model="other").save(tmp_path / "d")
     damage(tmp_path / "d")
     with pytest.raises(InputError) as caught:
-        PatchDecoder.load(tmp_path / "d", encoder)
+        PixelDecoder.load(tmp_path / "d", encoder)
     assert "\n" not in str(caught.value)
 
 
@@ -187,7 +188,7 @@ def test_config_is_json_with_shapes(encoder, tmp_path):
 def test_loading_leaves_the_global_random_state(encoder, tmp_path):
     make(encoder).save(tmp_path / "d")
     before = torch.get_rng_state()
-    PatchDecoder.load(tmp_path / "d", encoder)
+    PixelDecoder.load(tmp_path / "d", encoder)
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -1,0 +1,128 @@
+"""The images that a surrogate is trained on and judged by: procedural, or any source, streamed in blocks."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.errors import InputError
+from fmprobe.seeding import generator
+from fmprobe.surrogates.features import as_bytes
+from fmprobe.surrogates.procedural import power_noise, procedural_images
+
+if TYPE_CHECKING:
+    from fmprobe.surrogates.fit import FitSettings
+
+BLOCK = 32  # images at a time
+FEWEST = 16  # images
+HELD_OUT = 64  # images of each validation set
+ONE_IN = 10  # of given images is held out
+HELD_OUT_FIRST = 1_000_000_000  # procedural indices from here on are never trained on
+NOISE_FIRST = 2_000_000_000  # random streams from here on disturb the training images
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Training images, by blocks as often as asked; bytes of the held-out ones; what they are, in a key and in words."""
+
+    blocks: Callable[[], Iterable[Tensor]]
+    held_out: Tensor
+    n: int
+    key: str
+    words: str
+    data_free: bool
+
+
+def training_data(
+    model: Autoencoder, settings: "FitSettings", images: Tensor | str | None, limit: int | None = None
+) -> TrainingData:
+    """Procedural images for None, else those of a tensor or a source, of which every tenth is held out.
+
+    A source is read twice and never held as a whole; `limit` images of it at most. Raises InputError where there are too few or they do not fit.
+    """
+    if images is None:
+        return _procedural_data(model, settings)
+    stream = _from_tensor(model, images) if isinstance(images, Tensor) else _from_source(model, images, limit)
+    digest, held_out, n, kept = hashlib.sha256(), [], 0, 0
+    for block in stream():
+        digest.update(block.numpy().tobytes())
+        chosen = block[_is_held_out(n, len(block))]
+        n, kept = n + len(block), kept + len(block) - len(chosen)
+        held_out.extend(chosen[: HELD_OUT - len(held_out)])
+    if n < FEWEST:
+        raise InputError(f"a decoder is trained on {FEWEST} images or more, got {n}")
+    what = "images given by the caller" if isinstance(images, Tensor) else f"images of {images}"
+
+    def blocks() -> Iterator[Tensor]:
+        first = 0
+        for block in stream():
+            yield block[~_is_held_out(first, len(block))]
+            first += len(block)
+
+    words = f"{kept} {what}; every tenth of {n} was held out"
+    return TrainingData(blocks, torch.stack(held_out), kept, digest.hexdigest(), words, data_free=False)
+
+
+def procedural(model: Autoencoder, n: int, first: int, mixture: str, seed: int) -> Tensor:
+    """Procedural images of the model's shape, as bytes; image i depends on the seed and first + i alone."""
+    return torch.cat(list(_procedural_blocks(model, n, first, mixture, seed)))
+
+
+def coloured_noise(settings: "FitSettings", pixels: Tensor, first: int, draw: int) -> Tensor:
+    """Pixels with 1/f^a noise, a in [0, 1.5], its deviation from U[0, pixel_noise]; by seed, index and draw alone."""
+    if settings.pixel_noise == 0:
+        return pixels
+    noise = torch.empty_like(pixels)
+    for i in range(len(pixels)):
+        rng = generator(settings.seed, NOISE_FIRST + draw * HELD_OUT_FIRST + first + i)
+        fields = power_noise(rng, pixels.shape[1], pixels.shape[2], rng.uniform(0, 1.5))
+        noise[i] = torch.from_numpy(fields) * (settings.pixel_noise * rng.random())
+    return pixels + noise
+
+
+def _procedural_data(model: Autoencoder, settings: "FitSettings") -> TrainingData:
+    n, mixture, seed = settings.n_images, settings.mixture, settings.seed
+    if model.image_shape[0] not in (1, 3):
+        raise InputError(f"procedural images have 3 channels, {model.name} takes {model.image_shape[0]}: pass images=")
+    if not FEWEST <= n <= HELD_OUT_FIRST:
+        raise InputError(f"a decoder is trained on {FEWEST} images or more, got n_images={n}")
+    words = (
+        f"{n} procedural images (mixture {mixture!r}, seed {seed}, from index 0); "
+        f"held out: {HELD_OUT} of the same mixture and of dead leaves, indices from {HELD_OUT_FIRST}"
+    )
+    return TrainingData(
+        lambda: _procedural_blocks(model, n, 0, mixture, seed),
+        procedural(model, HELD_OUT, HELD_OUT_FIRST, mixture, seed),
+        n,
+        f"procedural {mixture} {seed} {n}",
+        words,
+        data_free=True,
+    )
+
+
+def _procedural_blocks(model: Autoencoder, n: int, first: int, mixture: str, seed: int) -> Iterator[Tensor]:
+    for start in range(0, n, BLOCK):
+        block = procedural_images(min(BLOCK, n - start), model.image_shape[-1], seed, mixture, first + start)
+        yield as_bytes(block if model.image_shape[0] == 3 else block.mean(dim=1, keepdim=True))
+
+
+def _from_tensor(model: Autoencoder, images: Tensor) -> Callable[[], Iterator[Tensor]]:
+    if images.ndim != 4 or tuple(images.shape[1:]) != model.image_shape:
+        raise InputError(f"{model.name} takes images of shape (n, {model.image_shape}), got {tuple(images.shape)}")
+    if len(images) < FEWEST:
+        raise InputError(f"a decoder is trained on {FEWEST} images or more, got {len(images)}")
+    if not images.is_floating_point() or not (images.amin() >= 0 and images.amax() <= 1):  # NaN fails as well
+        raise InputError("training images must be floating point in [0, 1]: divide bytes by 255")
+    return lambda: (as_bytes(block.detach().float().cpu()) for block in images.split(BLOCK))
+
+
+def _from_source(model: Autoencoder, source: str, limit: int | None) -> Callable[[], Iterator[Tensor]]:
+    return lambda: (as_bytes(block) for block in model.stream_images(source, limit, block=BLOCK))
+
+
+def _is_held_out(first: int, n: int) -> Tensor:
+    return torch.arange(first, first + n) % ONE_IN == ONE_IN - 1

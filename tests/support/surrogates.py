@@ -1,0 +1,14 @@
+"""Surrogates that are fitted in a moment."""
+
+from typing import Any
+
+from fmprobe.surrogates.fit import FitSettings, fit_decoder
+
+QUICK = FitSettings(size="tiny", n_images=32, steps=5, batch_size=8)
+
+
+def quick(model: Any, images: Any = None, kind: str = "pixel", **changes: Any) -> Any:
+    settings = {"size": "tiny", "n_images": 32, "steps": 5, "batch_size": 8, "progress": False, **changes}
+    if isinstance(images, str) and "n_images" not in changes:
+        del settings["n_images"]
+    return fit_decoder(model, images, kind, **settings)

@@ -1,0 +1,138 @@
+"""Training: resumed exactly, shared by processes exactly, averaged."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from support.surrogates import quick
+
+from fmprobe.errors import InputError
+from fmprobe.surrogates import training
+from fmprobe.surrogates.training import Batch, Schedule, _rows, train
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from surrogates.conftest import tiny_encoder
+from support.surrogates import quick
+from safetensors.torch import save_file
+from accelerate import PartialState
+decoder = quick(tiny_encoder(), seed=3, **eval(sys.argv[2]))
+if PartialState().is_main_process:
+    save_file(decoder.state_dict(), sys.argv[3], metadata={"processes": str(PartialState().num_processes)})
+"""
+TESTS = str(Path(__file__).parents[1])
+
+
+def start(arguments, out, launcher=(), **environment):
+    command = [sys.executable, *launcher, "-c" if not launcher else str(out.parent / "script.py")]
+    if launcher:
+        (out.parent / "script.py").write_text(SCRIPT)
+    else:
+        command.append(SCRIPT)
+    env = os.environ | {"OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen([*command, TESTS, repr(arguments), str(out)], env=env, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def weights(path):
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(tmp_path):
+    settings = {"steps": 300, "n_images": 64}
+    finish(start(settings, tmp_path / "a", XDG_CACHE_HOME=str(tmp_path / "one")))
+    process = start(settings, tmp_path / "b", XDG_CACHE_HOME=str(tmp_path / "two"))
+    fits = tmp_path / "two" / "fmprobe" / "fits"
+    deadline = time.monotonic() + 120
+    while not list(fits.glob("*/log.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "b").exists(), "it was killed before its end"
+    state = next(fits.glob("*/state.pt"))
+    assert 0 < torch.load(state, weights_only=True)["step"] < 300
+    finish(start(settings, tmp_path / "b", XDG_CACHE_HOME=str(tmp_path / "two")))
+    for name, value in weights(tmp_path / "a").items():
+        torch.testing.assert_close(weights(tmp_path / "b")[name], value, atol=1e-6, rtol=0)
+    assert not list(fits.glob("*"))
+
+
+def test_two_processes_do_what_one_does_with_the_whole_batch(tmp_path):
+    from safetensors import safe_open
+
+    settings = {"steps": 20, "n_images": 64, "batch_size": 16}
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    finish(start(settings, tmp_path / "one", **cache))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    finish(start(settings, tmp_path / "two", launcher, ACCELERATE_USE_CPU="true", **cache))
+    with safe_open(tmp_path / "two", "pt") as file:
+        assert file.metadata()["processes"] == "2"
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], value, atol=1e-4, rtol=0)
+
+
+def test_accumulation_changes_nothing(encoder):
+    whole, parts = quick(encoder, steps=10), quick(encoder, steps=10, accumulate=4)
+    for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="cannot be shared by 3 parts"):
+        quick(encoder, accumulate=3)
+
+
+def linear(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Linear(3, 1)
+
+
+def squared(module, batch: Batch):
+    return (module(torch.stack([batch.rows.float() / 10] * 3, 1)) - 1).square().mean()
+
+
+def test_every_epoch_sees_every_row_once():
+    steps = [_rows(10, 4, step, seed=1) for step in range(5)]
+    assert sorted(torch.cat(steps).tolist()) == sorted([*range(10)] * 2)
+    assert not torch.equal(torch.cat(steps)[:10], torch.cat(steps)[10:])
+
+
+def test_the_log_has_one_line_a_tenth_and_the_average_is_returned(tmp_path):
+    schedule = Schedule(steps=50, batch_size=5, learning_rate=1e-2, ema=0.9)
+    module = linear()
+    kept = train(module, squared, 10, schedule, device=torch.device("cpu"), folder=tmp_path, validate=lambda m: 7.0)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(5, 51, 5))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[0]["validation"] == 7.0
+    assert kept is not module
+    assert not torch.equal(kept.weight, module.weight)
+    last = train(linear(), squared, 10, Schedule(50, 5, 1e-2, ema=0), device=torch.device("cpu"))
+    assert torch.equal(last.weight, module.weight), "the average does not touch the training"
+
+
+def test_a_damaged_state_starts_anew(tmp_path):
+    schedule = Schedule(steps=20, batch_size=5, learning_rate=1e-2)
+    expected = train(linear(), squared, 10, schedule, device=torch.device("cpu"))
+    (tmp_path / training.STATE).write_bytes(b"PK nonsense")
+    again = train(linear(), squared, 10, schedule, device=torch.device("cpu"), folder=tmp_path)
+    assert torch.equal(again.weight, expected.weight)
+
+
+def test_random_numbers_of_a_row_do_not_depend_on_the_share():
+    whole = Batch(3, torch.arange(8), slice(0, 8), 1, 8, torch.device("cpu"))
+    half = Batch(3, torch.arange(4, 8), slice(4, 8), 1, 8, torch.device("cpu"))
+    assert torch.equal(whole.normal((2,))[4:], half.normal((2,)))
+    assert torch.equal(whole.uniform((2,))[4:], half.uniform((2,)))
+    assert not torch.equal(whole.normal((2,)), whole.normal((2,), stream=1))
