@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fmprobe.loading import load
     from fmprobe.surrogates.fit import fit_decoder
     from fmprobe.surrogates.procedural import procedural_images
+    from fmprobe.surrogates.report import surrogate_report
 
 __version__ = version("fmprobe")
 
@@ -38,6 +39,7 @@ _HOMES = {
     "Status": "fmprobe.dynamics.orbits",
     "load": "fmprobe.loading",
     "procedural_images": "fmprobe.surrogates.procedural",
+    "surrogate_report": "fmprobe.surrogates.report",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "load",
     "load_images",
     "procedural_images",
+    "surrogate_report",
     "train_autoencoder",
 ]
 

@@ -43,6 +43,7 @@ class Source:
     module: Any = None  # a model already in memory
     processor: Any = None
     weights: tuple[Path, ...] = ()  # safetensors files
+    random_weights: int | None = None  # a seed: the architecture alone, as it is initialised
     fingerprint: str = field(default="", compare=False)  # what identifies the weights: commit, or content hash
 
     def pick_image_size(self, native: int, multiple_of: int = 1, flexible: bool = False) -> int:
@@ -70,7 +71,8 @@ class Source:
     def provenance(self, **more: Any) -> dict[str, Any]:
         """What every adapter records of a model, and `more`."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return {"model": self.name, "revision": self.revision, "dtype": dtype, **more}
+        weights = {} if self.random_weights is None else {"random_weights": self.random_weights}
+        return {"model": self.name, "revision": self.revision, "dtype": dtype, **weights, **more}
 
 
 class Adapter(ABC):
@@ -104,6 +106,7 @@ def load(
     device: "str | torch.device | None" = None,
     dtype: "str | torch.dtype | None" = None,
     processor: Any = None,
+    random_weights: int | None = None,
 ) -> "Autoencoder":
     """The Autoencoder of a hub id, a local folder in Hugging Face layout, or a transformers model in memory.
 
@@ -123,14 +126,26 @@ def load(
         made_for = recorded(decoder)
         image_size = made_for.image_size if image_size in (None, "fit") else image_size
         tokens = tokens or made_for.tokens
-    asked = {"image_size": image_size, "tokens": tokens, "device": pick_device(device), "dtype": _dtype(dtype)}
+    asked = {
+        "image_size": image_size,
+        "tokens": tokens,
+        "device": pick_device(device),
+        "dtype": _dtype(dtype),
+        "random_weights": random_weights,
+    }
     if isinstance(name, str | Path):
         family, adapter, source = _from_files(str(name), revision, processor=processor, **asked)
     else:
         family, adapter, source = _from_memory(name, processor=processor, **asked)
-    model = adapter.load(source)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # some models draw weights before they read them
+        if random_weights is not None:
+            torch.default_generator.manual_seed(random_weights)
+        model = adapter.load(source)
     model.provenance.setdefault("family", family)
-    model.provenance["fingerprint"] = source.fingerprint
+    drawn = "" if random_weights is None else f"-random-{random_weights}"
+    model.provenance["fingerprint"] = source.fingerprint + drawn
     if decoder is None:
         return model
     from fmprobe.surrogates.artefact import load_surrogate
@@ -186,7 +201,10 @@ def _from_memory(module: Any, **asked: Any) -> tuple[str, Adapter, Source]:
     config = _config_of(module)
     name = config.get("_name_or_path") or type(module).__name__
     family, adapter = _adapter_of(config, name)
-    asked["device"] = next(module.parameters()).device
+    if asked["random_weights"] is not None:
+        raise InputError(f"{name} is in memory: pass a hub id or a folder for its architecture with random weights")
+    first = next(module.parameters())
+    asked |= {"device": first.device, "dtype": first.dtype}
     return family, adapter, Source(name, None, None, config, module=module, fingerprint=_module_hash(module), **asked)
 
 

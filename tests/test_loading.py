@@ -120,7 +120,9 @@ def test_an_adapter_of_another_package_is_found(tmp_path):
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, check=False)
         assert done.returncode == 0, done.stderr
         assert "mean" in done.stdout
-    done = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, env=env, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(model)], capture_output=True, text=True, env=env, check=True
+    )
     assert done.stdout.split() == ["mean", "[[1.0,", "1.5,", "2.0]]", "[[1.0,", "1.0,", "1.0]]"]
 
 

@@ -28,6 +28,9 @@ def load_module(source: Source, complete: Callable[[Source, Any], None] = lambda
         with torch.device("meta"):  # nothing is allocated
             described = sum(p.numel() for p in model_class.from_config(dict(source.config)).parameters())
         check_count(source.name, described, held)
+        if source.random_weights is not None:
+            module = model_class.from_config(dict(source.config))
+            return module.requires_grad_(False).eval().to(source.device, source.dtype)
         # With low_cpu_mem_usage a weight that is missing stays without storage instead of being made up.
         module = model_class.from_pretrained(
             str(source.folder), use_safetensors=True, torch_dtype=source.dtype, low_cpu_mem_usage=True

@@ -74,6 +74,10 @@ def load_module(source: Source, model_class: Any, **arguments: Any) -> Any:
         with torch.device("meta"):  # nothing is allocated
             described = sum(p.numel() for p in model_class(config, **arguments).parameters())
     check_count(source.name, described, held)
+    if source.random_weights is not None:
+        with one_line_errors(source.name), quiet():
+            module = model_class(config, **arguments)
+        return module.requires_grad_(False).eval().to(source.device, source.dtype)
     with one_line_errors(source.name), quiet():
         module, info = model_class.from_pretrained(
             source.folder,

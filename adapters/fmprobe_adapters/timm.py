@@ -115,17 +115,19 @@ def _create(source: Source, resized: bool) -> Any:
         with torch.device("meta"):  # nothing is allocated
             described = sum(p.numel() for p in timm.create_model(name, pretrained=False, **arguments).parameters())
         check_count(source.name, described, held)
-        module = _made(timm, name, cfg, arguments, resized)
+        module = _made(timm, name, cfg, arguments, resized, source.random_weights is None)
     return module.requires_grad_(False).eval().to(source.device, source.dtype)
 
 
-def _made(timm: Any, name: str, cfg: dict[str, Any], arguments: dict[str, Any], resized: bool) -> Any:
+def _made(timm: Any, name: str, cfg: dict[str, Any], arguments: dict[str, Any], resized: bool, pretrained: bool) -> Any:
     if resized:
         try:  # transformers interpolate their position embeddings if asked to
-            return timm.create_model(name, pretrained=True, pretrained_cfg=cfg, dynamic_img_size=True, **arguments)
+            return timm.create_model(
+                name, pretrained=pretrained, pretrained_cfg=cfg, dynamic_img_size=True, **arguments
+            )
         except TypeError:  # others have no such argument, and no need of it
             pass
-    return timm.create_model(name, pretrained=True, pretrained_cfg=cfg, **arguments)
+    return timm.create_model(name, pretrained=pretrained, pretrained_cfg=cfg, **arguments)
 
 
 def _preprocessing(config: dict[str, Any], native: int) -> "Preprocessing":

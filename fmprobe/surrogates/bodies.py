@@ -59,8 +59,8 @@ class TokenBody(nn.Module):
             x = block(x)
         patches = self.to_pixels(self.norm(x[:, self.prefix :]))
         g, p, c = self.grid, self.patch, self.channels
-        image = patches.reshape(-1, g, g, c, p, p).permute(0, 3, 1, 4, 2, 5)
-        return image.reshape(-1, c, g * p, g * p)
+        image = patches.reshape(len(x), g, g, c, p, p).permute(0, 3, 1, 4, 2, 5)
+        return image.reshape(len(x), c, g * p, g * p)
 
 
 class MapBody(nn.Module):
@@ -114,7 +114,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, width = x.shape
-        q, k, v = self.qkv(self.norm1(x)).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(self.norm1(x)).reshape(b, n, 3, self.heads, HEAD_WIDTH).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, width)
         x = x + self.out(mixed)
         return x + self.shrink(F.gelu(self.grow(self.norm2(x))))

@@ -253,6 +253,21 @@ def test_half_precision_weights_give_float32_latents_near_the_full_ones(tiny, na
     assert (a - b).norm() < {"float16": 0.01, "bfloat16": 0.05}[dtype] * a.norm()
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_random_weights_are_another_model_of_the_same_shape(tiny, name):
+    state = torch.get_rng_state()
+    real, null, again, other = (load(tiny, name, random_weights=seed) for seed in (None, 0, 0, 1))
+    assert torch.equal(state, torch.get_rng_state())
+    z = real.sample_latents(1)
+    with torch.no_grad():
+        codes = [m.latent_map(z) if name in LANGUAGE else m.encode(some_images(m)) for m in (real, null, again, other)]
+    assert torch.equal(codes[1], codes[2])
+    assert not torch.allclose(codes[0], codes[1], atol=1e-4)
+    assert not torch.allclose(codes[1], codes[3], atol=1e-4)
+    assert len({model.provenance["fingerprint"] for model in (real, null, other)}) == 3
+    assert null.provenance["random_weights"] == 0
+
+
 @pytest.mark.parametrize("name", ["vit", "clip", "kl", "timm-resnet", "qwen3"])
 def test_a_model_in_memory(tiny, name):
     from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification

@@ -9,6 +9,7 @@ import torch
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 SIDE, PATCH = 32, 8
+SEED = 11  # of the weights: not the one that a test gives random weights
 TRUNK = {
     "hidden_size": 24,
     "num_hidden_layers": 2,
@@ -36,7 +37,7 @@ def save_mae(folder: Path, side: int = 16, patch: int = 4, **config: Any) -> Pat
         "decoder_num_attention_heads": 2,
         "decoder_intermediate_size": 64,
     }
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     ViTMAEForPreTraining(ViTMAEConfig(**(settings | config))).save_pretrained(folder)
     _save_processor(folder, side)
     return folder
@@ -74,7 +75,7 @@ def save_encoder(folder: Path, model_class: str, config_class: str, **config: An
     import transformers
     from transformers import CLIPImageProcessor
 
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     settings = getattr(transformers, config_class)(**config)
     getattr(transformers, model_class)(settings).save_pretrained(folder)
     CLIPImageProcessor(
@@ -87,7 +88,7 @@ def save_timm(folder: Path, architecture: str, **arguments: Any) -> Path:
     import timm
     from timm.models import save_for_hf
 
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     model = timm.create_model(architecture, num_classes=5, **arguments)
     model.pretrained_cfg |= {"input_size": (3, SIDE, SIDE), "mean": tuple(MEAN), "std": tuple(STD), "url": ""}
     save_for_hf(model, str(folder), model_args=arguments, safe_serialization=True)
@@ -97,7 +98,7 @@ def save_timm(folder: Path, architecture: str, **arguments: Any) -> Path:
 def save_diffusers(folder: Path, model_class: str, **config: Any) -> Path:
     import diffusers
 
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     getattr(diffusers, model_class)(**config).save_pretrained(folder)
     return folder
 
@@ -125,7 +126,7 @@ def save_rae(folder: Path, encoder: str) -> Path:
 def save_language(folder: Path, name: str) -> Path:
     import transformers
 
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     config = getattr(transformers, f"{name}Config")(
         hidden_size=32,
         intermediate_size=64,

@@ -1,0 +1,213 @@
+"""surrogate_report: how much of a finding is the surrogate's, and whether it is the weights' at all."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+from torch.nn import functional as F
+
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.distances import euclidean
+from fmprobe.errors import InputError
+from fmprobe.surrogates.cache import cached_decoder
+from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, procedural
+from fmprobe.surrogates.features import as_pixels
+from fmprobe.surrogates.fit import FitSettings, validate
+from fmprobe.surrogates.pixel import PixelDecoder
+
+WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian (Wang et al. 2004)
+
+
+@dataclass(frozen=True)
+class SurrogateReport:
+    """What a surrogate adds to an encoder's findings.
+
+    `fidelity`: for each surrogate and each set of images psnr (dB), ssim, l1, l1_median (of each image's own median) and
+    feature_error. `dynamics`: of each surrogate the share of starts that converged and the number of attractors.
+    `agreement`: of each surrogate with the first, on the same N(0, I) starts: `both_converged` starts, `rand` (adjusted
+    Rand index of their basins), `basins` (share of the first's basins with a counterpart of Jaccard index above a half)
+    and `chamfer_pixels` (mean distance of decoded attractors to the nearest of the other's, RMS a pixel, both ways). The
+    null, the same architecture with random weights and a decoder of its own, is in all three under "null".
+    """
+
+    fidelity: dict[str, dict[str, dict[str, float]]]
+    dynamics: dict[str, dict[str, Any]]
+    agreement: dict[str, dict[str, float | None]]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Three tables."""
+        lines = ["surrogate     images           PSNR   SSIM     L1  (median)  feature error"]
+        for name, sets in self.fidelity.items():
+            lines += [
+                f"{name:12}  {images:14} {row['psnr']:6.2f}  {row['ssim']:5.3f}  {row['l1']:.3f}  ({row['l1_median']:.3f})"
+                f"   {row['feature_error']:.3f}"
+                for images, row in sets.items()
+            ]
+        lines += ["", "surrogate     converged  attractors"]
+        lines += [
+            f"{name:12}  {row['converged']:3d} of {row['starts']:3d}  {row['attractors']}"
+            for name, row in self.dynamics.items()
+        ]
+        lines += ["", "against the first  both converged  rand   basins  chamfer (RMS a pixel)"]
+        lines += [
+            f"{name:17}  {row['both_converged']:14.0f}  {_figure(row['rand'])}  {_figure(row['basins'])}  "
+            f"{_figure(row['chamfer_pixels'])}"
+            for name, row in self.agreement.items()
+        ]
+        return "\n".join(lines)
+
+
+def surrogate_report(
+    model: Autoencoder,
+    *,
+    images: Mapping[str, Tensor] | None = None,
+    settings: FitSettings | None = None,
+    n: int = 24,
+    max_steps: int = 300,
+    seed: int = 0,
+    null: Autoencoder | None = None,
+    progress: bool = True,
+) -> SurrogateReport:
+    """Fit surrogates that differ in seed, size and training data, and one to a random-weight encoder, and compare them.
+
+    `model`: an encoder without a decoder. `images`: named sets `(n, C, H, W)` in `[0, 1]` that no surrogate sees, beside
+    held-out procedural images and dead leaves. `n` starts from N(0, I), `max_steps` steps. `null`: by default the
+    model's own architecture with random weights, loaded by its name. A finding that the null shows as well is not the
+    weights'; one that changes with the surrogate is not the encoder's. Fits five surrogates, which the cache keeps.
+    Raises InputError where the model has a latent map already, or the null cannot be made.
+    """
+    if model.has_latent_map:
+        raise InputError(f"{model.name} has a latent map already: there is no surrogate to report on")
+    base = replace(settings or FitSettings.for_device(model.device), seed=seed)
+    variants = {
+        "first": base,
+        "other seed": replace(base, seed=seed + 1),
+        "other size": replace(base, size="tiny" if base.size != "tiny" else "small"),
+        "other data": replace(base, mixture="leaves" if base.mixture != "leaves" else "all"),
+    }
+    null = null or _random_twin(model)
+    pairs = {name: (model, _fitted(model, chosen, progress)) for name, chosen in variants.items()}
+    pairs["null"] = (null, _fitted(null, base, progress))
+    sets = {
+        "held out": procedural(model, HELD_OUT, HELD_OUT_FIRST, base.mixture, seed),
+        "leaves": procedural(model, HELD_OUT, HELD_OUT_FIRST, "leaves", seed),
+        **(images or {}),
+    }
+    fidelity = {
+        name: {label: _fidelity(encoder, decoder, block) for label, block in sets.items()}
+        for name, (encoder, decoder) in pairs.items()
+    }
+    found, pictures = {}, {}
+    for name, (encoder, decoder) in pairs.items():
+        whole = encoder.with_decoder(decoder)
+        starts = model.sample_latents(n, seed)
+        found[name] = find_attractors(
+            whole, starts=starts, tol=1e-5, max_steps=max_steps, stability_cap=2, batch_size=32
+        )
+        with torch.no_grad():
+            pictures[name] = whole.decode(found[name].latents).flatten(1).cpu()
+    dynamics = {
+        name: {"starts": n, "converged": a.orbits.counts()["converged"], "attractors": a.count}
+        for name, a in found.items()
+    }
+    agreement = {
+        name: {**_agreement(found["first"], a), "chamfer_pixels": _chamfer(pictures["first"], pictures[name])}
+        for name, a in found.items()
+        if name != "first"
+    }
+    return SurrogateReport(fidelity, dynamics, agreement, {**asdict(base), "n": n, "max_steps": max_steps})
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of images `(B, C, H, W)` in `[0, 1]`, `(B,)`."""
+    return -10 * (a - b).square().flatten(1).mean(1).log10()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of images `(B, C, H, W)` in `[0, 1]`, `(B,)` (Wang et al. 2004, eq. 13, Gaussian window).
+
+    The window shrinks to the image where that is smaller.
+    """
+    size = min(WINDOW, a.shape[-1] - (a.shape[-1] + 1) % 2)
+    line = torch.arange(size, dtype=a.dtype, device=a.device) - size // 2
+    line = (-line.square() / (2 * SIGMA**2)).exp()
+    window = (line[:, None] * line / line.sum() ** 2).expand(a.shape[1], 1, -1, -1)
+
+    def blur(x: Tensor) -> Tensor:
+        return F.conv2d(x, window, groups=x.shape[1])
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).flatten(1).mean(1)
+
+
+def _fitted(model: Autoencoder, settings: FitSettings, progress: bool) -> PixelDecoder:
+    decoder, _ = cached_decoder(model, settings, progress=progress)
+    assert isinstance(decoder, PixelDecoder)
+    return decoder
+
+
+def _random_twin(model: Autoencoder) -> Autoencoder:
+    from fmprobe.loading import load
+
+    about = model.provenance
+    try:
+        return load(
+            about["model"],
+            revision=about.get("revision"),
+            image_size=model.image_shape[-1],
+            tokens=about.get("tokens"),
+            device=model.device,
+            dtype=about.get("dtype"),
+            random_weights=0,
+        )
+    except (InputError, KeyError) as error:
+        raise InputError(f"{model.name} cannot be loaded with random weights ({error}): pass null=") from error
+
+
+def _fidelity(model: Autoencoder, decoder: PixelDecoder, images: Tensor) -> dict[str, float]:
+    whole, pixels = model.with_decoder(decoder), as_pixels(images)
+    with torch.no_grad():
+        painted = torch.cat([whole.decode(whole.encode(x.to(model.device))).cpu() for x in pixels.split(32)])
+    figures = validate(model, decoder, images)
+    return {"psnr": float(psnr(painted, pixels).mean()), "ssim": float(ssim(painted, pixels).mean()), **figures}
+
+
+def _agreement(first: AttractorSet, other: AttractorSet) -> dict[str, float | None]:
+    a, b = first.labels, other.labels
+    both = (a >= 0) & (b >= 0)
+    rand = float(adjusted_rand_score(a[both], b[both])) if int(both.sum()) > 1 else None
+    basins = None
+    if len(first):
+        theirs = [b == k for k in range(len(other))]
+        best = [max((_jaccard(a == k, basin) for basin in theirs), default=0.0) for k in range(len(first))]
+        basins = sum(value > 0.5 for value in best) / len(best)
+    return {"both_converged": float(both.sum()), "rand": rand, "basins": basins}
+
+
+def _jaccard(a: Tensor, b: Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def _chamfer(a: Tensor, b: Tensor) -> float | None:
+    """Mean distance to the nearest of the other set, both ways, as a root mean square a pixel."""
+    if not len(a) or not len(b):
+        return None
+    distance = euclidean(a, b) / a.shape[1] ** 0.5
+    return float((distance.amin(1).mean() + distance.amin(0).mean()) / 2)
+
+
+def _figure(value: float | None) -> str:
+    return "    –" if value is None else f"{value:5.3f}"

@@ -1,0 +1,113 @@
+"""Surrogates for an encoder without a decoder: what each reconstructs, and whether its latent map settles.
+
+    python recipes/surrogates.py                                     # the demo model's encoder, offline
+    python recipes/surrogates.py --model facebook/dinov2-small --data photos/train --test photos/test
+    python recipes/surrogates.py --model M --report                  # four surrogates and the random-weight null
+
+1. a pixel decoder on procedural images, judged on images of every kind, those of --test among them;
+2. the same trained on --data, judged on the same images;
+3. latent surrogates of all six kinds on the same cached features.
+
+Each is iterated from N(0, I); reconstructions.png shows originals and what the decoders make of them.
+"""
+
+import argparse
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fmprobe
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, procedural
+from fmprobe.surrogates.features import as_pixels
+from fmprobe.surrogates.fit import validate
+from fmprobe.surrogates.latent import VARIANTS
+
+DEMO = files("fmprobe.demo") / "vit-mae-digits"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="hub id or folder of an encoder [the demo model's]")
+    parser.add_argument("--data", help="images to train a second decoder on, SOURCE[:split][#column]")
+    parser.add_argument("--test", help="images that none is trained on")
+    parser.add_argument("--image-size", type=int, help="pixels a side [the processor's; on a CPU 112]")
+    parser.add_argument("--starts", type=int, default=16)
+    parser.add_argument("--max-steps", type=int, default=200)
+    parser.add_argument("--report", action="store_true", help="print surrogate_report too: five surrogates")
+    parser.add_argument("--out", type=Path, default=Path("runs/surrogates"))
+    arguments = parser.parse_args()
+
+    model = encoder(arguments.model, arguments.image_size)
+    sets = {
+        "mixture": as_pixels(procedural(model, HELD_OUT, HELD_OUT_FIRST, "all", 0)),
+        "leaves": as_pixels(procedural(model, HELD_OUT, HELD_OUT_FIRST, "leaves", 0)),
+    }
+    if arguments.test:
+        sets["test"] = model.load_images(arguments.test)
+    painted = {}
+    sources = {"procedural": None} | ({arguments.data: arguments.data} if arguments.data else {})
+    for name, data in sources.items():
+        began = time.perf_counter()
+        decoder = fmprobe.fit_decoder(model, data)
+        print(f"\npixel decoder on {name}: {time.perf_counter() - began:.0f} s, {settled(model, decoder, arguments)}")
+        for label, images in sets.items():
+            row = validate(model, decoder, images)
+            print(
+                f"  {label:10} L1 {row['l1']:.4f}, {1 - row['l1'] / row['l1_median']:4.0%} below the median colour's "
+                f"{row['l1_median']:.4f}; feature error {row['feature_error']:.3f}"
+            )
+        shown = torch.cat([images[:6] for images in sets.values()])
+        with torch.no_grad():
+            whole = model.with_decoder(decoder)
+            painted[name] = whole.decode(whole.encode(shown.to(model.device))).cpu()
+    save_sheet(arguments.out / "reconstructions.png", torch.cat([images[:6] for images in sets.values()]), painted)
+
+    print()
+    for variant in VARIANTS:
+        began = time.perf_counter()
+        surrogate = fmprobe.fit_decoder(model, kind="latent", variant=variant)
+        error = surrogate.info["validation"]["held_out"]["feature_error"]
+        print(
+            f"latent {variant:12} {time.perf_counter() - began:4.0f} s, feature error {error:.3f}, "
+            f"{settled(model, surrogate, arguments)}"
+        )
+    if arguments.report:
+        images = {"test": sets["test"]} if "test" in sets else None
+        print(f"\n{fmprobe.surrogate_report(model, images=images, n=arguments.starts, max_steps=arguments.max_steps)}")
+
+
+def encoder(name: str | None, image_size: int | None) -> Autoencoder:
+    """The encoder asked for; by default the demo model's, its own decoder set aside."""
+    if name is not None:
+        return fmprobe.load(name, image_size=image_size or "fit")
+    model = fmprobe.load(str(DEMO), image_size=image_size)
+    return model.derived(encode=model.encode, decoder=None)
+
+
+def settled(model: Autoencoder, surrogate, arguments: argparse.Namespace) -> str:
+    """How N(0, I) starts end under the latent map that a surrogate makes."""
+    whole = model.with_decoder(surrogate)
+    found = fmprobe.find_attractors(
+        whole, arguments.starts, tol=1e-5, max_steps=arguments.max_steps, batch_size=32, stability_cap=4, progress=False
+    )
+    counts = ", ".join(f"{count} {name}" for name, count in found.orbits.counts().items() if count)
+    return f"{counts} of {arguments.starts}, {found.count} attractors"
+
+
+def save_sheet(path: Path, originals: Tensor, painted: dict[str, Tensor]) -> None:
+    """A row of originals and one a decoder."""
+    from PIL import Image
+
+    rows = [originals, *painted.values()]
+    sheet = torch.cat([torch.cat(list(row.clamp(0, 1)), dim=2) for row in rows], dim=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet.permute(1, 2, 0) * 255).byte().numpy()).save(path)
+    print(f"rows: original, {', '.join(painted)}: {path}")
+
+
+if __name__ == "__main__":
+    main()
