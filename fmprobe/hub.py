@@ -1,4 +1,4 @@
-"""A model's files on this machine: found by name, fetched where they are missing, and refused where they are not safe."""
+"""A model's files on this machine: found by name, fetched where missing, refused where they are not safe."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -135,7 +135,7 @@ def _holds(repository: str, revision: str | None) -> bool:
 
 
 def _why_offline() -> str | None:
-    """Why the hub is not asked, None where it can be. The client itself would try for half a minute before it gave up."""
+    """Why the hub is not asked, None where it can be. The client itself would try for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

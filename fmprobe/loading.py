@@ -231,9 +231,8 @@ def _adapter_of(config: Mapping[str, Any], name: str) -> tuple[str, Adapter]:
     for family, adapter in adapters().items():
         if kind in adapter.kinds:
             if adapter.requires and importlib.util.find_spec(adapter.requires) is None:
-                raise InputError(
-                    f'{name} needs {adapter.requires}, which is not installed: pip install "fmprobe[{adapter.requires}]"'
-                )
+                extra = adapter.requires
+                raise InputError(f'{name} needs {extra}, which is not installed: pip install "fmprobe[{extra}]"')
             return family, adapter
     if "auto_map" in config:
         raise InputError(

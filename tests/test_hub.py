@@ -30,7 +30,8 @@ for line in sys.stdin:
         model = fmprobe.load(asked.pop("name"), image_size=asked.pop("image_size", None), **asked)
         with torch.no_grad():
             code = float(model.encode(torch.full((1, *model.image_shape), 0.3)).sum())
-        print(json.dumps({"code": code, "revision": model.provenance["revision"], "family": model.provenance["family"]}))
+        about = {key: model.provenance[key] for key in ("revision", "family")}
+        print(json.dumps({"code": code, **about}))
     except fmprobe.InputError as error:
         print(json.dumps({"error": str(error)}))
 """

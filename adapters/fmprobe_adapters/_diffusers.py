@@ -11,10 +11,11 @@ from fmprobe.loading import Source
 from fmprobe_adapters._transformers import one_line_errors
 
 
-def load_module(source: Source, complete: Callable[[Source, Any], None] = lambda source, module: None) -> Any:
+def load_module(source: Source, complete: Callable[[Source, Any], None] | None = None) -> Any:
     """The autoencoder in eval mode on its device, gradients off, every weight there.
 
-    `complete` may fill in what diffusers left out, which are parameters without storage. Raises InputError where weights are missing or damaged, or are far fewer than the configuration describes.
+    `complete` may fill in what diffusers left out, which are parameters without storage. Raises InputError where
+    weights are missing or damaged, or are far fewer than the configuration describes.
     """
     if source.module is not None:
         return source.module.eval()
@@ -35,7 +36,8 @@ def load_module(source: Source, complete: Callable[[Source, Any], None] = lambda
         module = model_class.from_pretrained(
             str(source.folder), use_safetensors=True, torch_dtype=source.dtype, low_cpu_mem_usage=True
         )
-        complete(source, module)
+        if complete is not None:
+            complete(source, module)
     if missing := sorted(unfilled(module)):
         raise InputError(
             f"{source.name} lacks {len(missing)} weights that {type(module).__name__} needs, such as {missing[0]}: "

@@ -110,7 +110,7 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' report of weights that a part of a model leaves unused: what is missing is an error here."""
+    """Without transformers' report of weights that a part of a model leaves unused; missing ones are errors here."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -1,5 +1,7 @@
 """CLIP: the image side of a contrastive model, without a decoder."""
 
+from typing import ClassVar
+
 from fmprobe_adapters._token_encoder import TokenEncoder
 
 
@@ -7,4 +9,4 @@ class CLIP(TokenEncoder):
     """z = patch tokens before the last layer norm, which CLIP applies to its CLS token alone."""
 
     example = "openai/clip-vit-base-patch32"
-    classes = {"clip": ("CLIPVisionModel", {}), "clip_vision_model": ("CLIPVisionModel", {})}
+    classes: ClassVar = {"clip": ("CLIPVisionModel", {}), "clip_vision_model": ("CLIPVisionModel", {})}

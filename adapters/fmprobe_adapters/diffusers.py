@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Diffusers(Adapter):
-    """z = the posterior's mode, never a sample, shifted and scaled as published; x in [-1, 1] inside, [0, 1] outside."""
+    """z = the posterior's mode, never a sample, shifted and scaled as published; inside, x is in [-1, 1]."""
 
     example = "stabilityai/sd-vae-ft-mse"
     kinds = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL")
@@ -52,7 +52,7 @@ class Diffusers(Adapter):
             latent_shape=tuple(latent_shape),
             provenance=source.provenance(
                 tokens="all",
-                space=f"(mode of the posterior - {shift:g}) x {scale:g}, the published shift and scaling factor, applied here",
+                space=f"(posterior mode - {shift:g}) x {scale:g}: the published shift and scaling factor, applied here",
                 preprocessing={"mean": [0.5], "std": [0.5], "size": side, "by": "fmprobe.images"},
                 decoder={"kind": "own"},
             ),

@@ -1,5 +1,7 @@
 """DINOv2, with registers or without, and DINOv3: self-supervised encoders without a decoder."""
 
+from typing import ClassVar
+
 from fmprobe_adapters._token_encoder import TokenEncoder
 
 
@@ -7,7 +9,7 @@ class DINOv2(TokenEncoder):
     """z = patch tokens after the final layer norm; CLS and register tokens are left out."""
 
     example = "facebook/dinov2-small"
-    classes = {
+    classes: ClassVar = {
         "dinov2": ("Dinov2Model", {}),
         "dinov2_with_registers": ("Dinov2WithRegistersModel", {}),
         "dinov3_vit": ("DINOv3ViTModel", {}),

@@ -14,7 +14,7 @@ POSITIONS = 16  # of the sequence that is iterated
 
 
 class Language(Adapter):
-    """z = the vectors of 16 positions, standardised by the embedding matrix; no images (Fumero et al., ICLR 2026, fig. 17)."""
+    """z = vectors at 16 positions, standardised by the embedding matrix; no images (Fumero et al., fig. 17)."""
 
     example = "Qwen/Qwen3-0.6B"
     classes: ClassVar[dict[str, str]] = {

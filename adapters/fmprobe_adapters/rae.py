@@ -21,7 +21,7 @@ class RAE(Adapter):
     weights = "diffusion_pytorch_model.safetensors"
 
     def load(self, source: Source) -> "Autoencoder":
-        """The whole autoencoder at its one size. Its decoder paints larger images than its encoder takes: see `space`."""
+        """The whole autoencoder at its one size; its decoder may paint larger images than its encoder takes."""
         import torch
 
         from fmprobe.autoencoder import Autoencoder

@@ -1,6 +1,6 @@
 """SigLIP and SigLIP2 at a fixed resolution: the image side, without a decoder."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fmprobe.errors import InputError
 from fmprobe.loading import Source
@@ -16,7 +16,7 @@ class SigLIP(TokenEncoder):
     """z = patch tokens after the last layer norm; there is no CLS token."""
 
     example = "google/siglip2-base-patch16-224"
-    classes = {
+    classes: ClassVar = {
         "siglip": ("SiglipVisionModel", {}),
         "siglip_vision_model": ("SiglipVisionModel", {}),
         NAFLEX: ("Siglip2VisionModel", {}),

@@ -25,7 +25,7 @@ class Timm(Adapter):
     def load(self, source: Source) -> "Autoencoder":
         """An encoder alone. Other image sizes than its own where the architecture takes them."""
         import torch
-        from timm.data import resolve_model_data_config
+        from timm.data.config import resolve_model_data_config
 
         from fmprobe.autoencoder import Autoencoder
 
@@ -132,14 +132,14 @@ def _made(timm: Any, name: str, cfg: dict[str, Any], arguments: dict[str, Any], 
 
 def _preprocessing(config: dict[str, Any], native: int) -> "Preprocessing":
     """timm's own evaluation transform, without its normalisation."""
-    from timm.data import create_transform
+    from timm.data.transforms_factory import create_transform
 
     from fmprobe_adapters._preprocessing import Preprocessing
 
     size = config["input_size"]
 
     def resize(image: Any, side: int) -> "Tensor":
-        made = create_transform(**{**config, "input_size": (size[0], side, side)}, normalize=False)
+        made: Any = create_transform(**{**config, "input_size": (size[0], side, side)}, normalize=False)
         return made(image).float() / 255
 
     how = {

@@ -48,7 +48,7 @@ class Surrogate(nn.Module, PyTorchModelHubMixin):
     def save(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and a model card into `folder`, whole or not at all.
 
-        An earlier surrogate there is replaced. Raises InputError where `folder` holds other things or cannot be written.
+        An earlier surrogate there is replaced. Raises InputError where `folder` holds other things or takes no files.
         """
         target = Path(folder)
         if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file()):

@@ -1,7 +1,8 @@
-"""From standardised latents to an image: a transformer for tokens, convolutions for a map, a seed and both for a vector."""
+"""From standardised latents to an image: a transformer for tokens, convolutions for a map or a vector."""
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class MapBody(nn.Module):
         widths = [max(width >> i, 16) for i in range(doublings + 1)]
         self.start = nn.Sequential(nn.Conv2d(channels, width, 1), *(_Residual(width) for _ in range(layers)))
         self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), _Residual(b)) for a, b in zip(widths, widths[1:], strict=False)
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), _Residual(b)) for a, b in pairwise(widths)
         )
         self.norm = _ChannelNorm(widths[-1])
         self.to_pixels = nn.Conv2d(widths[-1], image_shape[0], 3, padding=1)

@@ -27,7 +27,7 @@ NOISE_FIRST = 2_000_000_000  # random streams from here on disturb the training 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Training images, by blocks as often as asked; bytes of the held-out ones; what they are, in a key and in words."""
+    """Training images, in blocks as often as asked; bytes of those held out; what they are, in a key and in words."""
 
     blocks: Callable[[], Iterable[Tensor]]
     held_out: Tensor
@@ -42,7 +42,8 @@ def training_data(
 ) -> TrainingData:
     """Procedural images for None, else those of a tensor or a source, of which every tenth is held out.
 
-    A source is read twice and never held as a whole; `limit` images of it at most. Raises InputError where there are too few or they do not fit.
+    A source is read twice and never held as a whole; `limit` images of it at most. Raises InputError where there are
+    too few or they do not fit.
     """
     if images is None:
         return _procedural_data(model, settings)

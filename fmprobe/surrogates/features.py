@@ -1,4 +1,4 @@
-"""Training data of a surrogate: images and a frozen encoder's latents of them, on disk, computed once and read often."""
+"""Images and a frozen encoder's latents of them, on disk: computed once and read often."""
 
 import contextlib
 import hashlib
@@ -72,7 +72,7 @@ def features_of(
 
     Kept in `$XDG_CACHE_HOME/fmprobe/features`, keyed by the encoder, its preprocessing and tokens, the data and the
     noise; memory does not grow with the number of images. An entry whose contents have changed is built again; where
-    the model has no fingerprint, or the disk takes nothing, they live in a temporary folder for as long as they are used.
+    the model has no fingerprint, or the disk takes nothing, they live in a temporary folder while they are used.
     Raises InputError where latents are not finite, or are the same for every image and place.
     """
     key = features_key(model, data_key, [disturb_key, draws])
@@ -101,7 +101,7 @@ def features_of(
 
 
 def features_key(model: Autoencoder, data_key: str, more: Any) -> str | None:
-    """SHA-256 over what decides a model's latents, the data and `more`; None where nothing tells the model from others."""
+    """SHA-256 over what decides a model's latents, the data and `more`; None for a model without a fingerprint."""
     if not model.provenance.get("fingerprint"):
         return None
     provenance = {key: model.provenance.get(key) for key in ("fingerprint", "dtype", "tokens", "preprocessing")}

@@ -90,7 +90,7 @@ class LatentSurrogate(Surrogate):
         return (*self.latent_shape[:-1], self.bottleneck)
 
     def forward(self, rows: Tensor, batch: "Batch | None" = None) -> Tensor:
-        """Standardised features `(…, D)` through the bottleneck and back; with a batch, the loss of training on them."""
+        """Standardised features `(…, D)` through the bottleneck and back; with a batch, the loss on them."""
         return self.to_features(self.code(rows)) if batch is None else self.loss(rows, batch)
 
     def code(self, rows: Tensor) -> Tensor:

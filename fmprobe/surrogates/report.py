@@ -26,12 +26,12 @@ WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian (Wang et al. 2004)
 class SurrogateReport:
     """What a surrogate adds to an encoder's findings.
 
-    `fidelity`: for each surrogate and each set of images psnr (dB), ssim, l1, l1_median (of each image's own median) and
-    feature_error. `dynamics`: of each surrogate the share of starts that converged and the number of attractors.
+    `fidelity`: for each surrogate and each set of images psnr (dB), ssim, l1, l1_median (of each image's own median)
+    and feature_error. `dynamics`: of each surrogate the share of starts that converged and the number of attractors.
     `agreement`: of each surrogate with the first, on the same N(0, I) starts: `both_converged` starts, `rand` (adjusted
     Rand index of their basins), `basins` (share of the first's basins with a counterpart of Jaccard index above a half)
-    and `chamfer_pixels` (mean distance of decoded attractors to the nearest of the other's, RMS a pixel, both ways). The
-    null, the same architecture with random weights and a decoder of its own, is in all three under "null".
+    and `chamfer_pixels` (mean distance of decoded attractors to the nearest of the other's, RMS a pixel, both ways).
+    The null, the same architecture with random weights and a decoder of its own, is in all three under "null".
     """
 
     fidelity: dict[str, dict[str, dict[str, float]]]
@@ -48,8 +48,8 @@ class SurrogateReport:
         lines = ["surrogate     images           PSNR   SSIM     L1  (median)  feature error"]
         for name, sets in self.fidelity.items():
             lines += [
-                f"{name:12}  {images:14} {row['psnr']:6.2f}  {row['ssim']:5.3f}  {row['l1']:.3f}  ({row['l1_median']:.3f})"
-                f"   {row['feature_error']:.3f}"
+                f"{name:12}  {images:14} {row['psnr']:6.2f}  {row['ssim']:5.3f}  {row['l1']:.3f}  "
+                f"({row['l1_median']:.3f})   {row['feature_error']:.3f}"
                 for images, row in sets.items()
             ]
         lines += ["", "surrogate     converged  attractors"]
@@ -79,10 +79,10 @@ def surrogate_report(
 ) -> SurrogateReport:
     """Fit surrogates that differ in seed, size and training data, and one to a random-weight encoder, and compare them.
 
-    `model`: an encoder without a decoder. `images`: named sets `(n, C, H, W)` in `[0, 1]` that no surrogate sees, beside
-    held-out procedural images and dead leaves. `n` starts from N(0, I), `max_steps` steps. `null`: by default the
-    model's own architecture with random weights, loaded by its name. A finding that the null shows as well is not the
-    weights'; one that changes with the surrogate is not the encoder's. Fits five surrogates, which the cache keeps.
+    `model`: an encoder without a decoder. `images`: named sets `(n, C, H, W)` in `[0, 1]` that no surrogate sees,
+    beside held-out procedural images and dead leaves. `n` starts from N(0, I), `max_steps` steps. `null`: by default
+    the model's own architecture with random weights, loaded by its name. A finding that the null shows as well is not
+    the weights'; one that changes with the surrogate is not the encoder's. Fits five surrogates, which the cache keeps.
     Raises InputError where the model has a latent map already, or the null cannot be made.
     """
     if model.has_latent_map:

@@ -89,7 +89,7 @@ def save_timm(folder: Path, architecture: str, **arguments: Any) -> Path:
     from timm.models import save_for_hf
 
     torch.manual_seed(SEED)
-    model = timm.create_model(architecture, num_classes=5, **arguments)
+    model: Any = timm.create_model(architecture, num_classes=5, **arguments)
     model.pretrained_cfg |= {"input_size": (3, SIDE, SIDE), "mean": tuple(MEAN), "std": tuple(STD), "url": ""}
     save_for_hf(model, str(folder), model_args=arguments, safe_serialization=True)
     return folder

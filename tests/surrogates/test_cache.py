@@ -1,6 +1,7 @@
 """Fitted decoders and features in the cache: found again, mended, never trusted."""
 
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,8 @@ def test_second_call_reads_the_cache(encoder, cache_home, monkeypatch):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_broken_entry_is_fitted_again(encoder, cache_home, name):
+    first: Any
+    second: Any
     first, _ = cached_decoder(encoder, QUICK, progress=False)
     path = cache_home / key_of(encoder, QUICK) / name
     path.write_bytes(path.read_bytes()[:-20])

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 import torch
-
 from support.surrogates import quick
 
 from fmprobe.autoencoder import Autoencoder

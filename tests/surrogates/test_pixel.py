@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def flip_a_bit(path):
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_sizes_give_layers_and_width(size):
-    decoder = PixelDecoder([9, 5], [3, 21, 21], size)
+    decoder: Any = PixelDecoder([9, 5], [3, 21, 21], size)
     layers, width = SIZES[size]
     assert len(decoder.body.blocks) == layers
     assert decoder.body.embed.out_features == width

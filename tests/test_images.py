@@ -1,0 +1,127 @@
+"""Any image source: every mode and orientation, and files that are no images."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fmprobe
+
+SHAPE = (3, 8, 8)
+GRADIENT = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
+
+
+def colours() -> np.ndarray:
+    return np.stack([GRADIENT, GRADIENT.T, 255 - GRADIENT], axis=2)
+
+
+def only(folder, **arguments):
+    return fmprobe.load_images(str(folder), image_shape=SHAPE, **arguments)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1", "I;16"])
+def test_modes(tmp_path, mode):
+    rgb = Image.fromarray(colours())
+    if mode == "I;16":
+        image, expected = Image.fromarray(GRADIENT.astype(np.uint16) * 257), np.stack([GRADIENT] * 3, axis=2)
+    elif mode == "P":  # a palette of which the indices alone would be a wrong picture
+        image = rgb.quantize(64)
+        expected = np.asarray(image.convert("RGB"))
+    else:
+        image = rgb.convert(mode)
+        expected = np.asarray(image.convert("RGB"))
+    image.save(tmp_path / ("x.tif" if mode == "CMYK" else "x.png"))
+    found = only(tmp_path)
+    assert found.shape == (1, *SHAPE)
+    assert found.dtype == torch.float32
+    assert np.abs(found[0].permute(1, 2, 0).numpy() * 255 - expected).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    turned = {3: 2, 6: 3, 8: 1}[orientation]  # quarter turns counterclockwise that the camera did
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = colours()
+    Image.fromarray(np.rot90(upright, -turned)).save(tmp_path / "x.png", exif=exif)
+    assert np.abs(only(tmp_path)[0].permute(1, 2, 0).numpy() * 255 - upright).max() <= 1
+
+
+def test_the_short_side_is_fitted_and_the_centre_taken(tmp_path):
+    wide = np.zeros((8, 24, 3), dtype=np.uint8)
+    wide[:, 8:16] = colours()
+    Image.fromarray(wide).save(tmp_path / "x.png")
+    assert np.abs(only(tmp_path)[0].permute(1, 2, 0).numpy() * 255 - colours()).max() <= 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n truncated"])
+def test_a_damaged_file_is_named_or_skipped_and_counted(tmp_path, content):
+    for i in (0, 2):
+        Image.fromarray(colours()).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(content)
+    with pytest.raises(fmprobe.InputError, match=r"1\.png cannot be read as an image"):
+        only(tmp_path)
+    with pytest.warns(UserWarning, match=r"1 damaged images of .* left out, such as .*1\.png"):
+        assert len(only(tmp_path, skip_damaged=True)) == 2
+
+
+def test_a_picture_cut_short_is_damaged(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "x.jpg")
+    content = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(fmprobe.InputError, match=r"x\.jpg cannot be read"):
+        only(tmp_path)
+
+
+def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
+    Image.fromarray(colours()).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)
+    with pytest.raises(fmprobe.InputError, match=r"x\.png cannot be read"):
+        only(tmp_path)
+
+
+def test_a_damaged_cell_of_a_parquet_file_is_named_or_skipped(tmp_path):
+    import io
+
+    import datasets
+
+    buffer = io.BytesIO()
+    Image.fromarray(colours()).save(buffer, format="PNG")
+    cells = [{"bytes": content, "path": None} for content in (buffer.getvalue(), b"broken", buffer.getvalue())]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    datasets.Dataset.from_dict({"image": cells}, features=features).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(fmprobe.InputError, match=r"x\.parquet:train\[1\] cannot be read"):
+        only(tmp_path / "x.parquet")
+    with pytest.warns(UserWarning, match="1 damaged images"):
+        assert len(only(tmp_path / "x.parquet", skip_damaged=True)) == 2
+
+
+def test_streaming_gives_the_same_in_blocks(tmp_path):
+    from fmprobe.images import stream_images
+
+    np.savez(tmp_path / "x.npz", a=np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8))
+    blocks = list(stream_images(f"{tmp_path}/x.npz:a", image_shape=SHAPE, block=3))
+    assert [len(block) for block in blocks] == [3, 3, 1]
+    assert torch.equal(torch.cat(blocks), only(f"{tmp_path}/x.npz:a"))
+    procedural = list(stream_images("procedural", 5, image_shape=SHAPE, block=2, seed=4))
+    assert torch.equal(torch.cat(procedural), fmprobe.procedural_images(5, 8, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("source", "n", "message"),
+    [
+        ("/no/such/place", None, "check the name"),
+        ("{folder}", None, "holds no images"),
+        ("{folder}/x.npz:b", None, "expected a key after a colon, of a"),
+        ("{folder}/x.npz:a", 3, "holds 2 images, 3 were asked for"),
+        ("{folder}/x.npz:a", 0, "cannot take 0 images"),
+        ("{folder}/note.txt", None, "is no image source"),
+        ("procedural", None, "say how many"),
+        (":x", None, "is no image source"),
+    ],
+)
+def test_sources_that_give_nothing(tmp_path, source, n, message):
+    np.savez(tmp_path / "x.npz", a=np.zeros((2, 8, 8, 3), dtype=np.uint8))
+    (tmp_path / "note.txt").write_text("a note")
+    with pytest.raises(fmprobe.InputError, match=message):
+        fmprobe.load_images(source.format(folder=tmp_path), n, image_shape=SHAPE)
