@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fmprobe.surrogates.pixel import PixelDecoder
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-ARCHITECTURE = 2  # raise it when a module's layout changes, so that older artefacts are refused by name
+ARCHITECTURE = 3  # raise it when a module's layout changes, so that older artefacts are refused by name
 
 
 class Surrogate(nn.Module, PyTorchModelHubMixin):

@@ -36,6 +36,7 @@ class FitSettings:
     `draws` versions, and the decoder learns to paint it without. Both make the latent map contract: D(E(x)) becomes a
     denoiser, and f has the same non-zero eigenvalues. `perceptual` and `contraction`: weights of the distance of the
     encoder's features and of ||J_f||_F^2 / d (a Hutchinson estimate), each of which costs the encoder's gradient.
+    `blur`: of the painted images, as `PixelDecoder` has it; an encoder amplifies the detail that a decoder makes up.
     `mixture`: of the procedural images. `variant` and `bottleneck`: of a latent surrogate.
     """
 
@@ -48,6 +49,7 @@ class FitSettings:
     noise: float = 3.0
     pixel_noise: float = 0.2
     draws: int = 1
+    blur: float = 0.018
     perceptual: float = 0.0
     contraction: float = 0.0
     weight_decay: float = 0.05
@@ -193,7 +195,7 @@ def _check(model: Autoencoder, settings: FitSettings) -> None:
     for name in ("steps", "batch_size", "learning_rate", "draws", "accumulate"):
         if not getattr(settings, name) > 0:
             raise InputError(f"{name} must be above 0, got {getattr(settings, name)}")
-    for name in ("noise", "pixel_noise", "perceptual", "contraction", "weight_decay"):
+    for name in ("noise", "pixel_noise", "blur", "perceptual", "contraction", "weight_decay"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise InputError(f"{name} must not be negative, got {getattr(settings, name)}")
     if not 0 <= settings.ema < 1:
@@ -219,7 +221,7 @@ def _fit_pixel(
     """Minimise the L1 error of the decoded pixels, and what else the settings ask for."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)  # of the CPU alone, where the weights are drawn
-        decoder = PixelDecoder(list(model.latent_shape), list(model.image_shape), settings.size)
+        decoder = PixelDecoder(list(model.latent_shape), list(model.image_shape), settings.size, blur=settings.blur)
     decoder.latent_mean.copy_(features.mean)
     decoder.latent_std.copy_(features.std)
     held_out = torch.cat([encode_native(model, block) for block in data.held_out.split(ENCODE_BATCH)])

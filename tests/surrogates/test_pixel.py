@@ -1,9 +1,11 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.ndimage import gaussian_filter
 from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -203,8 +205,24 @@ def test_description_reaches_the_provenance(encoder):
     json.dumps(model.provenance)
 
 
-def test_forward_and_reverse_derivatives_agree(encoder):
-    f = encoder.with_decoder(make(encoder)).latent_map
+def test_the_blur_is_that_of_a_gaussian_and_keeps_the_mean():
+    torch.manual_seed(0)
+    decoder = PixelDecoder([4, 6], [3, 32, 32], "tiny", blur=0.05)
+    plain = PixelDecoder([4, 6], [3, 32, 32], "tiny")
+    plain.load_state_dict(decoder.state_dict())
+    z = torch.randn(2, 4, 6)
+    with torch.no_grad():
+        sharp, soft = plain(z), decoder(z)
+    expected = np.stack([[gaussian_filter(c, 1.6, mode="nearest", radius=5) for c in image] for image in sharp.numpy()])
+    assert np.abs(soft.numpy() - expected).max() < 1e-5
+    assert torch.equal(PixelDecoder([4, 6], [3, 32, 32], "tiny", blur=0.001).kernel, torch.ones(1))
+
+
+@pytest.mark.parametrize("blur", [0.0, 0.1])
+def test_forward_and_reverse_derivatives_agree(encoder, blur):
+    decoder = make(encoder)
+    decoder.kernel = PixelDecoder(encoder.latent_shape, encoder.image_shape, "tiny", blur=blur).kernel
+    f = encoder.with_decoder(decoder).latent_map
     z = encoder.sample_latents(1)
     v, w = encoder.sample_latents(2, seed=1).split(1)
     with sdpa_kernel(SDPBackend.MATH):
