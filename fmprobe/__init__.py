@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from fmprobe.convolutional import ConvAutoencoder, train_autoencoder
     from fmprobe.dynamics.attractors import AttractorSet, find_attractors
     from fmprobe.dynamics.iterate import iterate
+    from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
     from fmprobe.dynamics.orbits import Orbits, Status
     from fmprobe.errors import InputError
     from fmprobe.images import load_images
     from fmprobe.loading import load
+    from fmprobe.probes.weights import probe_weights
     from fmprobe.surrogates.fit import fit_decoder
     from fmprobe.surrogates.procedural import procedural_images
     from fmprobe.surrogates.report import surrogate_report
@@ -38,6 +40,8 @@ _HOMES = {
     "Orbits": "fmprobe.dynamics.orbits",
     "Status": "fmprobe.dynamics.orbits",
     "load": "fmprobe.loading",
+    "orthogonal_matching_pursuit": "fmprobe.dynamics.matching_pursuit",
+    "probe_weights": "fmprobe.probes.weights",
     "procedural_images": "fmprobe.surrogates.procedural",
     "surrogate_report": "fmprobe.surrogates.report",
 }
@@ -55,6 +59,8 @@ __all__ = [
     "iterate",
     "load",
     "load_images",
+    "orthogonal_matching_pursuit",
+    "probe_weights",
     "procedural_images",
     "surrogate_report",
     "train_autoencoder",

@@ -136,9 +136,7 @@ class _Atoms:
 
 def _pursue(atoms: _Atoms, correlations: Tensor, indices: Tensor, factors: Tensor, plan: _Plan) -> None:
     """Fill `indices` `(B, K)` and `factors` `(B, K, K)`, block by block, each worker with a store of its own."""
-    blocks = [
-        slice(first, min(first + plan.block, len(indices))) for first in range(0, len(indices), plan.block)
-    ]
+    blocks = [slice(first, min(first + plan.block, len(indices))) for first in range(0, len(indices), plan.block)]
 
     def work(mine: list[slice]) -> None:
         if plan.workers > 1:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-AT_ONCE = 1 << 28  # bytes of gathered atoms
+AT_ONCE = 1 << 25  # bytes of gathered atoms: few, so that they stay near the processor
 REFINEMENTS = 3  # of coefficients, against the atoms themselves
 
 
@@ -57,7 +57,7 @@ class Codes:
         width = min(k, self.factors.shape[1])
         chosen = self.indices[rows, :width]
         norms = torch.where(chosen >= 0, self.atom_norms[chosen], torch.inf)
-        atoms = self.dictionary[chosen] / norms[:, :, None]  # zero past n_selected
+        atoms = self.dictionary[chosen]
         scale = self.target_norms[rows, None]
         target = self.targets[rows] / torch.where(scale > 0, scale, 1)
         factor = self.factors[rows, :width, :width].double()
@@ -65,9 +65,9 @@ class Codes:
         fit, residual = torch.zeros_like(target), target
         for _ in range(REFINEMENTS):
             # The factor stems from rounded products: solving for what is left of the target mends that.
-            right = torch.bmm(atoms, residual[:, :, None]).double()
-            code += torch.cholesky_solve(right, factor)[:, :, 0]
-            fit = torch.bmm(code.to(target)[:, None, :], atoms)[:, 0]
+            right = torch.bmm(atoms, residual[:, :, None])[:, :, 0] / norms  # zero past n_selected
+            code += torch.cholesky_solve(right[:, :, None].double(), factor)[:, :, 0]
+            fit = torch.bmm((code.to(target) / norms)[:, None, :], atoms)[:, 0]
             residual = target - fit
         coefficients = self.targets.new_zeros(len(target), k)
         coefficients[:, :width] = (code.to(target) / norms) * scale
