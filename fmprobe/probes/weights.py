@@ -1,0 +1,151 @@
+"""Weight probing without data: how well do a model's attractors, as a dictionary, reconstruct images never shown?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.attractors import AttractorSet
+from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
+from fmprobe.errors import InputError
+from fmprobe.probes.dictionaries import bootstrap, effective_rank, make_dictionaries
+
+METRICS = ("image_mse", "latent_mse", "psnr")
+RESAMPLES = 1000
+PICTURES = 4  # images whose reconstructions are kept, at three levels
+LEAST_MSE = 1e-10  # a perfect image counts as 100 dB
+
+
+@dataclass(frozen=True)
+class WeightCurves:
+    """Error of sparse reconstructions against the number of atoms, for the model's atoms and for every baseline.
+
+    `subject`: what the model's atoms are, "attractors" or "ends after T steps". `levels`: numbers of atoms.
+    `dictionaries`: by name, the subject first, `count` of atoms, `effective_rank`, and by metric one row a level with
+    `mean`, `low` and `high` (95% bootstrap interval over images); of baselines also `excess`: their image MSE minus the
+    subject's, image by image, so that an interval above zero means that the subject wins. Image MSE is in [0, 1] after
+    clamping, PSNR in dB, latent MSE in the model's space. `own`: the same of D(E(x)), which nothing can be expected to
+    beat. `absent`: why a baseline is missing. `pictures`: by name `(levels, images, C, H, W)` at `picture_levels`, and
+    "image" and "D(E(x))" `(1, images, C, H, W)`.
+    """
+
+    subject: str
+    levels: list[int]
+    images: int
+    own: dict[str, dict[str, float]]
+    dictionaries: dict[str, dict[str, Any]]
+    absent: dict[str, str]
+    protocol: dict[str, Any]
+    picture_levels: list[int]
+    pictures: dict[str, Tensor] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `results.json` keeps: everything but the pictures."""
+        names = ("subject", "levels", "images", "own", "dictionaries", "absent", "protocol")
+        return {name: getattr(self, name) for name in names}
+
+
+def probe_weights(
+    model: Autoencoder,
+    attractors: AttractorSet,
+    images: Tensor,
+    atoms: Sequence[int] | None = None,
+    *,
+    ends: bool = False,
+    null_attractors: AttractorSet | None = None,
+    reference_images: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> WeightCurves:
+    """Reconstruct encoded `images` `(B, *image_shape)` from attractors (Fumero et al., ICLR 2026, sec. 4, fig. 4, 7-9).
+
+    Latents, flattened, are coded by Orthogonal Matching Pursuit with the numbers of `atoms` given (default: powers of
+    two) and decoded. All dictionaries have as many atoms as the model has distinct attractors, at most the latent's
+    dimension; numbers of atoms beyond that become it. `ends`: take the distinct last latents of all finite orbits,
+    settled or not. Baselines: a random orthonormal basis (the paper's), Gaussian atoms of the same norms, the starts
+    that the atoms came from (N(0, I) under `seed`, which must be that of the search), `null_attractors` of the same
+    architecture with random weights, and the mean and principal components of `reference_images`, which see data and
+    should be none of `images`.
+
+    Raises InputError where there are no atoms or no images, or for a number of atoms below 1.
+    """
+    if not len(images) or (atoms is not None and (not atoms or min(atoms) < 1)):
+        raise InputError(f"weight probing needs images and numbers of atoms from 1 up, got {len(images)} and {atoms}")
+    with torch.no_grad():
+        latents = _encode(model, images, batch_size)
+        reference = None if reference_images is None else _encode(model, reference_images, batch_size)
+        found = make_dictionaries(
+            model, attractors, ends=ends, seed=seed, null_attractors=null_attractors, reference=reference
+        )
+        count = len(found.atoms[found.subject])
+        levels = sorted({min(k, count) for k in atoms or [2**i for i in range(count.bit_length())] + [count]})
+        shown = sorted({levels[0], levels[len(levels) // 2], levels[-1]})
+        measure = _Measure(model, images, latents, batch_size)
+        own, picture = measure(latents)
+        pictures = {"image": images[None, :PICTURES].cpu(), "D(E(x))": picture[None]}
+        series: dict[str, list[dict[str, np.ndarray]]] = {}
+        for name, dictionary in found.atoms.items():
+            codes = orthogonal_matching_pursuit(dictionary, latents, levels[-1])
+            series[name], kept = [], []
+            for k in levels:
+                values, picture = measure(codes.reconstruct(k))
+                series[name].append(values)
+                kept += [picture] if k in shown else []
+            pictures[name] = torch.stack(kept)
+    rows = {
+        name: {
+            "count": len(found.atoms[name]),
+            "effective_rank": round(effective_rank(found.atoms[name]), 2),
+            **_summary(values, series[found.subject] if name != found.subject else None, seed),
+        }
+        for name, values in series.items()
+    }
+    protocol = {
+        "asked": list(atoms) if atoms else None,
+        "resamples": RESAMPLES,
+        "seed": seed,
+        "reference_images": 0 if reference is None else len(reference),
+    }
+    own = bootstrap({name: own[name] for name in ("image_mse", "psnr")}, RESAMPLES, seed)
+    return WeightCurves(found.subject, levels, len(images), own, rows, found.absent, protocol, shown, pictures)
+
+
+class _Measure:
+    """Errors of reconstructed latents, image by image, in latent space and after decoding."""
+
+    def __init__(self, model: Autoencoder, images: Tensor, latents: Tensor, batch_size: int) -> None:
+        self.model, self.images, self.latents, self.batch_size = model, images, latents, batch_size
+
+    def __call__(self, reconstructed: Tensor) -> tuple[dict[str, np.ndarray], Tensor]:
+        errors, pictures = [], []
+        for rows, wanted in zip(reconstructed.split(self.batch_size), self.images.split(self.batch_size), strict=True):
+            decoded = self.model.decode(rows.reshape(-1, *self.model.latent_shape)).clamp(0, 1).cpu()
+            errors.append((decoded - wanted.cpu().clamp(0, 1)).double().square().flatten(1).mean(1))
+            if sum(map(len, pictures)) < PICTURES:
+                pictures.append(decoded)
+        image_mse = torch.cat(errors).numpy()
+        latent_mse = (reconstructed - self.latents).double().square().mean(1).cpu().numpy()
+        psnr = -10 * np.log10(np.maximum(image_mse, LEAST_MSE))
+        values = dict(zip(METRICS, (image_mse, latent_mse, psnr), strict=True))
+        return values, torch.cat(pictures)[:PICTURES]
+
+
+def _encode(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:
+    return torch.cat([model.encode(part.to(model.device)).flatten(1) for part in images.split(batch_size)])
+
+
+def _summary(
+    values: list[dict[str, np.ndarray]], subject: list[dict[str, np.ndarray]] | None, seed: int
+) -> dict[str, list[dict[str, float]]]:
+    """By metric, one row a level."""
+    levels = []
+    for i, level in enumerate(values):
+        series = dict(level)
+        if subject is not None:
+            series["excess"] = level["image_mse"] - subject[i]["image_mse"]
+        levels.append(bootstrap(series, RESAMPLES, seed))
+    return {metric: [level[metric] for level in levels] for metric in levels[0]}
