@@ -1,4 +1,4 @@
-"""What probe, prototypes and demo do alike: load, find a decoder, plan, run, write, tell."""
+"""What probe, prototypes, weights and demo do alike: load, find a decoder, plan, run, write, tell."""
 
 import shlex
 import sys
@@ -32,6 +32,27 @@ def run_prototypes(
     resume: bool,
 ) -> Path:
     """From a model's name to a finished run folder; returns the folder."""
+    _, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume)
+    from fmprobe.report.html import write_report
+
+    write_report(folder.path)
+    tell(results, folder.path)
+    return folder.path
+
+
+def open_run(
+    name: str,
+    out: Path | None,
+    *,
+    load: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    seed: int,
+    resume: bool,
+) -> "tuple[Autoencoder, RunFolder, dict[str, Any]]":
+    """The model, its run folder and results with the attractors: those on disk, or found now.
+
+    A model from a run that is on disk already may still lack its decoder.
+    """
     _check_choice("measure", plan.get("measure"), MEASURES)
     _check_choice("merge", plan.get("merge"), MERGES)
     began = time.perf_counter()
@@ -46,11 +67,7 @@ def run_prototypes(
     else:
         model = with_decoder(model, seed)
         results = _compute(model, folder, plan, seed, began)
-    from fmprobe.report.html import write_report
-
-    write_report(folder.path)
-    tell(results, folder.path)
-    return folder.path
+    return model, folder, results
 
 
 def default_out(name: str, suffix: str = "") -> Path:

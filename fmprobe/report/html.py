@@ -9,7 +9,7 @@ from typing import Any
 
 from fmprobe.dynamics.orbits import Status
 from fmprobe.errors import InputError
-from fmprobe.report.plots import COLOURS, merge_sweep, residual_curves, to_svg
+from fmprobe.report.plots import COLOURS, merge_sweep, residual_curves, to_svg, weight_curves
 from fmprobe.runs import RunFolder, write_atomically
 
 IN_GALLERY = 64  # pictures on the page; the folder holds all
@@ -33,6 +33,7 @@ def write_report(folder: Path) -> Path:
         statuses=_statuses(results["orbits"]["noise"]),
         residuals=to_svg(residual_curves(results["residuals"], _tol_norm(results)), "Residual curves"),
         sweep=to_svg(merge_sweep(results["attractors"]["merge"]), "Attractors against merge threshold"),
+        weights=_weights(folder, results.get("weights") or {"data": {}}),
         facts=_facts(results),
     )
     path = folder / "report.html"
@@ -55,6 +56,22 @@ def _gallery(folder: Path) -> list[dict[str, Any]]:
         width = 64 + 128 * math.sqrt(int(row["basin_size"]) / largest)
         gallery.append({**row, "src": f"data:image/png;base64,{data}", "width": round(width)})
     return gallery
+
+
+def _weights(folder: Path, weights: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of each data set that was reconstructed: curves, the sheet of pictures, and the numbers."""
+    sets = []
+    for i, (source, curves) in enumerate(weights["data"].items()):
+        sheet = folder / "weights" / Path(curves["picture"]).name
+        if not sheet.is_file():
+            raise InputError(f"{sheet} is missing: run the command again with --no-resume")
+        plots = [
+            to_svg(weight_curves(curves, metric, label), f"{label}, {source}, {i}")
+            for metric, label in (("image_mse", "image MSE"), ("latent_mse", "latent MSE"), ("psnr", "PSNR (dB)"))
+        ]
+        data = base64.b64encode(sheet.read_bytes()).decode()
+        sets.append({"source": source, "plots": plots, "src": f"data:image/png;base64,{data}", **curves})
+    return sets
 
 
 def _statuses(orbits: Mapping[str, Any]) -> list[dict[str, Any]]:

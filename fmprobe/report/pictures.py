@@ -1,4 +1,4 @@
-"""Decoded attractors as image files: one PNG each, an index, and a sheet of all."""
+"""Decoded attractors and reconstructions as image files."""
 
 import csv
 import math
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fmprobe.dynamics.attractors import AttractorSet
+    from fmprobe.probes.weights import WeightCurves
 
 ON_SHEET = 48  # pictures on one sheet
 COLUMNS = ("file", "basin_size", "basin_share", "lowest_start", "spectral_radius", "error")
@@ -70,3 +71,34 @@ def draw_sheet(pictures: "list[Image]", sizes: list[int], n: int) -> "Figure":
     more = f" (the {len(shown)} largest of {len(pictures)})" if len(pictures) > len(shown) else ""
     figure.suptitle(f"Decoded attractors and the starts that end in each{more}", fontsize=10)
     return figure
+
+
+def save_reconstructions(curves: "WeightCurves", path: Path) -> None:
+    """One sheet: a row a dictionary, for each image one column a level; the images themselves on top."""
+    from matplotlib.figure import Figure
+
+    levels, count = curves.picture_levels, curves.pictures["image"].shape[1]
+    names = list(curves.pictures)
+    columns = len(levels) * count
+    figure = Figure(figsize=(1.0 * columns + 1.6, 1.1 * len(names) + 0.4), layout="constrained")
+    axes = figure.subplots(len(names), columns, squeeze=False)
+    for name, row in zip(names, axes, strict=True):
+        shown = curves.pictures[name]
+        for column, ax in enumerate(row):
+            image, level = divmod(column, len(levels))
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+            if level < len(shown):
+                small = shown.shape[-1] < 64
+                ax.imshow(
+                    to_picture(shown[level, image]),
+                    cmap="gray",
+                    vmin=0,
+                    vmax=255,
+                    interpolation="nearest" if small else "antialiased",
+                )
+            if len(shown) > 1 or len(levels) == 1:
+                ax.set_title(f"{levels[level]}", fontsize=7, pad=2)
+        row[0].set_ylabel(name.replace(" after ", "\nafter ").replace(" of ", "\nof "), fontsize=8)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

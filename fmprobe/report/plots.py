@@ -17,6 +17,8 @@ COLOURS = {
     "diverged": "#D55E00",
 }
 
+SERIES = ("#0072B2", "#D55E00", "#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#000000")
+
 
 def residual_curves(residuals: Mapping[str, Any], tol_norm: float | None) -> "Figure":
     """Norm of the step against the step, one line a start, coloured by status; `tol_norm` as a dashed line."""
@@ -46,6 +48,22 @@ def merge_sweep(merge: Mapping[str, Any]) -> "Figure":
     ax.set_xscale("log")
     ax.set_ylim(bottom=0)
     ax.yaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure":
+    """A metric against the number of atoms, one line a dictionary with its bootstrap interval, the model's own thick."""
+    figure, ax = _axes("atoms", label)
+    for i, (name, row) in enumerate(curves["dictionaries"].items()):
+        colour, style = SERIES[i % len(SERIES)], "-" if i == 0 else "--"
+        mean, low, high = ([level[key] for level in row[metric]] for key in ("mean", "low", "high"))
+        ax.plot(curves["levels"], mean, style, marker="o", ms=3, lw=2.2 if i == 0 else 1.2, color=colour, label=name)
+        ax.fill_between(curves["levels"], low, high, color=colour, alpha=0.12, lw=0)
+    if metric in curves["own"]:
+        ax.axhline(curves["own"][metric]["mean"], color="grey", ls=":", lw=1, label="D(E(x))")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(curves["levels"], [str(level) for level in curves["levels"]])
+    ax.legend(frameon=False, fontsize=8)
     return figure
 
 

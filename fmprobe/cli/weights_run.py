@@ -1,0 +1,137 @@
+"""What fmprobe weights does: open the run, reconstruct each data set, keep what is done, tell."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+import fmprobe
+from fmprobe.cli.session import open_run, tell, with_decoder
+from fmprobe.errors import InputError
+from fmprobe.runs import RunFolder, read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmprobe.autoencoder import Autoencoder
+    from fmprobe.dynamics.attractors import AttractorSet
+
+BATCH = 32
+
+
+def run_weights(
+    name: str,
+    out: Path | None,
+    *,
+    data: Sequence[str],
+    atoms: str | None,
+    images: int,
+    ends: bool,
+    load: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    seed: int,
+    resume: bool,
+) -> Path:
+    """From a model's name and data sets to a run folder whose results hold the key `weights`; returns the folder."""
+    levels = parse_atoms(atoms)
+    model, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume)
+    attractors = fmprobe.AttractorSet.load(folder.path / "attractors")
+    model = with_decoder(model, seed)
+    settings = {"atoms": levels, "ends": ends, "seed": seed, "batch_size": plan.get("batch_size") or BATCH}
+    found = {}
+    for source in dict.fromkeys(data):
+        shown, reference = held_out(model, source, images, len(attractors.orbits), seed)
+        found[source] = _reconstruct(model, attractors, folder, source, shown, reference, settings)
+    results = {**results, "weights": {"data": found}}
+    folder.finish(results)
+    from fmprobe.report.html import write_report
+
+    write_report(folder.path)
+    for source, curves in found.items():
+        tell_curves(source, curves)
+    tell(results, folder.path)
+    return folder.path
+
+
+def parse_atoms(text: str | None) -> list[int] | None:
+    """Numbers of atoms out of "32,64,128". Raises InputError for anything else."""
+    if text is None:
+        return None
+    try:
+        levels = [int(part) for part in text.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or min(levels) < 1:
+        raise InputError(f"--atoms {text!r} is not understood: expected numbers from 1 up, as in 32,64,128")
+    return levels
+
+
+def held_out(
+    model: "Autoencoder", source: str, n: int, n_reference: int, seed: int
+) -> "tuple[Tensor, Tensor | None]":
+    """The first n images of a source, and as many more as principal components need, if it has them."""
+    channels, height, width = model.image_shape
+    more = n + max(n, n_reference)
+    try:
+        images = fmprobe.load_images(source, more, image_shape=(channels, height, width), seed=seed)
+    except InputError:
+        return fmprobe.load_images(source, n, image_shape=(channels, height, width), seed=seed), None
+    return images[:n], images[n:]
+
+
+def _reconstruct(
+    model: "Autoencoder",
+    attractors: "AttractorSet",
+    folder: RunFolder,
+    source: str,
+    images: "Tensor",
+    reference: "Tensor | None",
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Curves of one data set: the shard of the run folder that holds them, or computed now and kept there."""
+    from fmprobe.report.pictures import save_reconstructions
+
+    digest = hashlib.sha256(json.dumps([source, settings, len(images)], sort_keys=True).encode())
+    for tensor in (images, reference):
+        digest.update(b"" if tensor is None else tensor.numpy().tobytes())
+    stem = re.sub(r"\W+", "-", Path(source).name).strip("-") or "data"
+    path = folder.path / "weights" / f"{stem}-{digest.hexdigest()[:12]}.json"
+    if path.is_file():
+        typer.echo(f"{source}: {path} holds its curves already")
+        return read_json(path)
+    typer.echo(f"{source}: reconstructing {len(images)} images")
+    arguments = dict(settings)
+    curves = fmprobe.probe_weights(
+        model, attractors, images, arguments.pop("atoms"), reference_images=reference, **arguments
+    )
+    picture = path.with_suffix(".png")
+    save_reconstructions(curves, picture)
+    content = {**curves.to_dict(), "picture": picture.name}
+    write_json(path, content)
+    return content
+
+
+def tell_curves(source: str, curves: Mapping[str, Any]) -> None:
+    """Image MSE by dictionary and number of atoms, and whether the model's atoms beat each baseline."""
+    typer.echo(f"\n{source}: image MSE of {curves['images']} images by number of atoms ({curves['subject']})")
+    typer.echo(f"{'':28}{'rank':>7}" + "".join(f"{k:>9}" for k in curves["levels"]))
+    for name, row in curves["dictionaries"].items():
+        label = f"{name} ({row['count']})"
+        cells = "".join(f"{level['mean']:>9.4f}" for level in row["image_mse"])
+        typer.echo(f"{label:28}{row['effective_rank']:>7.1f}{cells}{_verdict(row)}")
+    typer.echo(f"{'D(E(x))':35}{curves['own']['image_mse']['mean']:>9.4f}")
+    for name, reason in curves["absent"].items():
+        typer.echo(f"{name}: absent, {reason}")
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """At how many levels the 95% interval of the excess over the model's atoms lies on one side of zero."""
+    if "excess" not in row:
+        return ""
+    worse = sum(level["low"] > 0 for level in row["excess"])
+    better = sum(level["high"] < 0 for level in row["excess"])
+    return f"   worse at {worse}, better at {better} of {len(row['excess'])}"
