@@ -70,9 +70,7 @@ def parse_atoms(text: str | None) -> list[int] | None:
     return levels
 
 
-def held_out(
-    model: "Autoencoder", source: str, n: int, n_reference: int, seed: int
-) -> "tuple[Tensor, Tensor | None]":
+def held_out(model: "Autoencoder", source: str, n: int, n_reference: int, seed: int) -> "tuple[Tensor, Tensor | None]":
     """The first n images of a source, and as many more as principal components need, if it has them."""
     channels, height, width = model.image_shape
     more = n + max(n, n_reference)

@@ -52,7 +52,7 @@ def merge_sweep(merge: Mapping[str, Any]) -> "Figure":
 
 
 def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure":
-    """A metric against the number of atoms, one line a dictionary with its bootstrap interval, the model's own thick."""
+    """A metric against the number of atoms, one line a dictionary with its interval, the model's own thick."""
     figure, ax = _axes("atoms", label)
     for i, (name, row) in enumerate(curves["dictionaries"].items()):
         colour, style = SERIES[i % len(SERIES)], "-" if i == 0 else "--"

@@ -1,0 +1,155 @@
+"""Orthogonal Matching Pursuit of many targets against scikit-learn's, in one run on the same cores.
+
+    python recipes/benchmark_omp.py                          # 4096 atoms of dimension 4096, 256 selected, 64 targets
+    python recipes/benchmark_omp.py --scaling omp.png        # the same, and time against targets and atoms, plotted
+
+Both sides include the products of all atoms and the coefficients. scikit-learn's `orthogonal_mp_gram` takes one target
+after another, so its time a target is measured on the first few; its float32 side is given what makes it fastest,
+`copy_Gram=False`. Rounds alternate between the sides, and medians over rounds are printed, with the range.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from sklearn.linear_model import orthogonal_mp_gram
+from torch import Tensor
+
+import fmprobe
+from fmprobe.dynamics.matching_pursuit import BUDGET
+
+
+def problem(atoms: int, dim: int, targets: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Unit atoms, as scikit-learn expects, and targets, both N(0, I) in direction."""
+    g = torch.Generator().manual_seed(seed)
+    dictionary = torch.nn.functional.normalize(torch.randn(atoms, dim, generator=g), dim=1)
+    return dictionary, torch.randn(targets, dim, generator=g)
+
+
+def by_fmprobe(dictionary: Tensor, targets: Tensor, select: int) -> tuple[Tensor, float]:
+    """Chosen atoms and seconds for all targets."""
+    began = time.perf_counter()
+    codes = fmprobe.orthogonal_matching_pursuit(dictionary, targets, select)
+    assert bool(codes.coefficients.isfinite().all())
+    return codes.indices, time.perf_counter() - began
+
+
+def by_sklearn(dictionary: Tensor, targets: Tensor, select: int, first: int, dtype: str) -> tuple[list[set], float]:
+    """Chosen sets of the first targets, and seconds for all: the products once, the time of a target for each."""
+    atoms, points = dictionary.numpy().astype(dtype), targets.numpy().astype(dtype)
+    began = time.perf_counter()
+    gram = np.dot(atoms, atoms.T)
+    products = time.perf_counter() - began
+    began = time.perf_counter()
+    right = np.asfortranarray(np.dot(atoms, points[:first].T))
+    codes = orthogonal_mp_gram(gram, right, n_nonzero_coefs=select, copy_Gram=dtype == "float64", copy_Xy=False)
+    each = (time.perf_counter() - began) / first
+    sets = [set(np.flatnonzero(row).tolist()) for row in codes.reshape(len(atoms), -1).T]
+    return sets, products + each * len(targets)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    dictionary, targets = problem(arguments.atoms, arguments.dim, arguments.targets)
+    few, select = min(arguments.sklearn_targets, len(targets)), arguments.select
+    by_fmprobe(dictionary, targets[:4], min(8, select))  # warms up
+    seconds: dict[str, list[float]] = {"fmprobe float32": [], "scikit-learn float32": [], "scikit-learn float64": []}
+    for _ in range(arguments.rounds):
+        chosen, ours = by_fmprobe(dictionary, targets, select)
+        sets, single = by_sklearn(dictionary, targets, select, few, "float32")
+        _, double = by_sklearn(dictionary, targets, select, min(few, 4), "float64")
+        for values, value in zip(seconds.values(), (ours, single, double), strict=True):
+            values.append(1000 * value / len(targets))
+    equal = sum(set(row) == other for row, other in zip(chosen[:few].tolist(), sets, strict=True))
+    print(
+        f"{len(dictionary)} atoms of dimension {dictionary.shape[1]}, {select} selected, {len(targets)} targets, ",
+        end="",
+    )
+    print(f"{torch.get_num_threads()} threads, {arguments.rounds} rounds; ms a target, all atoms' products included")
+    base = median(seconds["fmprobe float32"])
+    for name, values in seconds.items():
+        ratio = "" if name.startswith("fmprobe") else f", {median(values) / base:.1f} times fmprobe's"
+        print(f"  {name:22}{median(values):8.1f}  ({min(values):.1f} to {max(values):.1f}){ratio}")
+    print(f"  the same atoms as scikit-learn (float32) for {equal} of {few} targets", flush=True)
+
+
+def large(arguments: argparse.Namespace) -> None:
+    """1024 atoms selected: everything finite, and the memory that the process grew by. Runs in a process of its own."""
+    dictionary, targets = problem(arguments.atoms, arguments.dim, arguments.targets)
+    fmprobe.orthogonal_matching_pursuit(dictionary[:64, :64], targets[:4, :64], 4).reconstruct(4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    codes = fmprobe.orthogonal_matching_pursuit(dictionary, targets, arguments.large)
+    seconds = time.perf_counter() - began
+    grew = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    result = codes.factors.nbytes + codes.indices.nbytes
+    fit = codes.reconstruct(arguments.large)
+    share = float(((targets - fit).norm(dim=1) / targets.norm(dim=1)).mean())
+    repeated = any(len(set(row)) < len(row) for row in codes.indices.tolist())
+    print(f"{arguments.large} selected: {1000 * seconds / len(targets):.0f} ms a target; memory grew by", end=" ")
+    print(f"{grew / 2**20:.0f} MiB ({result / 2**20:.0f} of them the result), budget {BUDGET / 2**20:.0f};", end=" ")
+    print(
+        f"finite: {bool(fit.isfinite().all())}; an atom twice: {repeated}; {int(codes.n_selected.min())} atoms", end=" "
+    )
+    print(f"a target at least; residual {share:.3f} of the norm", flush=True)
+
+
+def scaling(arguments: argparse.Namespace, path: Path) -> None:
+    """Time a target against targets, atoms selected and atoms there are."""
+    from matplotlib.figure import Figure
+
+    atoms, dim, targets, select = arguments.atoms, arguments.dim, arguments.targets, arguments.select
+    axes_of: dict[str, tuple[list[int], Callable[[int], tuple[int, int, int]]]] = {
+        "targets": ([1, 4, 16, 64, 256], lambda value: (atoms, value, select)),
+        "atoms selected": ([32, 64, 128, 256, 512], lambda value: (atoms, targets, value)),
+        "atoms there are": ([512, 1024, 2048, 4096, 8192], lambda value: (value, targets, select)),
+    }
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    for ax, (label, (values, setting)) in zip(figure.subplots(1, 3, sharey=True), axes_of.items(), strict=True):
+        curves: dict[str, list[float]] = {"fmprobe": [], "scikit-learn, float32": []}
+        for value in values:
+            n, count, k = setting(value)
+            dictionary, points = problem(n, dim, count)
+            curves["fmprobe"].append(1000 * by_fmprobe(dictionary, points, k)[1] / count)
+            theirs = by_sklearn(dictionary, points, k, min(2, count), "float32")[1]
+            curves["scikit-learn, float32"].append(1000 * theirs / count)
+            print(
+                f"  {label} {value}: " + ", ".join(f"{name} {c[-1]:.1f} ms" for name, c in curves.items()), flush=True
+            )
+        for name, curve in curves.items():
+            ax.plot(values, curve, "o-", label=name)
+        ax.set(xscale="log", yscale="log", xlabel=label)
+        ax.set_xticks(values, [str(value) for value in values])
+        ax.legend(frameon=False, fontsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("ms a target, products of all atoms included")
+    figure.savefig(path, dpi=120)
+    print(f"plotted: {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("atoms", 4096), ("dim", 4096), ("select", 256), ("targets", 64), ("large", 1024)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--sklearn-targets", type=int, default=16, help="on which scikit-learn is timed")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scaling", type=Path, help="picture to plot into")
+    parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only_large:
+        return large(arguments)
+    compare(arguments)
+    subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only-large"], check=True)
+    if arguments.scaling:
+        scaling(arguments, arguments.scaling)
+    return None
+
+
+if __name__ == "__main__":
+    main()

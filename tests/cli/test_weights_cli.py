@@ -1,0 +1,118 @@
+"""fmprobe weights, as a person meets it."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+DEMO = files("fmprobe.demo") / "vit-mae-digits"
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "fmprobe", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Digits of which 30 trained the demo model, and noise."""
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    images = (load_digits(return_X_y=True)[0].reshape(-1, 8, 8) / 16 * 255).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(256, size=(14, 8, 8), dtype=np.uint8)
+    np.savez(path, digits=images[:200], noise=noise)
+    return path
+
+
+@pytest.fixture(scope="module")
+def probed(digits, tmp_path_factory):
+    out = tmp_path_factory.mktemp("weights") / "run"
+    arguments = ["weights", DEMO, "--data", f"{digits}:digits", "--data", f"{digits}:noise", "--images", 12]
+    arguments += ["--atoms", "2,8,400", "-n", 32, "--device", "cpu", "-o", out]
+    return out, arguments, run(*arguments)
+
+
+def test_the_whole_table_is_told_and_kept(probed, digits):
+    out, _, done = probed
+    assert done.returncode == 0, done.stderr
+    results = json.loads((out / "results.json").read_text())
+    data = results["weights"]["data"]
+    assert list(data) == [f"{digits}:digits", f"{digits}:noise"]
+    for curves in data.values():
+        count = results["attractors"]["count"]
+        assert curves["levels"] == [2, 8, count]
+        assert curves["subject"] == "attractors"
+        for row in curves["dictionaries"].values():
+            assert len(row["image_mse"]) == len(row["latent_mse"]) == len(row["psnr"]) == 3
+            assert all(level["low"] <= level["mean"] <= level["high"] for level in row["image_mse"])
+        assert (out / "weights" / curves["picture"]).stat().st_size > 1000
+    assert "PCA of images" in data[f"{digits}:digits"]["dictionaries"]
+    assert "PCA of images" in data[f"{digits}:noise"]["absent"]  # 14 images: none beside those shown
+    for name in ("attractors (", "random basis (", "Gaussian (", "noise starts (", "D(E(x))", "worse at"):
+        assert name in done.stdout
+
+
+def test_the_report_shows_curves_of_every_data_set(probed):
+    page = (probed[0] / "report.html").read_text()
+    assert "Weight probing" in page
+    assert page.count('class="sheet"') == 2
+    assert page.count("<title>image MSE, ") == page.count("<title>PSNR (dB), ") == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+def test_nothing_on_disk_is_computed_again(probed, digits):
+    out, arguments, _ = probed
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.parent.name in ("attractors", "weights")}
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("holds its curves already") == 2
+    assert "holds this run already" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    probe = run("probe", DEMO, "-n", 32, "--device", "cpu", "-o", out)  # the same run, whose attractors these are
+    assert "holds this run already" in probe.stdout
+    assert "weights" in json.loads((out / "results.json").read_text())
+    (out / "weights" / next(p.name for p in before if p.suffix == ".json" and p.parent.name == "weights")).unlink()
+    assert run(*arguments).stdout.count("holds its curves already") == 1
+
+
+def test_attractors_of_an_interrupted_command_are_used(digits, tmp_path):
+    out = tmp_path / "run"
+    options = [DEMO, "-n", 8, "--device", "cpu", "-o", out]
+    assert run("weights", *options, "--data", f"{digits}:digits", "--images", 500).returncode == 2
+    done = run("weights", *options, "--data", f"{digits}:digits", "--images", 4)
+    assert done.returncode == 0, done.stderr
+    assert "holds this run already" in done.stdout
+
+
+def test_ends_are_never_called_attractors(tiny_mae, digits, tmp_path):
+    arguments = ["weights", tiny_mae, "--data", f"{digits}:digits", "--images", 4, "-n", 5, "--max-steps", 3]
+    refused = run(*arguments, "-o", tmp_path / "r")
+    assert refused.returncode == 2
+    assert "--use-ends" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    done = run(*arguments, "--use-ends", "-o", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    curves = next(iter(json.loads((tmp_path / "r" / "results.json").read_text())["weights"]["data"].values()))
+    assert curves["subject"] == "ends after 3 steps"
+    assert "attractors" not in curves["dictionaries"]
+    assert "ends after 3 steps" in (tmp_path / "r" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--atoms", "few"], "32,64,128"),
+        (["--atoms", "0,4"], "32,64,128"),
+        (["--data", "nowhere.npz"], "nowhere.npz"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_line(digits, tmp_path, arguments, message):
+    done = run("weights", DEMO, "--data", f"{digits}:noise", "--images", 2, "-n", 2, "-o", tmp_path / "r", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
