@@ -11,7 +11,7 @@ from fmprobe.dynamics.sparse_codes import Codes
 
 BUDGET = 1 << 30  # bytes of working memory
 WINDOW, CANDIDATES = 16, 64  # steps taken before all atoms are looked at again, on that many atoms
-BLOCK = {"cpu": 16}  # targets that advance together; an accelerator takes more, since each of its calls costs more
+BLOCK = {"cpu": 8}  # targets that advance together; an accelerator takes more, since each of its calls costs more
 STOP = 16  # units of rounding: a target whose largest correlation is under this share of its norm is explained
 DEPENDENT = 100  # units of rounding: an atom is in the span of those chosen if its squared distance is below
 
@@ -105,9 +105,12 @@ class _Atoms:
         """`(B, d)` with all atoms, `(B, N)`."""
         return _over((vectors @ self.dictionary.T).T, self.norms).T.contiguous()
 
-    def rows(self, chosen: Tensor) -> Tensor:
-        """Products of the chosen atoms `(m,)` with all, `(m, N)`."""
-        return self.products(self._unit(chosen)) if self.gram is None else self.gram[chosen]
+    def rows(self, chosen: Tensor, out: Tensor) -> None:
+        """Products of the chosen atoms `(m,)` with all, `(m, N)`, into `out`."""
+        if self.gram is None:
+            out.copy_(self.products(self._unit(chosen)))
+        else:
+            torch.index_select(self.gram, 0, chosen, out=out)
 
     def among(self, candidates: Tensor) -> Tensor:
         """Products of candidates `(B, M)` among themselves, `(B, M, M)`."""
@@ -176,6 +179,7 @@ class _Block:
             factors,
             store,
         )
+        self.scratch = store.new_empty(2, WINDOW, store.shape[2])
         self.open = atoms.usable.repeat(len(indices), 1)
         self.taken = [0] * len(indices)
         rounding = torch.finfo(correlations.dtype).eps
@@ -220,16 +224,14 @@ class _Block:
     def _extend(self, b: int, chosen: Tensor, along: Tensor, factor: Tensor, heights: Tensor) -> None:
         """Rows of the chosen atoms for all atoms, and the steps that hold for all: the first always does."""
         k, count = self.taken[b], len(chosen)
+        rows, made, before = self.store[b, k : k + count], self.scratch[0, :count], self.scratch[1, :count]
+        self.atoms.rows(chosen, out=rows)
         inverse = factor[:count, :count]
-        rows = self.store[b, k : k + count]
-        torch.mm(inverse, self.atoms.rows(chosen), out=rows)
-        rows.addmm_(inverse @ along.T, self.store[b, :k], alpha=-1)
+        rows.copy_(torch.mm(torch.cat([-inverse @ along.T, inverse], 1), self.store[b, : k + count], out=made))
         heights = heights[:count]
         # Correlations of all atoms before each step.
-        before = torch.addmm(self.correlations[b], heights.expand(count, count).tril(-1), rows, alpha=-1)
-        least, most = before.aminmax(dim=1)
-        largest = torch.maximum(-least, most)
-        holds = before.gather(1, chosen[:, None])[:, 0].abs() >= largest
+        torch.addmm(self.correlations[b], heights.expand(count, count).tril(-1), rows, alpha=-1, out=before)
+        holds = before.gather(1, chosen[:, None])[:, 0].abs() >= torch.abs(before, out=made).amax(1)
         held = holds.tolist()
         kept = next((j for j in range(1, count) if not held[j]), count)
         self.correlations[b] = before[kept - 1].addcmul_(rows[kept - 1], heights[kept - 1], value=-1)

@@ -1,0 +1,186 @@
+"""Data-free weight probing (Fumero et al., ICLR 2026, fig. 4, 7-9): do attractors reconstruct images never shown?
+
+    python recipes/weight_probing.py                                   # the demo model on scikit-learn's digits
+    python recipes/weight_probing.py --assets ../shared --models demo taef2 dinov2
+    python recipes/weight_probing.py --full                            # the paper's protocol, from the hub, on a GPU
+
+`--assets` is a folder with `data/` (photos, textures, cifar10, mnist) and `models/` (taef2, dinov2-small). Prints the
+table of every data set and leaves it, with curves and reconstructions, in `--out`.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fmprobe
+from fmprobe.cli.weights_run import held_out, tell_curves
+from fmprobe.report.pictures import save_reconstructions
+from fmprobe.report.plots import weight_curves
+from fmprobe.surrogates.cache import cached_decoder
+
+ROOT = Path(__file__).resolve().parents[1]
+STABILITY = 2  # attractors whose Jacobian is examined: what is asked here does not need it
+LOCAL = {"photos": "photos:test", "textures": "textures", "cifar10": "cifar10:test", "mnist": "mnist.npz:x_test"}
+FULL_MODEL = "stabilityai/sd-vae-ft-mse"
+FULL_DATA = {  # 500 images each, as in the paper; the first column of images is taken
+    "Laion": "dclure/laion-aesthetics-12m-umap",
+    "ImageNet": "mrm8488/ImageNet1K-val",
+    "EuroSAT": "blanchon/EuroSAT_RGB:test",
+    "CIFAR-100": "uoft-cs/cifar100:test",
+    "PatchCamelyon": "1aurent/PatchCamelyon:test",
+    "Places365": "dpdl-benchmark/places365:validation",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, the same architecture with random weights if that can be made, and how its orbits are run."""
+
+    model: fmprobe.Autoencoder
+    null: fmprobe.Autoencoder | None
+    starts: int
+    max_steps: int
+    ends: bool = False
+
+
+def demo(arguments: argparse.Namespace) -> Subject:
+    from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = Path(fmprobe.__file__).parent / "demo" / "vit-mae-digits"
+    torch.manual_seed(arguments.seed)
+    network: Any = ViTMAEForPreTraining(ViTMAEConfig.from_pretrained(folder))
+    processor = ViTImageProcessor.from_pretrained(folder)
+    null = fmprobe.load(network, processor=processor, device=arguments.device)
+    return Subject(fmprobe.load(str(folder), device=arguments.device), null, arguments.starts or 256, 500)
+
+
+def dinov2(arguments: argparse.Namespace) -> Subject:
+    folder = str(arguments.assets / "models" / "dinov2-small")
+    encoder = fmprobe.load(folder, image_size=arguments.image_size, device=arguments.device)
+    decoder, _ = cached_decoder(encoder)
+    return Subject(encoder.with_decoder(decoder), None, arguments.starts or 64, 300)
+
+
+def taef2(arguments: argparse.Namespace) -> Subject:
+    sys.path.append(str(ROOT / "tests"))
+    from support import taef2 as networks  # the layers, which only the tests need otherwise
+
+    model = networks.load(arguments.assets / "models" / "taef2", side=64)
+    torch.manual_seed(arguments.seed)
+    parts: list[nn.Module] = [networks.encoder().eval(), networks.decoder().eval()]
+    null = fmprobe.from_functions(
+        *parts, image_shape=model.image_shape, latent_shape=model.latent_shape, name="taef2, random weights"
+    )
+    # Its orbits do not settle: what is probed are places they have come to, and the tables say so.
+    return Subject(model, null, arguments.starts or 128, 100, ends=True)
+
+
+def published(arguments: argparse.Namespace) -> Subject:
+    model = fmprobe.load(FULL_MODEL, image_size=256, device=arguments.device)
+    return Subject(model, None, arguments.starts or 4096, 500, ends=True)
+
+
+SUBJECTS: dict[str, Callable[[argparse.Namespace], Subject]] = {"demo": demo, "taef2": taef2, "dinov2": dinov2}
+
+
+def attractors_of(model: fmprobe.Autoencoder, subject: Subject, folder: Path, seed: int) -> fmprobe.AttractorSet:
+    """Those on disk, or found now and kept."""
+    if (folder / "attractors.json").is_file():
+        return fmprobe.AttractorSet.load(folder)
+    settings: dict[str, Any] = {"tol": 1e-5, "max_steps": subject.max_steps, "batch_size": 32, "merge": "relative"}
+    found = fmprobe.find_attractors(model, subject.starts, seed=seed, stability_cap=STABILITY, **settings)
+    found.save(folder)
+    return found
+
+
+def sources_of(arguments: argparse.Namespace) -> dict[str, str]:
+    if arguments.full:
+        return FULL_DATA
+    if arguments.assets is not None:
+        return {name: f"{arguments.assets / 'data'}/{source}" for name, source in LOCAL.items()}
+    from sklearn.datasets import load_digits
+
+    path = Path(tempfile.mkdtemp()) / "digits.npz"
+    digits = load_digits(return_X_y=True)[0].reshape(-1, 8, 8)
+    np.savez(path, images=(digits[::-1] / 16 * 255).astype(np.uint8))  # the demo model learned some of the first
+    return {"digits": f"{path}:images"}
+
+
+def probe(name: str, subject: Subject, arguments: argparse.Namespace) -> None:
+    folder = arguments.out / name
+    found = attractors_of(subject.model, subject, folder / "attractors", arguments.seed)
+    null = subject.null and attractors_of(subject.null, subject, folder / "null", arguments.seed)
+    print(f"\n=== {name}: images {subject.model.image_shape}, latents {subject.model.latent_shape}, ", end="")
+    print(f"{len(found.orbits)} starts: {found.orbits.counts()}, {found.count} attractors")
+    if null is not None:
+        print(f"random weights: {null.orbits.counts()}, {null.count} attractors")
+    for label, source in sources_of(arguments).items():
+        images, reference = held_out(subject.model, source, arguments.images, len(found.orbits), arguments.seed)
+        tables(label, subject, found, null, images, reference, folder, arguments)
+
+
+def tables(
+    label: str,
+    subject: Subject,
+    found: fmprobe.AttractorSet,
+    null: fmprobe.AttractorSet | None,
+    images: Tensor,
+    reference: Tensor | None,
+    folder: Path,
+    arguments: argparse.Namespace,
+) -> None:
+    curves = fmprobe.probe_weights(
+        subject.model,
+        found,
+        images,
+        arguments.atoms,
+        ends=subject.ends,
+        null_attractors=null,
+        reference_images=reference,
+        seed=arguments.seed,
+    )
+    summary = curves.to_dict()
+    tell_curves(label, summary)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{label}.json").write_text(json.dumps(summary, indent=2))
+    weight_curves(summary, "image_mse", "image MSE").savefig(folder / f"{label}-curves.png", dpi=120)
+    save_reconstructions(curves, folder / f"{label}.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=["demo"])
+    parser.add_argument("--assets", type=Path)
+    parser.add_argument("--full", action="store_true", help="Stable Diffusion's autoencoder, 4096 starts, 500 images")
+    parser.add_argument("--images", type=int, help="of each data set  [48; 500 with --full]")
+    parser.add_argument("--starts", type=int)
+    parser.add_argument("--atoms", type=int, nargs="+", help="numbers of atoms  [powers of two; 32 … 4096 with --full]")
+    parser.add_argument("--image-size", type=int, default=56, help="of dinov2, a multiple of 14")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/weight_probing"))
+    arguments = parser.parse_args()
+    arguments.images = arguments.images or (500 if arguments.full else 48)
+    if arguments.full:
+        arguments.atoms = arguments.atoms or [2**i for i in range(5, 13)]
+        return probe("stable-diffusion", published(arguments), arguments)
+    for name in arguments.models:
+        if name != "demo" and arguments.assets is None:
+            parser.error(f"{name} needs --assets")
+        probe(name, SUBJECTS[name](arguments), arguments)
+    return None
+
+
+if __name__ == "__main__":
+    main()
