@@ -1,5 +1,6 @@
 """Orthogonal Matching Pursuit for many targets at once: windows of steps on a few atoms, verified on all."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,12 +113,13 @@ class _Atoms:
         else:
             torch.index_select(self.gram, 0, chosen, out=out)
 
-    def among(self, candidates: Tensor) -> Tensor:
-        """Products of candidates `(B, M)` among themselves, `(B, M, M)`."""
-        if self.gram is not None:
-            return self.gram[candidates[:, :, None], candidates[:, None, :]]
+    def pairs(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function from places `(B, 1)` in `candidates` `(B, M)` to the products of those with all, `(B, M)`."""
+        if (gram := self.gram) is not None:
+            return lambda place: gram[candidates.gather(1, place), candidates]
         units = (self._unit(row) for row in candidates)
-        return torch.stack([unit @ unit.T for unit in units])
+        products = torch.stack([unit @ unit.T for unit in units])
+        return lambda place: _row(products, place)
 
     @cached_property
     def usable(self) -> Tensor:
@@ -202,18 +204,20 @@ class _Block:
 
     def _advance(self, going: list[int], candidates: Tensor) -> None:
         """One window of each target that is not done."""
-        left = self.atoms.among(candidates)
+        size = candidates.shape[1]
+        explained = self.correlations.new_empty(len(going), size, size)
         parts = []
         for row, b in enumerate(going):
             part = self.store[b, : self.taken[b]].index_select(1, candidates[row])
-            left[row].addmm_(part.T, part, alpha=-1)
+            torch.mm(part.T, part, out=explained[row])
             parts.append(part)
-        fresh = left.diagonal(dim1=1, dim2=2) > self.dependent
+        fresh = 1 - explained.diagonal(dim1=1, dim2=2) > self.dependent
         rows = torch.tensor(going, device=candidates.device)[:, None]
         fresh &= self.open[rows, candidates]
         self.open[rows, candidates] = fresh
-        steps = min(WINDOW, self.indices.shape[1], candidates.shape[1])
-        window = _Window.take(left, self.correlations[rows, candidates], fresh, steps, self.stop, self.dependent)
+        steps = min(WINDOW, self.indices.shape[1], size)
+        correlations, pairs = self.correlations[rows, candidates], self.atoms.pairs(candidates)
+        window = _Window.take(pairs, explained, correlations, fresh, steps, self.stop, self.dependent)
         chosen = candidates.gather(1, window.places)
         for row, (b, count) in enumerate(zip(going, window.counts, strict=True)):
             count = min(count, self.indices.shape[1] - self.taken[b])
@@ -253,24 +257,31 @@ class _Window:
 
     @classmethod
     def take(
-        cls, left: Tensor, correlations: Tensor, fresh: Tensor, steps: int, stop: float, dependent: float
+        cls,
+        pairs: Callable[[Tensor], Tensor],
+        explained: Tensor,
+        correlations: Tensor,
+        fresh: Tensor,
+        steps: int,
+        stop: float,
+        dependent: float,
     ) -> "_Window":
-        """`left` `(B, M, M)`: products of what is left of the candidates; `fresh`: which may be chosen."""
+        """`explained` `(B, M, M)`: what chosen atoms explain of the candidates' products; `fresh`: may be chosen."""
         places, heights, rows = [], [], []
-        live = torch.ones(len(left), 1, dtype=torch.bool, device=left.device)
-        counts = torch.zeros(len(left), 1, dtype=torch.long, device=left.device)
-        rest = left.diagonal(dim1=1, dim2=2)
-        fresh = fresh.clone()
+        live = torch.ones(len(explained), 1, dtype=torch.bool, device=explained.device)
+        counts = torch.zeros(len(explained), 1, dtype=torch.long, device=explained.device)
+        share = explained.diagonal(dim1=1, dim2=2)
         for _ in range(steps):
             score, place = torch.where(fresh, correlations.abs(), 0).max(1, keepdim=True)
             live = live & (score > stop)
-            row = left.gather(1, place[:, :, None].expand(-1, 1, left.shape[2]))[:, 0]
-            scale = torch.where(live, row.gather(1, place), 1).sqrt()
-            row = torch.where(live, row / scale, 0)
+            row = pairs(place) - _row(explained, place)
+            # The product with itself is 1; what was computed of it decided whether the atom is fresh.
+            scale = torch.where(live, 1 - share.gather(1, place), 1).sqrt()
+            row = torch.where(live, row / scale, 0).scatter(1, place, torch.where(live, scale, 0))
             height = torch.where(live, correlations.gather(1, place) / scale, 0)
             correlations = correlations.addcmul(row, height, value=-1)
-            left.baddbmm_(row[:, :, None], row[:, None, :], alpha=-1)
-            fresh = (fresh & (rest > dependent)).scatter(1, place, False)
+            explained.baddbmm_(row[:, :, None], row[:, None, :])
+            fresh = (fresh & (1 - share > dependent)).scatter(1, place, False)
             counts += live
             places.append(place)
             heights.append(height)
@@ -279,9 +290,14 @@ class _Window:
         factors = torch.stack(rows, 1).gather(2, chosen[:, None, :].expand(-1, steps, -1)).mT.tril()
         idle = factors.diagonal(dim1=1, dim2=2) == 0
         factors = factors + torch.diag_embed(idle.to(factors))
-        unit = torch.eye(steps, dtype=left.dtype, device=left.device)
+        unit = torch.eye(steps, dtype=factors.dtype, device=factors.device)
         inverse = torch.linalg.solve_triangular(factors, unit.expand_as(factors), upper=False)
         return cls(chosen, counts[:, 0].tolist(), torch.cat(heights, 1), inverse)
+
+
+def _row(matrices: Tensor, place: Tensor) -> Tensor:
+    """The row at a place `(B, 1)` of each matrix `(B, M, M)`, `(B, M)`."""
+    return matrices.gather(1, place[:, :, None].expand(-1, 1, matrices.shape[2]))[:, 0]
 
 
 def _norms(rows: Tensor) -> Tensor:

@@ -33,42 +33,47 @@ class Codes:
 
     def coefficients_at(self, k: int) -> Tensor:
         """Of the least-squares fit by the first `k` atoms of each code, `(B, k)`. Raises ValueError for k < 1."""
-        if not 1 <= k <= self.indices.shape[1]:
-            raise ValueError(f"codes of 1 to {self.indices.shape[1]} atoms are known, not of {k}")
-        with torch.no_grad():
-            return torch.cat([self._fit(rows, k)[0] for rows in self._blocks(k)])
+        return self._fits(k)[0]
 
     def reconstruct(self, k: int) -> Tensor:
         """Best fit of each target by the first `k` of its atoms, or by all it has if fewer, `(B, d)`.
 
         Raises ValueError for k below 1 or above `n_atoms`.
         """
+        return self._fits(k)[1]
+
+    def _fits(self, k: int) -> tuple[Tensor, Tensor]:
+        """Coefficients `(B, k)` and reconstructions `(B, d)`, in blocks that share the memory of the gathered atoms."""
         if not 1 <= k <= self.indices.shape[1]:
             raise ValueError(f"codes of 1 to {self.indices.shape[1]} atoms are known, not of {k}")
+        width, d = min(k, self.factors.shape[1]), self.dictionary.shape[1]
+        size = min(max(1, AT_ONCE // (self.dictionary.element_size() * width * d)), max(1, len(self.indices)))
+        gathered = self.dictionary.new_empty(size * width, d)
+        coefficients = self.targets.new_zeros(len(self.indices), k)
+        fits = torch.empty_like(self.targets)
         with torch.no_grad():
-            return torch.cat([self._fit(rows, k)[1] for rows in self._blocks(k)])
+            for first in range(0, len(self.indices), size):
+                rows = slice(first, first + size)
+                chosen = self.indices[rows, :width]
+                flat = chosen.clamp(min=0).flatten()
+                atoms = torch.index_select(self.dictionary, 0, flat, out=gathered[: len(flat)])
+                code, fits[rows] = self._fit(rows, chosen, atoms.reshape(*chosen.shape, d))
+                coefficients[rows, :width] = code
+        return coefficients, fits
 
-    def _blocks(self, k: int) -> list[slice]:
-        size = max(1, AT_ONCE // (self.dictionary.element_size() * k * self.dictionary.shape[1]))
-        return [slice(first, first + size) for first in range(0, max(1, len(self.indices)), size)]
-
-    def _fit(self, rows: slice, k: int) -> tuple[Tensor, Tensor]:
-        """Coefficients and reconstructions of some targets."""
-        width = min(k, self.factors.shape[1])
-        chosen = self.indices[rows, :width]
-        norms = torch.where(chosen >= 0, self.atom_norms[chosen], torch.inf)
-        atoms = self.dictionary[chosen]
+    def _fit(self, rows: slice, chosen: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients and reconstructions of some targets by their atoms `(b, k, d)`."""
+        width = chosen.shape[1]
+        norms = torch.where(chosen >= 0, self.atom_norms[chosen], torch.inf)  # no part for those past n_selected
         scale = self.target_norms[rows, None]
         target = self.targets[rows] / torch.where(scale > 0, scale, 1)
         factor = self.factors[rows, :width, :width].double()
-        code = torch.zeros(len(target), width, dtype=torch.float64, device=target.device)
+        code = torch.zeros(chosen.shape, dtype=torch.float64, device=target.device)
         fit, residual = torch.zeros_like(target), target
         for _ in range(REFINEMENTS):
             # The factor stems from rounded products: solving for what is left of the target mends that.
-            right = torch.bmm(atoms, residual[:, :, None])[:, :, 0] / norms  # zero past n_selected
+            right = torch.bmm(residual[:, None, :], atoms.mT)[:, 0] / norms
             code += torch.cholesky_solve(right[:, :, None].double(), factor)[:, :, 0]
             fit = torch.bmm((code.to(target) / norms)[:, None, :], atoms)[:, 0]
             residual = target - fit
-        coefficients = self.targets.new_zeros(len(target), k)
-        coefficients[:, :width] = (code.to(target) / norms) * scale
-        return coefficients, fit * scale
+        return (code.to(target) / norms) * scale, fit * scale

@@ -14,7 +14,6 @@ from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
 from fmprobe.errors import InputError
 from fmprobe.probes.dictionaries import bootstrap, effective_rank, make_dictionaries
 
-METRICS = ("image_mse", "latent_mse", "psnr")
 RESAMPLES = 1000
 PICTURES = 4  # images whose reconstructions are kept, at three levels
 LEAST_MSE = 1e-10  # a perfect image counts as 100 dB
@@ -130,7 +129,7 @@ class _Measure:
         image_mse = torch.cat(errors).numpy()
         latent_mse = (reconstructed - self.latents).double().square().mean(1).cpu().numpy()
         psnr = -10 * np.log10(np.maximum(image_mse, LEAST_MSE))
-        values = dict(zip(METRICS, (image_mse, latent_mse, psnr), strict=True))
+        values = {"image_mse": image_mse, "latent_mse": latent_mse, "psnr": psnr}
         return values, torch.cat(pictures)[:PICTURES]
 
 
