@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import fmprobe
 from fmprobe.cli.weights_run import held_out, tell_curves
+from fmprobe.probes.dictionaries import atoms_of
 from fmprobe.report.pictures import save_reconstructions
 from fmprobe.report.plots import weight_curves
 from fmprobe.surrogates.cache import cached_decoder
@@ -83,7 +84,7 @@ def taef2(arguments: argparse.Namespace) -> Subject:
         *parts, image_shape=model.image_shape, latent_shape=model.latent_shape, name="taef2, random weights"
     )
     # Its orbits do not settle: what is probed are places they have come to, and the tables say so.
-    return Subject(model, null, arguments.starts or 128, 100, ends=True)
+    return Subject(model, null, arguments.starts or 64, 40, ends=True)
 
 
 def published(arguments: argparse.Namespace) -> Subject:
@@ -125,8 +126,9 @@ def probe(name: str, subject: Subject, arguments: argparse.Namespace) -> None:
     print(f"{len(found.orbits)} starts: {found.orbits.counts()}, {found.count} attractors")
     if null is not None:
         print(f"random weights: {null.orbits.counts()}, {null.count} attractors")
+    n_atoms = len(atoms_of(found, subject.ends)[0])
     for label, source in sources_of(arguments).items():
-        images, reference = held_out(subject.model, source, arguments.images, len(found.orbits), arguments.seed)
+        images, reference = held_out(subject.model, source, arguments.images, n_atoms, arguments.seed)
         tables(label, subject, found, null, images, reference, folder, arguments)
 
 
@@ -163,7 +165,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=["demo"])
     parser.add_argument("--assets", type=Path)
     parser.add_argument("--full", action="store_true", help="Stable Diffusion's autoencoder, 4096 starts, 500 images")
-    parser.add_argument("--images", type=int, help="of each data set  [48; 500 with --full]")
+    parser.add_argument("--images", type=int, help="of each data set  [32; 500 with --full]")
     parser.add_argument("--starts", type=int)
     parser.add_argument("--atoms", type=int, nargs="+", help="numbers of atoms  [powers of two; 32 … 4096 with --full]")
     parser.add_argument("--image-size", type=int, default=56, help="of dinov2, a multiple of 14")
@@ -171,7 +173,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/weight_probing"))
     arguments = parser.parse_args()
-    arguments.images = arguments.images or (500 if arguments.full else 48)
+    arguments.images = arguments.images or (500 if arguments.full else 32)
     if arguments.full:
         arguments.atoms = arguments.atoms or [2**i for i in range(5, 13)]
         return probe("stable-diffusion", published(arguments), arguments)

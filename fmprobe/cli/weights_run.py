@@ -38,13 +38,16 @@ def run_weights(
 ) -> Path:
     """From a model's name and data sets to a run folder whose results hold the key `weights`; returns the folder."""
     levels = parse_atoms(atoms)
+    from fmprobe.probes.dictionaries import atoms_of
+
     model, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume)
     attractors = fmprobe.AttractorSet.load(folder.path / "attractors")
     model = with_decoder(model, seed)
     settings = {"atoms": levels, "ends": ends, "seed": seed, "batch_size": plan.get("batch_size") or BATCH}
+    n_atoms = len(atoms_of(attractors, ends)[0])
     found = {}
     for source in dict.fromkeys(data):
-        shown, reference = held_out(model, source, images, len(attractors.orbits), seed)
+        shown, reference = held_out(model, source, images, n_atoms, seed)
         found[source] = _reconstruct(model, attractors, folder, source, shown, reference, settings)
     results = {**results, "weights": {"data": found}}
     folder.finish(results)
@@ -70,15 +73,18 @@ def parse_atoms(text: str | None) -> list[int] | None:
     return levels
 
 
-def held_out(model: "Autoencoder", source: str, n: int, n_reference: int, seed: int) -> "tuple[Tensor, Tensor | None]":
-    """The first n images of a source, and as many more as principal components need, if it has them."""
+def held_out(model: "Autoencoder", source: str, n: int, n_atoms: int, seed: int) -> "tuple[Tensor, Tensor | None]":
+    """The first n images of a source, and up to as many more as principal components need, if it has them."""
     channels, height, width = model.image_shape
-    more = n + max(n, n_reference)
-    try:
-        images = fmprobe.load_images(source, more, image_shape=(channels, height, width), seed=seed)
-    except InputError:
-        return fmprobe.load_images(source, n, image_shape=(channels, height, width), seed=seed), None
-    return images[:n], images[n:]
+    for more in (max(n, n_atoms), min(n, n_atoms), 0):
+        try:
+            images = fmprobe.load_images(source, n + more, image_shape=(channels, height, width), seed=seed)
+        except InputError:
+            if not more:
+                raise
+            continue
+        return images[:n], images[n:] if more else None
+    raise AssertionError  # the last turn returns or raises
 
 
 def _reconstruct(
