@@ -27,7 +27,8 @@ def orthogonal_matching_pursuit(
     targets as given. Float64 if either is, else float32. A zero atom is never chosen, nor one that lies in the span of
     those chosen, as duplicates do; where none is left, or nothing of the target is, the path ends early and
     `n_selected` says so. `memory_budget`: bytes of working memory beyond arguments and result (default 1 GiB); it
-    bounds how many targets advance together, and the result does not depend on it beyond rounding.
+    bounds how many targets advance together, and the result does not depend on it beyond rounding. The result holds
+    `n_atoms` squared values a target: where that is too much, pass targets in parts.
 
     Raises ValueError for shapes, numbers or settings that make no sense, MemoryError where one target exceeds the
     budget.
@@ -175,13 +176,8 @@ class _Block:
     """
 
     def __init__(self, atoms: _Atoms, correlations: Tensor, indices: Tensor, factors: Tensor, store: Tensor) -> None:
-        self.atoms, self.correlations, self.indices, self.factors, self.store = (
-            atoms,
-            correlations,
-            indices,
-            factors,
-            store,
-        )
+        self.atoms, self.store = atoms, store
+        self.correlations, self.indices, self.factors = correlations, indices, factors
         self.scratch = store.new_empty(2, WINDOW, store.shape[2])
         self.open = atoms.usable.repeat(len(indices), 1)
         self.taken = [0] * len(indices)
@@ -192,8 +188,8 @@ class _Block:
         depth = self.indices.shape[1]
         while True:
             score, candidates = self._scores().topk(min(CANDIDATES, self.open.shape[1]), dim=1)
-            explained = (score[:, 0] <= self.stop).tolist()
-            going = [b for b, k in enumerate(self.taken) if k < depth and not explained[b]]
+            unexplained = (score[:, 0] > self.stop).tolist()
+            going = [b for b, k in enumerate(self.taken) if k < depth and unexplained[b]]
             if not going:
                 break
             self._advance(going, candidates[going])

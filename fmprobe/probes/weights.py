@@ -16,6 +16,7 @@ from fmprobe.probes.dictionaries import bootstrap, effective_rank, make_dictiona
 
 RESAMPLES = 1000
 PICTURES = 4  # images whose reconstructions are kept, at three levels
+CODES_AT_ONCE = 1 << 30  # bytes
 LEAST_MSE = 1e-10  # a perfect image counts as 100 dB
 
 
@@ -88,10 +89,9 @@ def probe_weights(
         pictures = {"image": images[None, :PICTURES].cpu(), "D(E(x))": picture[None]}
         series: dict[str, list[dict[str, np.ndarray]]] = {}
         for name, dictionary in found.atoms.items():
-            codes = orthogonal_matching_pursuit(dictionary, latents, levels[-1])
             series[name], kept = [], []
-            for k in levels:
-                values, picture = measure(codes.reconstruct(k))
+            for k, reconstructed in zip(levels, _reconstructions(dictionary, latents, levels), strict=True):
+                values, picture = measure(reconstructed)
                 series[name].append(values)
                 kept += [picture] if k in shown else []
             pictures[name] = torch.stack(kept)
@@ -135,6 +135,14 @@ class _Measure:
 
 def _encode(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:
     return torch.cat([model.encode(part.to(model.device)).flatten(1) for part in images.split(batch_size)])
+
+
+def _reconstructions(dictionary: Tensor, latents: Tensor, levels: list[int]) -> list[Tensor]:
+    """All latents at each number of atoms, coded in parts whose codes are of bounded size."""
+    part = max(1, CODES_AT_ONCE // (latents.element_size() * levels[-1] ** 2))
+    codes = (orthogonal_matching_pursuit(dictionary, rows, levels[-1]) for rows in latents.split(part))
+    parts = [[code.reconstruct(k) for k in levels] for code in codes]
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
 def _summary(
