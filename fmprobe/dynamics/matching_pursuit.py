@@ -181,6 +181,7 @@ class _Block:
         self.scratch = store.new_empty(2, WINDOW, store.shape[2])
         self.open = atoms.usable.repeat(len(indices), 1)
         self.taken = [0] * len(indices)
+        self.left = correlations.new_ones(len(indices), 1)  # squared norms of what is left of the targets
         rounding = torch.finfo(correlations.dtype).eps
         self.stop, self.dependent = STOP * rounding, DEPENDENT * rounding
 
@@ -208,13 +209,15 @@ class _Block:
             part = self.store[b, : self.taken[b]].index_select(1, candidates[row])
             torch.mm(part.T, part, out=explained[row])
             parts.append(part)
-        fresh = 1 - explained.diagonal(dim1=1, dim2=2) > self.dependent
         rows = torch.tensor(going, device=candidates.device)[:, None]
-        fresh &= self.open[rows, candidates]
+        correlations, pairs = self.correlations[rows, candidates], self.atoms.pairs(candidates)
+        rest, left = 1 - explained.diagonal(dim1=1, dim2=2), self.left[rows[:, 0]]
+        fresh = self.open[rows, candidates] & (rest > self.dependent)
+        # No atom explains more than there is: one that seems to has a remainder that is lost in rounding.
+        fresh &= correlations.square() <= (rest + self.dependent) * (left + self.dependent)
         self.open[rows, candidates] = fresh
         steps = min(WINDOW, self.indices.shape[1], size)
-        correlations, pairs = self.correlations[rows, candidates], self.atoms.pairs(candidates)
-        window = _Window.take(pairs, explained, correlations, fresh, steps, self.stop, self.dependent)
+        window = _Window.take(pairs, explained, correlations, fresh, left, steps, self.stop, self.dependent)
         chosen = candidates.gather(1, window.places)
         for row, (b, count) in enumerate(zip(going, window.counts, strict=True)):
             count = min(count, self.indices.shape[1] - self.taken[b])
@@ -238,6 +241,7 @@ class _Block:
         self.correlations[b] = before[kept - 1].addcmul_(rows[kept - 1], heights[kept - 1], value=-1)
         self.indices[b, k : k + kept] = chosen[:kept]
         self.open[b, chosen[:kept]] = False
+        self.left[b] -= heights[:kept].square().sum()
         self.taken[b] += kept
 
 
@@ -259,11 +263,13 @@ class _Window:
         explained: Tensor,
         correlations: Tensor,
         fresh: Tensor,
+        left: Tensor,
         steps: int,
         stop: float,
         dependent: float,
     ) -> "_Window":
-        """`explained` `(B, M, M)`: what chosen atoms explain of the candidates' products; `fresh`: may be chosen."""
+        """`explained` `(B, M, M)`: what chosen atoms explain of the candidates' products; which are
+        `fresh`, so may be chosen; `left` `(B, 1)`: squared norms of what is left of the targets."""
         places, heights, rows = [], [], []
         live = torch.ones(len(explained), 1, dtype=torch.bool, device=explained.device)
         counts = torch.zeros(len(explained), 1, dtype=torch.long, device=explained.device)
@@ -275,7 +281,11 @@ class _Window:
             # The product with itself is 1; what was computed of it decided whether the atom is fresh.
             scale = torch.where(live, 1 - share.gather(1, place), 1).sqrt()
             row = torch.where(live, row / scale, 0).scatter(1, place, torch.where(live, scale, 0))
-            height = torch.where(live, correlations.gather(1, place) / scale, 0)
+            height = correlations.gather(1, place) / scale
+            # As before the first step, but not stricter, so that the first is always taken.
+            live = live & (height.square() <= (1 + 2 * dependent / scale.square()) * (left + 2 * dependent))
+            height, row = torch.where(live, height, 0), torch.where(live, row, 0)
+            left = left - height.square()
             correlations = correlations.addcmul(row, height, value=-1)
             explained.baddbmm_(row[:, :, None], row[:, None, :])
             fresh = (fresh & (1 - share > dependent)).scatter(1, place, False)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 AT_ONCE = 1 << 25  # bytes of gathered atoms: few, so that they stay near the processor
 REFINEMENTS = 3  # of coefficients, against the atoms themselves
+INSIDE = 500  # units of rounding: what may be left of a target in the span of its atoms
 
 
 @dataclass(frozen=True)
@@ -76,4 +77,18 @@ class Codes:
             code += torch.cholesky_solve(right[:, :, None].double(), factor)[:, :, 0]
             fit = torch.bmm((code.to(target) / norms)[:, None, :], atoms)[:, 0]
             residual = target - fit
+        # What is left must have no part in the span of the atoms: where it has, they are too nearly dependent.
+        right = (torch.bmm(residual[:, None, :], atoms.mT)[:, 0] / norms).double()
+        inside = torch.linalg.solve_triangular(factor, right[:, :, None], upper=False)[:, :, 0].norm(dim=1)
+        for b in (~(inside <= INSIDE * torch.finfo(target.dtype).eps)).nonzero()[:, 0].tolist():
+            n = int((chosen[b] >= 0).sum())
+            units = atoms[b, :n].double() / norms[b, :n, None]
+            code[b, :n], fit[b] = _least_squares(units, target[b].double())
         return (code.to(target) / norms) * scale, fit * scale
+
+
+def _least_squares(atoms: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients and fit of a target by atoms `(n, d)` that may be dependent to rounding."""
+    q, r = torch.linalg.qr(atoms.T)
+    code = torch.linalg.pinv(r, rtol=len(atoms) * torch.finfo(r.dtype).eps) @ (q.T @ target)
+    return code, atoms.T @ code

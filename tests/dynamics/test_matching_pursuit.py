@@ -227,3 +227,27 @@ def test_levels_that_were_not_computed_are_refused():
     for k in (0, 4):
         with pytest.raises(ValueError, match="1 to 3"):
             codes.reconstruct(k)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    spread=st.floats(-8, 0),
+    k=st.integers(1, 80),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_bundles_of_nearly_parallel_atoms(seed, spread, k, dtype):
+    """Products of such atoms are too rounded to solve with; the fit must be the best of the atoms chosen all the same."""
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(16, 48, generator=g, dtype=torch.float64)
+    noise = torch.randn(80, 48, generator=g, dtype=torch.float64)
+    dictionary = (centres.repeat(5, 1) + 10**spread * noise).to(dtype)
+    targets = torch.randn(4, 48, generator=g, dtype=torch.float64).to(dtype)
+    codes = omp(dictionary, targets, k)
+    residuals = residual_norms(codes, targets)
+    assert (residuals[1:] <= residuals[:-1] + 1e-5 * targets.norm(dim=1)).all()
+    for row, n, target, left in zip(codes.indices, codes.n_selected.tolist(), targets, residuals[-1], strict=True):
+        assert len(set(row[:n].tolist())) == n >= 1
+        q, _ = torch.linalg.qr(dictionary[row[:n]].double().T)
+        best = (target.double() - q @ (q.T @ target.double())).norm()
+        assert abs(float(left) - float(best)) <= 1e-4 * float(target.norm())
