@@ -237,7 +237,7 @@ def test_levels_that_were_not_computed_are_refused():
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_bundles_of_nearly_parallel_atoms(seed, spread, k, dtype):
-    """Products of such atoms are too rounded to solve with; the fit must be the best of the atoms chosen all the same."""
+    """Products of such atoms are too rounded to solve with; their fit must be the best all the same."""
     g = torch.Generator().manual_seed(seed)
     centres = torch.randn(16, 48, generator=g, dtype=torch.float64)
     noise = torch.randn(80, 48, generator=g, dtype=torch.float64)
