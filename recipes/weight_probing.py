@@ -5,7 +5,8 @@
     python recipes/weight_probing.py --full                            # the paper's protocol, from the hub, on a GPU
 
 `--assets` is a folder with `data/` (photos, textures, cifar10, mnist) and `models/` (taef2, dinov2-small). Prints the
-table of every data set and leaves it, with curves and reconstructions, in `--out`.
+table of every data set and leaves it, with curves and reconstructions, in `--out`. What is there already is not computed
+again: name another folder for another protocol.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from fmprobe.cli.weights_run import held_out, tell_curves
 from fmprobe.probes.dictionaries import atoms_of
 from fmprobe.report.pictures import save_reconstructions
 from fmprobe.report.plots import weight_curves
+from fmprobe.runs import write_json
 from fmprobe.surrogates.cache import cached_decoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +72,7 @@ def dinov2(arguments: argparse.Namespace) -> Subject:
     folder = str(arguments.assets / "models" / "dinov2-small")
     encoder = fmprobe.load(folder, image_size=arguments.image_size, device=arguments.device)
     decoder, _ = cached_decoder(encoder)
-    return Subject(encoder.with_decoder(decoder), None, arguments.starts or 64, 300)
+    return Subject(encoder.with_decoder(decoder), None, arguments.starts or 32, 300)
 
 
 def taef2(arguments: argparse.Namespace) -> Subject:
@@ -84,7 +86,7 @@ def taef2(arguments: argparse.Namespace) -> Subject:
         *parts, image_shape=model.image_shape, latent_shape=model.latent_shape, name="taef2, random weights"
     )
     # Its orbits do not settle: what is probed are places they have come to, and the tables say so.
-    return Subject(model, null, arguments.starts or 64, 40, ends=True)
+    return Subject(model, null, arguments.starts or 32, 20, ends=True)
 
 
 def published(arguments: argparse.Namespace) -> Subject:
@@ -142,6 +144,9 @@ def tables(
     folder: Path,
     arguments: argparse.Namespace,
 ) -> None:
+    kept = folder / f"{label}.json"
+    if kept.is_file() and (summary := json.loads(kept.read_text()))["images"] == len(images):
+        return tell_curves(label, summary)
     curves = fmprobe.probe_weights(
         subject.model,
         found,
@@ -154,10 +159,9 @@ def tables(
     )
     summary = curves.to_dict()
     tell_curves(label, summary)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{label}.json").write_text(json.dumps(summary, indent=2))
     weight_curves(summary, "image_mse", "image MSE").savefig(folder / f"{label}-curves.png", dpi=120)
     save_reconstructions(curves, folder / f"{label}.png")
+    return write_json(kept, summary)
 
 
 def main() -> None:
