@@ -5,8 +5,8 @@
     python recipes/weight_probing.py --full                            # the paper's protocol, from the hub, on a GPU
 
 `--assets` is a folder with `data/` (photos, textures, cifar10, mnist) and `models/` (taef2, dinov2-small). Prints the
-table of every data set and leaves it, with curves and reconstructions, in `--out`. What is there already is not computed
-again: name another folder for another protocol.
+table of every data set and leaves it, with curves and reconstructions, in `--out`. What is there already is not
+computed again: name another folder for another protocol.
 """
 
 import argparse
