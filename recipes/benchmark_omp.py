@@ -150,9 +150,10 @@ def scaling(arguments: argparse.Namespace, path: Path) -> None:
             ax.plot(values, curve, "o-", label=name)
         ax.set(xscale="log", yscale="log", xlabel=label)
         ax.set_xticks(values, [str(value) for value in values])
+        ax.set_xticks([], minor=True)
         ax.legend(frameon=False, fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("ms a target, products of all atoms included")
+    figure.axes[0].set_ylabel("ms a target")
     figure.savefig(path, dpi=120)
     print(f"plotted: {path}")
 
