@@ -120,22 +120,24 @@ def _reconstruct(
 
 
 def tell_curves(source: str, curves: Mapping[str, Any]) -> None:
-    """Image MSE by dictionary and number of atoms, and whether the model's atoms beat each baseline."""
-    typer.echo(f"\n{source}: image MSE of {curves['images']} images by number of atoms ({curves['subject']})")
-    typer.echo(f"{'':28}{'rank':>7}" + "".join(f"{k:>9}" for k in curves["levels"]))
-    for name, row in curves["dictionaries"].items():
-        label = f"{name} ({row['count']})"
-        cells = "".join(f"{level['mean']:>9.4f}" for level in row["image_mse"])
-        typer.echo(f"{label:28}{row['effective_rank']:>7.1f}{cells}{_verdict(row)}")
-    typer.echo(f"{'D(E(x))':35}{curves['own']['image_mse']['mean']:>9.4f}")
+    """Image and latent MSE by dictionary and number of atoms, and whether the model's atoms beat each baseline."""
+    for metric, excess in (("image_mse", "excess"), ("latent_mse", "latent_excess")):
+        label = metric.replace("_mse", " MSE")
+        typer.echo(f"\n{source}: {label} of {curves['images']} images by number of atoms ({curves['subject']})")
+        typer.echo(f"{'':28}{'rank':>7}" + "".join(f"{k:>9}" for k in curves["levels"]))
+        for name, row in curves["dictionaries"].items():
+            title = f"{name} ({row['count']})"
+            cells = "".join(f"{level['mean']:>9.4f}" for level in row[metric])
+            typer.echo(f"{title:28}{row['effective_rank']:>7.1f}{cells}{_verdict(row.get(excess))}")
+        typer.echo(f"{'no atom':35}{curves['zero'][metric]['mean']:>9.4f}")
+        typer.echo(f"{'nothing left out':35}{curves['own'][metric]['mean']:>9.4f}")
     for name, reason in curves["absent"].items():
         typer.echo(f"{name}: absent, {reason}")
 
 
-def _verdict(row: Mapping[str, Any]) -> str:
+def _verdict(excess: Sequence[Mapping[str, float]] | None) -> str:
     """At how many levels the 95% interval of the excess over the model's atoms lies on one side of zero."""
-    if "excess" not in row:
+    if excess is None:
         return ""
-    worse = sum(level["low"] > 0 for level in row["excess"])
-    better = sum(level["high"] < 0 for level in row["excess"])
-    return f"   worse at {worse}, better at {better} of {len(row['excess'])}"
+    worse, better = sum(level["low"] > 0 for level in excess), sum(level["high"] < 0 for level in excess)
+    return f"   worse at {worse}, better at {better} of {len(excess)}"

@@ -26,10 +26,11 @@ class WeightCurves:
 
     `subject`: what the model's atoms are, "attractors" or "ends after T steps". `levels`: numbers of atoms.
     `dictionaries`: by name, the subject first, `count` of atoms, `effective_rank`, and by metric one row a level with
-    `mean`, `low` and `high` (95% bootstrap interval over images); of baselines also `excess`: their image MSE minus the
-    subject's, image by image, so that an interval above zero means that the subject wins. Image MSE is in [0, 1] after
-    clamping, PSNR in dB, latent MSE in the model's space. `own`: the same of D(E(x)), which nothing can be expected to
-    beat. `absent`: why a baseline is missing. `pictures`: by name `(levels, images, C, H, W)` at `picture_levels`, and
+    `mean`, `low` and `high` (95% bootstrap interval over images); of baselines also `excess` and `latent_excess`: their
+    image and latent MSE minus the subject's, image by image, so that an interval above zero means that the subject
+    wins. Image MSE is in [0, 1] after clamping, PSNR in dB, latent MSE in the model's space. `own`: the same of
+    D(E(x)), with nothing left out; `zero`: of D(0), with no atom at all, which is what a code of useless atoms comes
+    to. `absent`: why a baseline is missing. `pictures`: by name `(levels, images, C, H, W)` at `picture_levels`, and
     "image" and "D(E(x))" `(1, images, C, H, W)`.
     """
 
@@ -37,6 +38,7 @@ class WeightCurves:
     levels: list[int]
     images: int
     own: dict[str, dict[str, float]]
+    zero: dict[str, dict[str, float]]
     dictionaries: dict[str, dict[str, Any]]
     absent: dict[str, str]
     protocol: dict[str, Any]
@@ -45,7 +47,7 @@ class WeightCurves:
 
     def to_dict(self) -> dict[str, Any]:
         """What `results.json` keeps: everything but the pictures."""
-        names = ("subject", "levels", "images", "own", "dictionaries", "absent", "protocol")
+        names = ("subject", "levels", "images", "own", "zero", "dictionaries", "absent", "protocol")
         return {name: getattr(self, name) for name in names}
 
 
@@ -86,6 +88,7 @@ def probe_weights(
         shown = sorted({levels[0], levels[len(levels) // 2], levels[-1]})
         measure = _Measure(model, images, latents, batch_size)
         own, picture = measure(latents)
+        zero, _ = measure(torch.zeros_like(latents))
         pictures = {"image": images[None, :PICTURES].cpu(), "D(E(x))": picture[None]}
         series: dict[str, list[dict[str, np.ndarray]]] = {}
         for name, dictionary in found.atoms.items():
@@ -109,8 +112,10 @@ def probe_weights(
         "seed": seed,
         "reference_images": 0 if reference is None else len(reference),
     }
-    own = bootstrap({name: own[name] for name in ("image_mse", "psnr")}, RESAMPLES, seed)
-    return WeightCurves(found.subject, levels, len(images), own, rows, found.absent, protocol, shown, pictures)
+    ends_of_scale = [bootstrap(values, RESAMPLES, seed) for values in (own, zero)]
+    return WeightCurves(
+        found.subject, levels, len(images), *ends_of_scale, rows, found.absent, protocol, shown, pictures
+    )
 
 
 class _Measure:
@@ -154,5 +159,6 @@ def _summary(
         series = dict(level)
         if subject is not None:
             series["excess"] = level["image_mse"] - subject[i]["image_mse"]
+            series["latent_excess"] = level["latent_mse"] - subject[i]["latent_mse"]
         levels.append(bootstrap(series, RESAMPLES, seed))
     return {metric: [level[metric] for level in levels] for metric in levels[0]}

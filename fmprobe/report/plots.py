@@ -59,8 +59,8 @@ def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure
         mean, low, high = ([level[key] for level in row[metric]] for key in ("mean", "low", "high"))
         ax.plot(curves["levels"], mean, style, marker="o", ms=3, lw=2.2 if i == 0 else 1.2, color=colour, label=name)
         ax.fill_between(curves["levels"], low, high, color=colour, alpha=0.12, lw=0)
-    if metric in curves["own"]:
-        ax.axhline(curves["own"][metric]["mean"], color="grey", ls=":", lw=1, label="D(E(x))")
+    for key, style, name in (("zero", "-.", "D(0), no atom"), ("own", ":", "D(E(x))")):
+        ax.axhline(curves[key][metric]["mean"], color="grey", ls=style, lw=1, label=name)
     ax.set_xscale("log", base=2)
     ax.set_xticks(curves["levels"], [str(level) for level in curves["levels"]])
     ax.legend(frameon=False, fontsize=8)

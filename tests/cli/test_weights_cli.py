@@ -53,7 +53,16 @@ def test_the_whole_table_is_told_and_kept(probed, digits):
         assert (out / "weights" / curves["picture"]).stat().st_size > 1000
     assert "PCA of images" in data[f"{digits}:digits"]["dictionaries"]
     assert "PCA of images" in data[f"{digits}:noise"]["absent"]  # 14 images: none beside those shown
-    for name in ("attractors (", "random basis (", "Gaussian (", "noise starts (", "D(E(x))", "worse at"):
+    for name in (
+        "attractors (",
+        "random basis (",
+        "Gaussian (",
+        "noise starts (",
+        "no atom",
+        "nothing left out",
+        "latent MSE",
+        "worse at",
+    ):
         assert name in done.stdout
 
 

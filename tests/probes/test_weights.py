@@ -64,6 +64,8 @@ def test_images_in_the_span_of_the_attractors_are_reconstructed_and_by_nothing_e
     errors = [level["mean"] for level in rows["attractors"]["latent_mse"]]
     assert errors == sorted(errors, reverse=True)
     assert curves.own["image_mse"]["mean"] == pytest.approx(0, abs=1e-12)
+    grey = (images - 0.5).square().mean()  # D(0)
+    assert curves.zero["image_mse"]["mean"] == pytest.approx(float(grey), rel=1e-5)
     # One latent unit is half a unit of an image here, and nothing is clamped.
     assert rows["attractors"]["image_mse"][0]["mean"] == pytest.approx(errors[0] / 4, rel=0.05)
     json.dumps(curves.to_dict(), allow_nan=False)
