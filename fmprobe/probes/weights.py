@@ -112,9 +112,9 @@ def probe_weights(
         "seed": seed,
         "reference_images": 0 if reference is None else len(reference),
     }
-    ends_of_scale = [bootstrap(values, RESAMPLES, seed) for values in (own, zero)]
+    whole, nothing = (bootstrap(values, RESAMPLES, seed) for values in (own, zero))
     return WeightCurves(
-        found.subject, levels, len(images), *ends_of_scale, rows, found.absent, protocol, shown, pictures
+        found.subject, levels, len(images), whole, nothing, rows, found.absent, protocol, shown, pictures
     )
 
 
