@@ -10,6 +10,7 @@ Data = Annotated[list[str], typer.Option(help="Images to reconstruct, SOURCE[:sp
 Atoms = Annotated[str | None, typer.Option(help="Numbers of atoms, as in 32,64,128. [default: powers of two]")]
 Images = Annotated[int, typer.Option("--images", min=2, help="Images of each data set.")]
 UseEnds = Annotated[bool, typer.Option("--use-ends", help="Take where orbits are after the last step, settled or not.")]
+Null = Annotated[bool, typer.Option("--null/--no-null", help="Attractors of random weights as a baseline, or not.")]
 
 
 def weights(
@@ -18,6 +19,7 @@ def weights(
     atoms: Atoms = None,
     images: Images = 64,
     use_ends: UseEnds = False,
+    null: Null = True,
     out: o.Out = None,
     starts: o.Starts = None,
     max_steps: o.MaxSteps = None,
@@ -31,6 +33,7 @@ def weights(
     revision: o.Revision = None,
     decoder: o.Decoder = None,
     image_size: o.ImageSize = None,
+    tokens: o.Tokens = None,
     resume: o.Resume = True,
 ) -> None:
     """Reconstruct images from a model's attractors by matching pursuit, against bases of chance and of data.
@@ -46,10 +49,12 @@ def weights(
         atoms=atoms,
         images=images,
         ends=use_ends,
+        null=null,
         load={
             "revision": revision,
             "decoder": decoder,
             "image_size": image_size,
+            "tokens": tokens,
             "device": device,
             "dtype": dtype,
         },

@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 import fmprobe
-from fmprobe.cli.session import open_run, tell, with_decoder
+from fmprobe.cli.session import load_model, open_run, tell, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, read_json, write_json
 
@@ -31,6 +32,7 @@ def run_weights(
     atoms: str | None,
     images: int,
     ends: bool,
+    null: bool,
     load: Mapping[str, Any],
     plan: Mapping[str, Any],
     seed: int,
@@ -45,10 +47,12 @@ def run_weights(
     model = with_decoder(model, seed)
     settings = {"atoms": levels, "ends": ends, "seed": seed, "batch_size": plan.get("batch_size") or BATCH}
     n_atoms = len(atoms_of(attractors, ends)[0])
+    # Images first, so that a source that cannot be read costs nothing.
+    sets = {source: held_out(model, source, images, n_atoms, seed) for source in dict.fromkeys(data)}
+    twin = _null_attractors(name, folder, results["protocol"], load, plan, seed) if null and n_atoms else None
     found = {}
-    for source in dict.fromkeys(data):
-        shown, reference = held_out(model, source, images, n_atoms, seed)
-        found[source] = _reconstruct(model, attractors, folder, source, shown, reference, settings)
+    for source, (shown, reference) in sets.items():
+        found[source] = _reconstruct(model, attractors, twin, folder, source, shown, reference, settings)
     results = {**results, "weights": {"data": found}}
     folder.finish(results)
     from fmprobe.report.html import write_report
@@ -75,10 +79,9 @@ def parse_atoms(text: str | None) -> list[int] | None:
 
 def held_out(model: "Autoencoder", source: str, n: int, n_atoms: int, seed: int) -> "tuple[Tensor, Tensor | None]":
     """The first n images of a source, and up to as many more as principal components need, if it has them."""
-    channels, height, width = model.image_shape
     for more in (max(n, n_atoms), min(n, n_atoms), 0):
         try:
-            images = fmprobe.load_images(source, n + more, image_shape=(channels, height, width), seed=seed)
+            images = model.load_images(source, n + more, seed=seed)
         except InputError:
             if not more:
                 raise
@@ -87,9 +90,33 @@ def held_out(model: "Autoencoder", source: str, n: int, n_atoms: int, seed: int)
     raise AssertionError  # the last turn returns or raises
 
 
+def _null_attractors(
+    name: str,
+    folder: RunFolder,
+    protocol: Mapping[str, Any],
+    load: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    seed: int,
+) -> "AttractorSet":
+    """What the same starts lead to under the same architecture with random weights, kept in the run folder."""
+    from fmprobe.probes.prototypes import find_prototypes, make_plan
+
+    kept = folder.path / "null"
+    if (kept / "attractors.json").is_file():
+        return fmprobe.AttractorSet.load(kept)
+    typer.echo("\nthe null: the same architecture with random weights (--no-null leaves it out)")
+    # A surrogate given for the model is of no use to another encoder: the null gets one of its own.
+    model = with_decoder(load_model(name, **{**load, "decoder": None, "random_weights": 0}), seed)
+    made = make_plan(model, seed=seed, **{**plan, "n": protocol["n"], "max_steps": protocol["max_steps"]})
+    found = find_prototypes(model, replace(made, stability_cap=0)).attractors
+    found.save(kept)
+    return found
+
+
 def _reconstruct(
     model: "Autoencoder",
     attractors: "AttractorSet",
+    twin: "AttractorSet | None",
     folder: RunFolder,
     source: str,
     images: "Tensor",
@@ -99,7 +126,8 @@ def _reconstruct(
     """Curves of one data set: the shard of the run folder that holds them, or computed now and kept there."""
     from fmprobe.report.pictures import save_reconstructions
 
-    digest = hashlib.sha256(json.dumps([source, settings, len(images)], sort_keys=True).encode())
+    identity = [source, settings, len(images), twin is not None]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     for tensor in (images, reference):
         digest.update(b"" if tensor is None else tensor.numpy().tobytes())
     stem = re.sub(r"\W+", "-", Path(source).name).strip("-") or "data"
@@ -110,7 +138,13 @@ def _reconstruct(
     typer.echo(f"{source}: reconstructing {len(images)} images")
     arguments = dict(settings)
     curves = fmprobe.probe_weights(
-        model, attractors, images, arguments.pop("atoms"), reference_images=reference, **arguments
+        model,
+        attractors,
+        images,
+        arguments.pop("atoms"),
+        null_attractors=twin,
+        reference_images=reference,
+        **arguments,
     )
     picture = path.with_suffix(".png")
     save_reconstructions(curves, picture)

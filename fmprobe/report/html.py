@@ -29,7 +29,7 @@ def write_report(folder: Path) -> Path:
     environment.filters["rounded"] = _rounded
     page = environment.get_template("template.html").render(
         results=results,
-        gallery=_gallery(folder) if results["decodes_to_images"] else [],
+        gallery=_gallery(folder) if results.get("decodes_to_images", True) else [],
         statuses=_statuses(results["orbits"]["noise"]),
         residuals=to_svg(residual_curves(results["residuals"], _tol_norm(results)), "Residual curves"),
         sweep=to_svg(merge_sweep(results["attractors"]["merge"]), "Attractors against merge threshold"),

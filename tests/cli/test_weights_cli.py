@@ -53,6 +53,9 @@ def test_the_whole_table_is_told_and_kept(probed, digits):
         assert (out / "weights" / curves["picture"]).stat().st_size > 1000
     assert "PCA of images" in data[f"{digits}:digits"]["dictionaries"]
     assert "PCA of images" in data[f"{digits}:noise"]["absent"]  # 14 images: none beside those shown
+    for curves in data.values():  # random weights: every orbit of the demo's architecture is a cycle
+        assert "settled under random weights" in curves["absent"]["random weights"]
+    assert (out / "null" / "attractors.json").is_file()
     for name in (
         "attractors (",
         "random basis (",
@@ -76,7 +79,11 @@ def test_the_report_shows_curves_of_every_data_set(probed):
 
 def test_nothing_on_disk_is_computed_again(probed, digits):
     out, arguments, _ = probed
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.parent.name in ("attractors", "weights")}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in out.rglob("*")
+        if path.parent.name in ("attractors", "weights", "null")
+    }
     again = run(*arguments)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("holds its curves already") == 2
@@ -91,7 +98,7 @@ def test_nothing_on_disk_is_computed_again(probed, digits):
 
 def test_attractors_of_an_interrupted_command_are_used(digits, tmp_path):
     out = tmp_path / "run"
-    options = [DEMO, "-n", 8, "--device", "cpu", "-o", out]
+    options = [DEMO, "-n", 8, "--device", "cpu", "--no-null", "-o", out]
     assert run("weights", *options, "--data", f"{digits}:digits", "--images", 500).returncode == 2
     done = run("weights", *options, "--data", f"{digits}:digits", "--images", 4)
     assert done.returncode == 0, done.stderr
@@ -108,6 +115,7 @@ def test_ends_are_never_called_attractors(tiny_mae, digits, tmp_path):
     assert done.returncode == 0, done.stderr
     curves = next(iter(json.loads((tmp_path / "r" / "results.json").read_text())["weights"]["data"].values()))
     assert curves["subject"] == "ends after 3 steps"
+    assert curves["dictionaries"]["random weights"]["count"] == 5
     assert "attractors" not in curves["dictionaries"]
     assert "ends after 3 steps" in (tmp_path / "r" / "report.html").read_text()
 
