@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fmprobe.errors import InputError
     from fmprobe.images import load_images
     from fmprobe.loading import load
+    from fmprobe.probes.ood.detector import TrajectoryDetector
+    from fmprobe.probes.ood.metrics import ood_metrics
     from fmprobe.surrogates.fit import fit_decoder
     from fmprobe.surrogates.procedural import procedural_images
 
@@ -37,6 +39,8 @@ _HOMES = {
     "Orbits": "fmprobe.dynamics.orbits",
     "Status": "fmprobe.dynamics.orbits",
     "load": "fmprobe.loading",
+    "ood_metrics": "fmprobe.probes.ood.metrics",
+    "TrajectoryDetector": "fmprobe.probes.ood.detector",
     "procedural_images": "fmprobe.surrogates.procedural",
 }
 
@@ -47,12 +51,14 @@ __all__ = [
     "InputError",
     "Orbits",
     "Status",
+    "TrajectoryDetector",
     "find_attractors",
     "fit_decoder",
     "from_functions",
     "iterate",
     "load",
     "load_images",
+    "ood_metrics",
     "procedural_images",
     "train_autoencoder",
 ]
