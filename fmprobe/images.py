@@ -3,8 +3,9 @@
 A source is written `SOURCE[:split][#column]`; for an .npz file `FILE.npz:key`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,41 @@ def load_images(source: str, n: int | None = None, *, image_shape: tuple[int, in
     return torch.from_numpy(np.stack(rows))
 
 
+def open_images(source: str, *, image_shape: tuple[int, int, int]) -> "list[tuple[str, Callable[[], np.ndarray]]]":
+    """Every image of a source, in order: what it is called, and a function that reads it as `load_images` would.
+
+    The function raises InputError where that image cannot be read. Raises InputError where the source cannot be.
+    """
+
+    def reader(label: str, image: "Image | Callable[[], Image]") -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            try:
+                return _fit(image() if callable(image) else image, image_shape)
+            except (OSError, ValueError, SyntaxError) as error:  # what PIL raises on damaged files
+                raise InputError(f"{label} cannot be read as an image ({error}): mend or remove it") from error
+
+        return read
+
+    found = [(label, reader(label, image)) for label, image in _pictures(Source.parse(source))]
+    if not found:
+        raise InputError(f"{source} holds no images: expected a data set, a folder of images, parquet or .npz")
+    return found
+
+
+def sample_images(source: str, n: int | None, *, image_shape: tuple[int, int, int], seed: int = 0) -> "Tensor":
+    """At most `n` images spread evenly over a source, since sources are often sorted by class; all where n is None.
+
+    Otherwise as `load_images`.
+    """
+    import torch
+
+    if source == "procedural":
+        return load_images(source, n, image_shape=image_shape, seed=seed)
+    found = open_images(source, image_shape=image_shape)
+    count = len(found) if n is None else min(n, len(found))
+    return torch.from_numpy(np.stack([found[i * len(found) // count][1]() for i in range(count)]))
+
+
 def _pictures(source: Source) -> Iterator[tuple[str, "Image | Callable[[], Image]"]]:
     """Labelled images in order, opened no sooner than they are needed."""
     path = Path(source.name)
@@ -120,7 +156,7 @@ def _from_arrays(source: Source) -> Iterator[tuple[str, "Image"]]:
         yield f"{source.name}:{key}[{i}]", Image.fromarray(image.squeeze())
 
 
-def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Image"]]:
+def _from_dataset(source: Source, local: bool) -> "Iterator[tuple[str, Callable[[], Image]]]":
     import datasets
 
     name = source.name
@@ -139,11 +175,12 @@ def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Image"]]:
     column = source.column or next((c for c, kind in data.features.items() if isinstance(kind, datasets.Image)), "")
     if column not in data.column_names:
         raise InputError(f"{name} has no image column {column!r}: name one of {', '.join(data.column_names)} after #")
-    yield from ((f"{name}:{split}[{i}]", image) for i, image in enumerate(_column(data, column)))
+    cells = data.select_columns([column])
+    yield from ((f"{name}:{split}[{i}]", partial(_cell, cells, i, column)) for i in range(len(cells)))
 
 
-def _column(data: Any, column: str) -> Iterable["Image"]:
-    return (row[column] for row in data.select_columns([column]))
+def _cell(data: Any, row: int, column: str) -> "Image":
+    return data[row][column]
 
 
 def _fit(image: "Image", shape: tuple[int, int, int]) -> np.ndarray:

@@ -20,7 +20,7 @@ COLOURS = {
 
 def residual_curves(residuals: Mapping[str, Any], tol_norm: float | None) -> "Figure":
     """Norm of the step against the step, one line a start, coloured by status; `tol_norm` as a dashed line."""
-    figure, ax = _axes("step", "norm of the step  ||f(z) - z||")
+    figure, ax = axes("step", "norm of the step  ||f(z) - z||")
     seen: set[str] = set()
     for norms, status in zip(residuals["norms"], residuals["status"], strict=True):
         known = [(step, norm) for step, norm in zip(residuals["steps"], norms, strict=False) if norm]
@@ -39,7 +39,7 @@ def residual_curves(residuals: Mapping[str, Any], tol_norm: float | None) -> "Fi
 
 def merge_sweep(merge: Mapping[str, Any]) -> "Figure":
     """Number of distinct ends against the merge threshold, the one used marked."""
-    figure, ax = _axes(f"merge threshold ({merge['measure']} distance)", "distinct ends")
+    figure, ax = axes(f"merge threshold ({merge['measure']} distance)", "distinct ends")
     thresholds = [float(value) for value in merge["sweep"]]
     ax.plot(thresholds, list(merge["sweep"].values()), "o-", color=COLOURS["converged"], lw=1.5, ms=4)
     ax.axvline(merge["threshold"], color="grey", ls="--", lw=1)
@@ -61,7 +61,8 @@ def to_svg(figure: "Figure", title: str) -> str:
     return re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img"><title>{title}</title>', svg, count=1)
 
 
-def _axes(x: str, y: str) -> "tuple[Figure, Any]":
+def axes(x: str, y: str) -> "tuple[Figure, Any]":
+    """An empty figure with its axes labelled, as all plots of a page look."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")

@@ -296,10 +296,9 @@ def test_thresholds_accept_the_share_asked_for():
     detector = fmprobe.TrajectoryDetector(model, steps=10).fit(images(40), images(199, seed=1))
     fresh = images(1000, seed=2)
     for rule in ("trajectory", "two-sided mean", "profile", "joined"):
-        name = "mean" if rule == "trajectory" else rule
         for acceptance in (0.8, 0.95):
             # The share accepted scatters by about 0.03 with 199 held-out images (a beta distribution).
-            assert float(detector.predict(fresh, rule=name, acceptance=acceptance).double().mean()) == pytest.approx(
+            assert float(detector.predict(fresh, rule=rule, acceptance=acceptance).double().mean()) == pytest.approx(
                 acceptance, abs=0.07
             )
 

@@ -109,7 +109,9 @@ class TrajectoryDetector:
             raise InputError(
                 "no threshold without held-out in-distribution images: fit(images, held_out=…) or calibrate(…)"
             )
-        return self.calibration.threshold(rule or self.rule, self.acceptance if acceptance is None else acceptance)
+        name = rule or self.rule
+        name = self.settings.aggregate if name == "trajectory" else name
+        return self.calibration.threshold(name, self.acceptance if acceptance is None else acceptance)
 
     def examine(self, images: Tensor) -> tuple[Scores, np.ndarray]:
         """Every score by name, float64 `(N,)`, and the `Status` of each orbit."""
