@@ -3,8 +3,8 @@
     python recipes/train_small_mae.py --data ../shared/data/cifar10:train --out vit-mae-cifar10 --minutes 9
 
 `ViTMAEForPreTraining` in Hugging Face layout: 4x4 patches, so z = CLS + 64 tokens. Each batch hides a share of the
-patches drawn from 0, 1/4, 1/2 and 3/4, and the loss counts every patch: the latent map f(z) = E(D(z)) runs without masking,
-which a model trained at 75% alone has never met.
+patches drawn from 0, 1/4, 1/2 and 3/4, and the loss counts every patch: the latent map f(z) = E(D(z)) runs without
+masking, which a model trained at 75% alone has never met.
 """
 
 import argparse

@@ -59,7 +59,7 @@ def ood(
     """Tell images from elsewhere by their latent trajectories: compare scores, or apply a fitted detector.
 
     `fmprobe ood MODEL --data ID --ood A --ood B` fits a detector on a part of ID, keeps it, and writes a table of every
-    score and baseline on every set. `fmprobe ood --detector DIR --data FOLDER` scores new images, one row of a CSV each.
+    score and baseline on every set. `fmprobe ood --detector DIR --data FOLDER` scores new images to a CSV.
     """
     from fmprobe.errors import InputError
 

@@ -133,7 +133,7 @@ def _settings(model: "Autoencoder", settings: Mapping[str, Any], rows: int) -> d
     horizon = chosen.get("steps") or chosen["max_steps"]
     most = rows * horizon * plan.seconds_per_row
     typer.echo(
-        f"{rows} images, at most {horizon} steps of {1000 * plan.seconds_per_row:.1f} ms each: at most {most / 60:.1f} min"
+        f"{rows} images, at most {horizon} steps of {1000 * plan.seconds_per_row:.1f} ms: at most {most / 60:.1f} min"
     )
     return chosen
 

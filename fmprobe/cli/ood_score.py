@@ -15,8 +15,6 @@ from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, write_atomically
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from fmprobe.probes.ood.detector import TrajectoryDetector
 
 TABLE = "scores.csv"
@@ -36,7 +34,7 @@ def score_source(
 ) -> Path:
     """Score every image of `data` with a detector that was kept; returns the path of the CSV.
 
-    Rows that an interrupted run wrote are kept and their images skipped. A file that is no image gets a row that says so.
+    Rows that an interrupted run wrote are kept, their images skipped. A file that is no image gets a row that says so.
     """
     from fmprobe.images import open_images
     from fmprobe.probes.ood.detector import TrajectoryDetector

@@ -98,7 +98,7 @@ def test_linear_contraction_in_closed_form(ratio, steps):
     detector = _with_steps(model, converged, fit_images, steps, "euclidean")
     norm = test_images.flatten(1).double().norm(dim=1)
     geometric = ratio * (1 - ratio ** (steps + 1)) / (1 - ratio)
-    # A converged orbit stays where it is, at most sqrt(tol) / (1 - ratio) from the attractor; so does the attractor found.
+    # Converged orbits stay where they are, within sqrt(tol) / (1 - ratio) of 0, and so does the attractor found.
     slack = 1e-2 / (1 - ratio)
     assert torch.allclose(detector.score(test_images).double(), geometric * norm / (steps + 1), atol=slack)
     parts = detector.scores(test_images)
@@ -241,8 +241,8 @@ def test_large_token_latents_are_pooled_by_the_mean_over_tokens():
     )
     fit_images, test_images = images(20, channels=3), images(4, seed=1, channels=3)
     scores = fmprobe.TrajectoryDetector(model, steps=2).fit(fit_images).scores(test_images)
-    pooled = [0.5 * x.flatten(2).mean(2) for x in (test_images, fit_images)]
-    assert torch.allclose(scores["knn-1 pooled"], torch.cdist(*pooled).amin(1), atol=1e-5)
+    rows, bank = (0.5 * x.flatten(2).mean(2) for x in (test_images, fit_images))
+    assert torch.allclose(scores["knn-1 pooled"], torch.cdist(rows, bank).amin(1), atol=1e-5)
     assert "knn-1 z" in scores
     assert "mahalanobis z" not in scores
 

@@ -114,7 +114,7 @@ def _identity(model: Autoencoder) -> dict[str, Any]:
 
 def _save_surrogate(model: Autoencoder, folder: Path) -> bool:
     """Keep the surrogate decoder beside the detector, so that the folder alone brings the model back."""
-    decoder = getattr(model, "_decode", None)
+    decoder: Any = getattr(model, "_decode", None)
     if (model.provenance.get("decoder") or {}).get("kind") != "surrogate" or not hasattr(decoder, "save"):
         return False
     decoder.save(folder)
@@ -145,14 +145,14 @@ def _check_same(content: dict[str, Any], model: Autoencoder, folder: Path) -> No
     for key in PINNED:
         if mine[key] != theirs[key]:
             raise InputError(
-                f"the detector in {folder} was fitted with another model: {key} is {theirs[key]} there and {mine[key]} in "
-                f"{model.name}; load it with {theirs['model']}, or fit a new detector"
+                f"the detector in {folder} was fitted with another model: {key} is {theirs[key]} there "
+                f"and {mine[key]} in {model.name}; load it with {theirs['model']}, or fit a new detector"
             )
     sample, expected = _sample(model), torch.tensor(content["sample"], dtype=torch.float64)
     if sample.shape != expected.shape or float((sample - expected).norm()) > TOLERANCE * float(expected.norm()) + 1e-12:
         raise InputError(
-            f"the detector in {folder} was fitted with another model: the latent map of {model.name} gives other values "
-            "on the same latents; load it with the weights and the decoder that it was fitted with"
+            f"the detector in {folder} was fitted with another model: the latent map of {model.name} gives other "
+            "values on the same latents; load it with the weights and the decoder that it was fitted with"
         )
 
 

@@ -15,7 +15,7 @@ MOST_NUMBERS = 2**29  # of a bank of features, 2 GiB; larger latents are pooled 
 def features_of(latents: Tensor, n_fit: int) -> dict[str, np.ndarray]:
     """Feature vectors of latents `(B, *latent_shape)`, float32: "z", the whole latent, and "pooled".
 
-    Pooled is the mean over the tokens of `(N, D)` or the places of `(C, h, w)`, taken where z has more than 512 numbers.
+    Pooled is the mean over the tokens of `(N, D)` or the places of `(C, h, w)`, where z has more than 512 numbers.
     `n_fit`: images of the bank; z is left out where a bank of it would exceed 2 GiB.
     """
     size = math.prod(latents.shape[1:])
@@ -83,4 +83,4 @@ def image_scores(latents: Tensor, images: Tensor, decoded: Tensor) -> dict[str, 
 def _unit(rows: np.ndarray) -> np.ndarray:
     from sklearn.preprocessing import normalize
 
-    return normalize(rows)
+    return np.asarray(normalize(rows))

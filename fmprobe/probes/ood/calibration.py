@@ -1,4 +1,4 @@
-"""What held-out in-distribution images say of a score: how typical a value is, and what a profile usually looks like."""
+"""What held-out in-distribution images say of a score: how typical a value is, and what a profile looks like."""
 
 import numpy as np
 
@@ -7,9 +7,12 @@ from fmprobe.probes.ood.trajectory import LARGEST
 
 FEWEST = 16  # held-out images
 FOLDS = 5
-# The trajectory profile: positive figures by their logarithm, and two that are not.
-POSITIVE = ("first", "last", "mean", "max", "length", "steps", "moved")
-PROFILE = (*POSITIVE, "rate", "settled")
+# The trajectory profile; all but the rate and whether it converged enter by their logarithm.
+DISTANCES = ("first", "last", "mean", "max", "length", "moved")
+PROFILE = (*DISTANCES, "steps", "rate", "settled")
+AT_ATTRACTOR = 0.01
+RESOLUTION = 1e-5  # relative, of a score
+LEAST_SPREAD = 1e-3  # of a logarithm: what varies less is constant but for rounding
 TWO_SIDED = ("mean", "first", "last", "max", "length", "steps", "residual", "latent norm", "reconstruction error")
 
 Scores = dict[str, np.ndarray]
@@ -45,21 +48,24 @@ class Calibration:
 
         Beyond the ends it goes on by the distance from them in units of the held-out range, so that order is kept.
         """
-        held = np.sort(self.held_out[name])
+        # Scores that differ by their last digits alone are equal: some vary by rounding and nothing else.
+        grain = RESOLUTION * float(np.median(np.abs(self.held_out[name]))) or 1e-30
+        held = np.round(np.sort(self.held_out[name]) / grain)
+        values = np.round(values / grain)
         low, high = held[0], held[-1]
         # The middle of a run of equal scores, and linear between two.
         levels = np.unique(held)
         ranks = (np.searchsorted(held, levels, "left") + np.searchsorted(held, levels, "right") - 1) / 2
         share = np.interp(values, levels, ranks) / max(self.n - 1, 1)
         beyond = np.maximum(values - high, 0) + np.maximum(low - values, 0)
-        scale = high - low if high > low else max(abs(high), 1e-12)
+        scale = high - low if high > low else 1 / RESOLUTION
         return np.minimum(np.abs(2 * share - 1) + beyond / scale, LARGEST)
 
     def threshold(self, name: str, acceptance: float) -> float:
         """The score up to which a share `acceptance` of in-distribution images lies, by the held-out ones' order.
 
-        The ceil((h + 1) * acceptance)-th smallest of h, which new images from the same source stay under with at least that
-        probability (split conformal prediction), while h is large enough for it to exist; else the largest.
+        The ceil((h + 1) * acceptance)-th smallest of h, which new images from the same source stay under with at least
+        that probability (split conformal prediction), while h is large enough for it to exist; else the largest.
         """
         if not 0 < acceptance < 1:
             raise InputError(f"acceptance must lie between 0 and 1, got {acceptance}")
@@ -91,10 +97,12 @@ class _OneClass:
         from sklearn.svm import OneClassSVM
 
         self.columns = columns
-        # Keeps the logarithm of an exact zero finite, far below what is usual.
-        self.least = {c: 1e-6 * max(float(np.median(scores[c])), 1e-30) for c in columns}
+        # Under a hundredth of the usual first distance a point is at the attractor: its last digits are rounding.
+        near = AT_ATTRACTOR * float(np.median(scores["first"]))
+        self.least = {c: near if c in DISTANCES else 1e-6 * float(np.median(scores[c])) for c in columns}
         raw = self._matrix(scores)
         self.scaler = StandardScaler().fit(raw)
+        self.scaler.scale_ = np.maximum(self.scaler.scale_, LEAST_SPREAD)
         rows = self.scaler.transform(raw)
         self.gaussian = LedoitWolf().fit(rows)
         self.svm = OneClassSVM(nu=0.1, gamma="scale").fit(rows)
@@ -110,5 +118,7 @@ class _OneClass:
         columns = []
         for name in self.columns:
             plain = name in ("rate", "settled")
-            columns.append(scores[name] if plain else np.log(np.maximum(scores[name], 0) + self.least[name]))
+            columns.append(
+                scores[name] if plain else np.log(np.maximum(scores[name], 0) + max(self.least[name], 1e-30))
+            )
         return np.stack(columns, 1)

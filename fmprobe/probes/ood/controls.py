@@ -11,8 +11,8 @@ CONTROLS = ("constant", "noise", "blurred", "inverted")
 def control_images(images: Tensor, seed: int = 0) -> dict[str, Tensor]:
     """As many images of each control as in-distribution `images` `(n, C, H, W)` in [0, 1] are given.
 
-    "constant": one colour an image, drawn uniformly; "noise": uniform and independent a pixel; "blurred": `images` under
-    a Gaussian an eighth of the short side wide; "inverted": 1 - `images`. Image i depends on seed and i alone.
+    "constant": one colour an image, drawn uniformly; "noise": uniform and independent a pixel; "blurred": `images`
+    under a Gaussian an eighth of the short side wide; "inverted": 1 - `images`. Image i depends on seed and i alone.
     """
     from torchvision.transforms.functional import gaussian_blur
 

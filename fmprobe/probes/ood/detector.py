@@ -27,8 +27,8 @@ class TrajectoryDetector:
 
     `score` is the published one: the mean Euclidean distance from each point of the trajectory of f(z) = E(D(z)), z_0 =
     E(x) included, to the nearest attractor of the fit images. `settings`: the fields of `TrajectorySettings`. `scores`
-    gives that beside every part of it and every baseline. `predict` needs held-out images. Raises InputError for settings
-    that are not known.
+    gives that beside every part of it and every baseline. `predict` needs held-out images. Raises InputError for
+    settings that are not known.
     """
 
     def __init__(self, model: Autoencoder, **settings: Any) -> None:
@@ -73,7 +73,7 @@ class TrajectoryDetector:
     def calibrate(self, held_out: Tensor) -> "TrajectoryDetector":
         """Learn from in-distribution images `(h, *image_shape)` that were not fitted on what is usual.
 
-        Two-sided and profile scores and the thresholds of `predict` come from them. Raises InputError for fewer than 16.
+        Two-sided and profile scores and the thresholds of `predict` come from them. Raises InputError below 16.
         """
         self.calibration = Calibration(self._plain(held_out)[0], self._joined())
         return self
@@ -90,15 +90,15 @@ class TrajectoryDetector:
     def scores(self, images: Tensor) -> dict[str, Tensor]:
         """Every score by name, float32 `(N,)` on the CPU, low = in-distribution.
 
-        "trajectory", the same as `score`; its parts; the baselines; and, after `calibrate`, two-sided and profile scores.
+        "trajectory", the same as `score`; its parts; the baselines; after `calibrate`, two-sided and profile scores.
         """
         return {name: torch.from_numpy(values).float() for name, values in self.examine(images)[0].items()}
 
     def predict(self, images: Tensor, *, acceptance: float | None = None, rule: str | None = None) -> Tensor:
         """True `(N,)` for images accepted as in-distribution, by the threshold that accepts a share of held-out ones.
 
-        `acceptance`: that share, 0.95 unless set. `rule`: which of `scores` decides, "joined" unless set. Raises InputError
-        where no held-out images were given.
+        `acceptance`: that share, 0.95 unless set. `rule`: which of `scores` decides, "joined" unless set. Raises
+        InputError where no held-out images were given.
         """
         threshold = self.threshold(acceptance, rule)
         return torch.from_numpy(self.examine(images)[0][rule or self.rule] <= threshold)

@@ -7,8 +7,9 @@ import numpy as np
 from fmprobe.errors import InputError
 
 CONVENTION = (
-    "in-distribution is the positive class and scores low; fpr95: share of out-of-distribution accepted at the threshold "
-    "that accepts 95% of in-distribution; fpr95_ood_positive: share of in-distribution rejected at the threshold that "
+    "in-distribution is the positive class and scores low; fpr95: share of out-of-distribution accepted at the "
+    "threshold that accepts 95% of in-distribution; "
+    "fpr95_ood_positive: share of in-distribution rejected at the threshold that "
     "rejects 95% of out-of-distribution; aupr_in and aupr_out: average precision with either class as the positive one"
 )
 METRICS = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out")
@@ -21,10 +22,10 @@ def ood_metrics(
 ) -> dict[str, Any]:
     """AUROC, FPR95 both ways and AUPR both ways of a score that is LOW for in-distribution, its positive class.
 
-    `id_scores` `(n,)`, `ood_scores` `(m,)`: any scale, since order alone counts; equal scores count half. "fpr95" (as in
-    Fumero et al., ICLR 2026, tab. 1) is the share of out-of-distribution accepted where 95% of in-distribution is,
-    "fpr95_ood_positive" (as in OpenOOD) the share of in-distribution rejected where 95% of out-of-distribution is. AUPR is
-    the average precision, with in-distribution ("aupr_in") or out-of-distribution ("aupr_out") as the class found.
+    `id_scores` `(n,)`, `ood_scores` `(m,)`: any scale, since order alone counts; equal scores count half. "fpr95" (as
+    in Fumero et al., ICLR 2026, tab. 1) is the share of out-of-distribution accepted where 95% of in-distribution is,
+    "fpr95_ood_positive" (as in OpenOOD) the share of in-distribution rejected where 95% of out-of-distribution is. AUPR
+    is the average precision, with in-distribution ("aupr_in") or out-of-distribution ("aupr_out") as the class found.
     With `bootstrap` resamples of both sets, "intervals" holds the percentile interval of each at `confidence`.
 
     Raises InputError for fewer than 2 scores of either kind, scores that are not finite, or not of shape (n,).

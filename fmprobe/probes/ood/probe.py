@@ -52,8 +52,9 @@ def probe_ood(
     """Fit a detector on a part of `images` and compare every score on another part with sets from elsewhere.
 
     `images` `(n, *image_shape)`: in-distribution, split by content into fit, held-out and test images as 2 : 1 : 1.
-    `ood`: sets `(m, *image_shape)` by name; images that are also in-distribution are dropped with a warning. `controls`:
-    add those of `control_images`, made of the test images. `settings`: of `TrajectorySettings`. No set of `ood` decides
+    `ood`: sets `(m, *image_shape)` by name; images that are also in-distribution are dropped with a warning.
+    `controls`: add those of `control_images`, made of the test images.
+    `settings`: of `TrajectorySettings`. No set of `ood` decides
     anything (Fumero et al., ICLR 2026, fig. 5, 10, tab. 1 for the protocol). Raises InputError for too few images.
     """
     (fit, held_out, test), duplicates = split_by_content(images, SHARES, seed)
@@ -133,8 +134,9 @@ def _place(row: Mapping[str, Any]) -> tuple[int, int]:
 def describe_reference(facts: Mapping[str, Any]) -> str:
     """In one line what the distances are taken to."""
     return (
-        f"{facts['points']} {facts['kind']}: {100 * facts['converged_share']:.0f}% of {facts['images']} fit images "
-        f"converged, {100 * facts['in_an_attractor_share']:.0f}% in a known attractor, {facts['distinct_ends']} distinct ends"
+        f"{facts['points']} {facts['kind']}: {100 * facts['converged_share']:.0f}% of {facts['images']} fit "
+        f"images converged, {100 * facts['in_an_attractor_share']:.0f}% in an "
+        f"attractor, {facts['distinct_ends']} distinct ends"
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def split_by_content(images: Tensor, shares: Sequence[float], seed: int = 0) -> 
         )
     order = [first[name] for name in sorted(first)]
     bounds = np.rint(np.cumsum([0, *shares]) / sum(shares) * len(order)).astype(int)
-    return [images[order[a:b]] for a, b in zip(bounds[:-1], bounds[1:], strict=True)], dropped
+    return [images[order[a:b]] for a, b in pairwise(bounds)], dropped
 
 
 def without(images: Tensor, others: Sequence[Tensor], name: str) -> tuple[Tensor, int]:

@@ -28,8 +28,9 @@ class TrajectorySettings:
     """What decides a trajectory score.
 
     `steps`: None counts each orbit's points up to its end, T exactly T steps of every orbit, a converged one staying
-    where it is. `distance`: "euclidean", "cosine" (1 - cos), or "standardised" (Euclidean, each dimension divided by its
-    deviation over the fit images). `aggregate` of the distances: "mean", "first", "last", "max"; or of the trajectory
+    where it is. `distance`: "euclidean", "cosine" (1 - cos), or "standardised" (Euclidean, each dimension divided by
+    its deviation over the fit images).
+    `aggregate` of the distances: "mean", "first", "last", "max"; or of the trajectory
     alone: "length", the path's, or "steps". `tol`, `measure`, `max_steps`, `batch_size` as in `iterate`; `merge` and
     `threshold` as in `find_attractors`.
     """
@@ -169,8 +170,9 @@ def follow(f: Map, latents: Tensor, nearest: Nearest, settings: TrajectorySettin
     """The trajectories of `latents` `(n, *latent_shape)` in figures, float64 `(n,)` on the CPU; none is stored.
 
     `mean` is the published score, 1/N sum_i d(z_i, A) over the points of the trajectory, z_0 included (Fumero et al.,
-    ICLR 2026, sec. 4, fig. 5). `first`, `last`, `max`: of the same distances. `length`: of the path. `steps`: to its end.
-    `residual`: ||f(z_0) - z_0||. `rate`: mean change of the logarithm of the step. `moved`: ||z_end - z_0||. `status`.
+    ICLR 2026, sec. 4, fig. 5). `first`, `last`, `max`: of the same distances. `length`: of the path.
+    `steps`: to its end. `residual`: ||f(z_0) - z_0||.
+    `rate`: mean change of the logarithm of the step. `moved`: ||z_end - z_0||. `status`.
     Where an orbit diverged, all but `first`, `steps` and `rate` are the largest float32.
     """
     with torch.no_grad():
