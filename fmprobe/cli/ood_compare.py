@@ -127,7 +127,9 @@ def _settings(model: "Autoencoder", settings: Mapping[str, Any], rows: int) -> d
     chosen = {key: value for key, value in settings.items() if value is not None}
     plan = make_plan(model, n=8, max_steps=1)
     chosen.setdefault("batch_size", plan.batch_size)
-    if "steps" not in chosen and "max_steps" not in chosen:
+    if "steps" in chosen:
+        chosen.setdefault("max_steps", chosen["steps"])  # of the fit images' orbits
+    if "max_steps" not in chosen:
         affordable = int(BUDGET / (rows * plan.seconds_per_row)) if model.device.type == "cpu" else STEPS[1]
         chosen["max_steps"] = min(STEPS[1], max(STEPS[0], affordable))
     horizon = chosen.get("steps") or chosen["max_steps"]
@@ -139,8 +141,20 @@ def _settings(model: "Autoencoder", settings: Mapping[str, Any], rows: int) -> d
 
 
 def tell(ood: Mapping[str, Any]) -> None:
-    """The table: AUROC and FPR95 in percent, every score against every set; * marks the best AUROC of a set."""
+    """The outcome: the table, what the trajectory adds, and what the detector accepts."""
     sets = [name for name in ood["sets"] if name != "in-distribution"]
+    _tell_table(ood, sets)
+    _tell_what_the_trajectory_adds(ood, sets)
+    diverged = {name: about["diverged"] for name, about in ood["sets"].items() if about["diverged"]}
+    if diverged:
+        typer.echo("diverged    " + ", ".join(f"{count} of {name}" for name, count in diverged.items()))
+    decision = ood["detector"]["decision"]
+    shares = ", ".join(f"{name} {100 * about['accepted_share']:.0f}%" for name, about in ood["sets"].items())
+    typer.echo(f"\naccepted    by {decision['rule']!r} at {decision['acceptance']:.0%}: {shares}")
+
+
+def _tell_table(ood: Mapping[str, Any], sets: Sequence[str]) -> None:
+    """AUROC and FPR95 in percent, every score against every set; * marks the best AUROC of a set."""
     best = {name: max(row["sets"][name]["auroc"] for row in ood["scores"]) for name in sets}
     width = max(len(row["name"]) for row in ood["scores"]) + 2
     columns = [name.removeprefix("control: ") for name in sets]
@@ -158,9 +172,16 @@ def tell(ood: Mapping[str, Any]) -> None:
             mark = "*" if found["auroc"] == best[name] else ""
             cells.append(f"{mark}{100 * found['auroc']:.1f} /{100 * found['fpr95']:6.1f}".rjust(w))
         typer.echo(row["name"].ljust(width) + "".join(cells))
-    diverged = {name: about["diverged"] for name, about in ood["sets"].items() if about["diverged"]}
-    if diverged:
-        typer.echo("diverged    " + ", ".join(f"{count} of {name}" for name, count in diverged.items()))
-    decision = ood["detector"]["decision"]
-    shares = ", ".join(f"{name} {100 * about['accepted_share']:.0f}%" for name, about in ood["sets"].items())
-    typer.echo(f"\naccepted    by {decision['rule']!r} at {decision['acceptance']:.0%}: {shares}")
+
+
+def _tell_what_the_trajectory_adds(ood: Mapping[str, Any], sets: Sequence[str]) -> None:
+    """The published score beside its first point alone, the best baseline and the default rule: AUROC in percent."""
+    rows = {row["name"]: row for row in ood["scores"]}
+    baselines = [row for row in ood["scores"] if row["group"] == "baseline"]
+    rule = ood["detector"]["decision"]["rule"]
+    typer.echo("\nAUROC       trajectory; its first point alone; the default rule; the best baseline, known afterwards")
+    for name in sets:
+        values = {key: 100 * rows[key]["sets"][name]["auroc"] for key in ("trajectory", "first", rule) if key in rows}
+        best = max(baselines, key=lambda row: row["sets"][name]["auroc"])
+        shown = "; ".join(f"{key} {value:.1f}" for key, value in values.items())
+        typer.echo(f"{name:24s}{shown}; {best['name']} {100 * best['sets'][name]['auroc']:.1f}")

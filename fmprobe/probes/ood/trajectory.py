@@ -31,8 +31,8 @@ class TrajectorySettings:
     where it is. `distance`: "euclidean", "cosine" (1 - cos), or "standardised" (Euclidean, each dimension divided by
     its deviation over the fit images).
     `aggregate` of the distances: "mean", "first", "last", "max"; or of the trajectory
-    alone: "length", the path's, or "steps". `tol`, `measure`, `max_steps`, `batch_size` as in `iterate`; `merge` and
-    `threshold` as in `find_attractors`.
+    alone: "length", the path's, or "steps". `tol`, `measure`, `batch_size` as in `iterate`; `max_steps` too, of the fit
+    images' orbits and of all where `steps` is None; `merge` and `threshold` as in `find_attractors`.
     """
 
     steps: int | None = None
@@ -57,7 +57,7 @@ class TrajectorySettings:
 
     @property
     def horizon(self) -> int:
-        """The most steps an orbit takes."""
+        """The most steps an orbit takes that is scored."""
         return self.steps or self.max_steps
 
 
@@ -84,7 +84,7 @@ def find_reference(f: Map, latents: Tensor, settings: TrajectorySettings, progre
         starts=latents,
         tol=settings.tol,
         measure=settings.measure,
-        max_steps=settings.horizon,
+        max_steps=settings.max_steps,
         batch_size=settings.batch_size,
         merge=settings.merge,
         threshold=settings.threshold,
@@ -99,7 +99,7 @@ def find_reference(f: Map, latents: Tensor, settings: TrajectorySettings, progre
     settled = in_basin >= 0.5
     ends = orbits.ends[finite]
     facts = {
-        "kind": "attractors" if settled else f"ends after {settings.horizon} steps",
+        "kind": "attractors" if settled else f"ends after {settings.max_steps} steps",
         "points": len(found) if settled else len(ends),
         "images": n,
         "converged_share": float(orbits.converged.double().mean()),
