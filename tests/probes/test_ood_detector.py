@@ -281,6 +281,20 @@ def test_a_checkpoint_with_a_surrogate_comes_back_from_the_folder_alone(tiny_din
         fmprobe.TrajectoryDetector.load(tmp_path, model=other)
 
 
+def test_a_checkpoint_with_its_own_decoder_comes_back_by_its_name(tiny_mae, tmp_path):
+    model = fmprobe.load(tiny_mae, device="cpu")
+    pictures = torch.rand(60, *model.image_shape, generator=torch.Generator().manual_seed(0))
+    detector = fmprobe.TrajectoryDetector(model, max_steps=6).fit(pictures[:20], pictures[20:40])
+    detector.save(tmp_path / "d")
+    again = fmprobe.TrajectoryDetector.load(tmp_path / "d", device="cpu")
+    assert again.model.provenance["fingerprint"] == model.provenance["fingerprint"]
+    assert torch.allclose(detector.score(pictures[40:]), again.score(pictures[40:]), rtol=1e-6)
+    scores = again.scores(pictures[40:])
+    assert torch.equal(scores["trajectory"], again.score(pictures[40:]))
+    # 17 tokens of 32 numbers: both the whole latent and its mean over tokens are features.
+    assert {"knn-10 z", "knn-10 pooled", "mahalanobis pooled", "joined"} <= set(scores)
+
+
 def test_thresholds_accept_the_share_asked_for():
     """Over many draws, new in-distribution images are accepted with at least the stated probability."""
     model = model_of(wells)

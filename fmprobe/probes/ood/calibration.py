@@ -102,7 +102,7 @@ class _OneClass:
         self.least = {c: near if c in DISTANCES else 1e-6 * float(np.median(scores[c])) for c in columns}
         raw = self._matrix(scores)
         self.scaler = StandardScaler().fit(raw)
-        self.scaler.scale_ = np.maximum(self.scaler.scale_, LEAST_SPREAD)
+        self.scaler.scale_ = np.maximum(raw.std(0), LEAST_SPREAD)
         rows = self.scaler.transform(raw)
         self.gaussian = LedoitWolf().fit(rows)
         self.svm = OneClassSVM(nu=0.1, gamma="scale").fit(rows)
