@@ -117,7 +117,7 @@ def _score(
 
 
 def _kept(table: Path) -> dict[str, list[str]]:
-    """The complete rows of an interrupted run, by file."""
+    """The complete rows of an interrupted run, by file; those of files that could not be read are tried again."""
     if not table.is_file():
         return {}
     text = table.read_text(encoding="utf-8")
@@ -125,7 +125,7 @@ def _kept(table: Path) -> dict[str, list[str]]:
     rows = list(csv.reader(io.StringIO(text, newline="")))
     if rows and tuple(rows[0]) != COLUMNS:
         raise InputError(f"{table} has other columns than {', '.join(COLUMNS)}: name another --out, or --no-resume")
-    kept = {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS)}
+    kept = {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS) and not row[-1]}
     write_atomically(table, lambda path: path.write_text(_text([COLUMNS, *kept.values()]), encoding="utf-8"))
     return kept
 

@@ -23,8 +23,6 @@ def write_ood_report(folder: Path) -> Path:
     """
     from jinja2 import Environment, PackageLoader
 
-    from fmprobe.probes.ood.probe import GROUPS, describe_reference
-
     results = RunFolder(folder).results
     if results is None or "ood" not in results:
         raise InputError(f"{folder} holds no finished run of fmprobe ood: run its command again")
@@ -37,8 +35,6 @@ def write_ood_report(folder: Path) -> Path:
         ood=ood,
         sets=sets,
         best={name: max(row["sets"][name]["auroc"] for row in ood["scores"]) for name in sets},
-        groups=GROUPS,
-        reference=describe_reference(ood["detector"]["reference"]),
         plots={name: to_svg(histogram(h), f"Histogram of {name}") for name, h in ood["histograms"].items()},
         facts=facts_of(results),
     )

@@ -181,6 +181,30 @@ def test_a_diverged_orbit_scores_the_largest_float_and_is_counted():
     assert fmprobe.ood_metrics(detector.score(mixed)[:3], detector.score(mixed)[3:])["auroc"] == 1.0
 
 
+def test_latents_that_are_not_finite_count_as_diverged():
+    """1/x of a black pixel is infinite."""
+    model = model_of(lambda z: 0.5 * z)
+    broken = fmprobe.from_functions(
+        lambda x: 0.5 * x.flatten(1) / (x.flatten(1) != 0.125),
+        model.decode,
+        image_shape=model.image_shape,
+        latent_shape=model.latent_shape,
+    )
+    detector = fmprobe.TrajectoryDetector(broken, steps=3).fit(images(20))
+    mixed = images(2, seed=1)
+    mixed[1, 0, 0, 0] = 0.125
+    for name, (usual, lost) in detector.scores(mixed).items():
+        assert usual < 100, name
+        assert lost == LARGEST or name == "steps", name
+
+
+def test_bytes_are_taken_as_images():
+    model = model_of(lambda z: 0.5 * z)
+    pixels = (images(20) * 255).byte()
+    one = fmprobe.TrajectoryDetector(model).fit(pixels).score(pixels)
+    assert torch.allclose(one, fmprobe.TrajectoryDetector(model).fit(pixels / 255).score(pixels / 255))
+
+
 def test_all_diverged_is_an_error_that_says_so():
     with pytest.raises(fmprobe.InputError, match="diverge"):
         fmprobe.TrajectoryDetector(model_of(lambda z: 10 * z + 1)).fit(images(5))

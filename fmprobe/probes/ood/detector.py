@@ -15,7 +15,7 @@ from fmprobe.probes.ood.artefact import load_detector, pack, save_detector, unpa
 from fmprobe.probes.ood.baselines import Baselines, features_of, image_scores
 from fmprobe.probes.ood.calibration import Calibration, Scores
 from fmprobe.probes.ood.split import content_hashes
-from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, find_reference, follow
+from fmprobe.probes.ood.trajectory import LARGEST, Nearest, Reference, TrajectorySettings, find_reference, follow
 from fmprobe.surrogates.features import as_pixels
 
 RULE = "joined"  # the score that accepts and rejects unless another is named
@@ -197,8 +197,11 @@ class TrajectoryDetector:
             latents = []
             for part in block.split(self.settings.batch_size):
                 z = self._encode(part)
-                decoded = self.model.decode(z)
-                rows.append(image_scores(z, as_pixels(part), decoded) | baselines.scores(features_of(z, n_fit)))
+                whole = z.flatten(1).isfinite().all(1)
+                known = torch.where(whole.reshape(-1, *[1] * (z.ndim - 1)), z, 0)  # scikit-learn takes finite numbers
+                row = image_scores(known, as_pixels(part), self.model.decode(known))
+                row |= baselines.scores(features_of(known, n_fit))
+                rows.append({name: _or_largest(values, whole.cpu().numpy()) for name, values in row.items()})
                 latents.append(z)
             scores = self._trajectories(block, torch.cat(latents))
             scores |= {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
@@ -209,3 +212,8 @@ class TrajectoryDetector:
             raise InputError("there are no images to score: expected at least one")
         status = joined.pop("status")
         return joined | {"settled": (status == 0).astype(np.float64)}, status
+
+
+def _or_largest(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Scores, the largest float32 where the latent or the score is not finite."""
+    return np.where(known & np.isfinite(values), np.minimum(values, LARGEST), LARGEST)

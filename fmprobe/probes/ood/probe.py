@@ -95,7 +95,9 @@ def probe_ood(
             "split": {"fit": len(fit), "held_out": len(held_out), "test": len(test), "duplicates_dropped": duplicates},
             "sets": facts,
             "detector": detector.describe(),
+            "distances_to": describe_reference(detector.describe()["reference"]),
             "bootstrap": bootstrap,
+            "groups": GROUPS,
             "scores": sorted(table, key=_place),
             "histograms": {
                 name: _histogram({"in-distribution": inside[name], **{k: s[name] for k, s in found.items()}})
