@@ -83,7 +83,7 @@ def small_mae(folder: Path, data: Path, minutes: float, seed: int) -> dict[str, 
             f"textures={data / 'textures'}",
         ],
         "images": 480,
-        "steps": 60,
+        "steps": 30,
     }
 
 
