@@ -76,7 +76,7 @@ def small_mae(folder: Path, data: Path, minutes: float, seed: int) -> dict[str, 
         small.save(model, folder)
     return {
         "model": str(folder),
-        "data": str(data / "cifar10/train.parquet"),
+        "data": f"{data / 'cifar10'}:test",  # the model has seen none of these
         "ood": [
             f"mnist={data / 'mnist.npz'}:x_test",
             f"fashion={data / 'fashion_mnist.npz'}:x_test",
