@@ -108,13 +108,14 @@ def find_reference(f: Map, latents: Tensor, settings: TrajectorySettings, progre
         "merge": {key: found.merge[key] for key in ("measure", "threshold")},
         "orbits": orbits.to_dict(),
     }
+    return Reference(found.latents if settled else ends, _deviation(latents), facts)
+
+
+def _deviation(latents: Tensor) -> Tensor:
+    """Of each dimension over the rows, those of constant dimensions raised so that dividing magnifies no rounding."""
     std = latents.flatten(1).double().std(0, correction=0)
-    typical = std.median()
-    floor = typical * CONSTANT if typical > 0 else torch.ones_like(typical)
-    deviation = (
-        torch.where(std > 0, std.clamp(min=float(floor)), floor) if typical > 0 else torch.where(std > 0, std, 1)
-    )
-    return Reference(found.latents if settled else ends, deviation.to(latents), facts)
+    typical = float(std.median())
+    return (std.clamp(min=typical * CONSTANT) if typical > 0 else torch.where(std > 0, std, 1.0)).to(latents)
 
 
 def _distinct(ends: Tensor, latents: Tensor, found: AttractorSet) -> int:
