@@ -94,7 +94,7 @@ def dinov2(shared: Path) -> dict[str, Any]:
         "model": str(shared / "models/dinov2-small"),
         "data": f"{data / 'photos'}:train",
         "ood": [f"textures={data / 'textures'}", f"scenes={data / 'scenes'}", f"cifar10={data / 'cifar10'}:test"],
-        "images": 240,
+        "images": 200,
         "steps": 30,
         "dtype": "bfloat16",  # the encoder's; halves the time of a step on a CPU that has it, latents stay float32
     }
