@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fmprobe.errors import InputError
     from fmprobe.images import load_images
     from fmprobe.loading import load
+    from fmprobe.probes.ood.detector import TrajectoryDetector
+    from fmprobe.probes.ood.metrics import ood_metrics
     from fmprobe.probes.weights import probe_weights
     from fmprobe.surrogates.fit import fit_decoder
     from fmprobe.surrogates.procedural import procedural_images
@@ -42,6 +44,8 @@ _HOMES = {
     "load": "fmprobe.loading",
     "orthogonal_matching_pursuit": "fmprobe.dynamics.matching_pursuit",
     "probe_weights": "fmprobe.probes.weights",
+    "ood_metrics": "fmprobe.probes.ood.metrics",
+    "TrajectoryDetector": "fmprobe.probes.ood.detector",
     "procedural_images": "fmprobe.surrogates.procedural",
     "surrogate_report": "fmprobe.surrogates.report",
 }
@@ -53,12 +57,14 @@ __all__ = [
     "InputError",
     "Orbits",
     "Status",
+    "TrajectoryDetector",
     "find_attractors",
     "fit_decoder",
     "from_functions",
     "iterate",
     "load",
     "load_images",
+    "ood_metrics",
     "orthogonal_matching_pursuit",
     "probe_weights",
     "procedural_images",

@@ -48,6 +48,7 @@ class Autoencoder:
         self.latent_shape = tuple(latent_shape)
         self.provenance: dict[str, Any] = dict(provenance)
         self.device = torch.device(device)
+        self.surrogate: Surrogate | None = None  # that this model's latent map is made with
 
     @property
     def name(self) -> str:
@@ -111,18 +112,17 @@ class Autoencoder:
         """`load_images` in blocks of at most `block` images, so that memory does not grow with their number."""
         from fmprobe.images import stream_images
 
+        return stream_images(source, n, block=block, seed=seed, skip_damaged=skip_damaged, **self.image_arguments)
+
+    @property
+    def image_arguments(self) -> dict[str, Any]:
+        """What the functions of `fmprobe.images` need to read an image as this model takes it.
+
+        Raises InputError where the model takes no images.
+        """
         if len(self.image_shape) != 3:
             raise InputError(f"{self.name} takes no images")
-        channels, height, width = self.image_shape
-        return stream_images(
-            source,
-            n,
-            image_shape=(channels, height, width),
-            block=block,
-            seed=seed,
-            prepare=self._prepare,
-            skip_damaged=skip_damaged,
-        )
+        return {"image_shape": self.image_shape, "prepare": self._prepare}
 
     def sample_latents(self, n: int, seed: int = 0, first: int = 0) -> Tensor:
         """Starts from N(0, I), float32 `(n, *latent_shape)` on the model's device; row i depends on seed and i alone.
@@ -134,7 +134,9 @@ class Autoencoder:
 
     def with_decoder(self, surrogate: "Surrogate") -> "Autoencoder":
         """The same encoder with a surrogate: latents become standardised by the surrogate's own statistics."""
-        return surrogate.attach(self)
+        whole = surrogate.attach(self)
+        whole.surrogate = surrogate
+        return whole
 
     def derived(self, *, latent_shape: tuple[int, ...] | None = None, **changes: Any) -> "Autoencoder":
         """A copy with other functions (`encode`, `decode`, `latent_map`); all other keywords go into its provenance."""

@@ -87,10 +87,10 @@ def stream_images(
         if n is not None and count == n:
             break
         try:
-            rows.append(_tensor(picture(), image_shape, prepare))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's, of damaged files
+            rows.append(_read(label, picture, image_shape, prepare))
+        except InputError:
             if not skip_damaged:
-                raise InputError(f"{label} cannot be read as an image ({error}): mend or remove it") from error
+                raise
             damaged.append(label)
             continue
         count += 1
@@ -105,6 +105,55 @@ def stream_images(
         raise InputError(f"{source} holds {count} images, {n} were asked for")
     if rows:
         yield torch.stack(rows)
+
+
+def open_images(
+    source: str, *, image_shape: tuple[int, int, int], prepare: "Callable[[Image.Image], Tensor] | None" = None
+) -> "list[tuple[str, Callable[[], Tensor]]]":
+    """Every image of a source, in order: what it is called, and a function that reads it as `load_images` would.
+
+    The function raises InputError where that image cannot be read. Raises InputError where the source cannot be.
+    """
+    found = [
+        (label, partial(_read, label, picture, image_shape, prepare))
+        for label, picture in _pictures(Source.parse(source))
+    ]
+    if not found:
+        raise InputError(f"{source} holds no images: expected a data set, a folder of images, parquet or .npz")
+    return found
+
+
+def sample_images(
+    source: str,
+    n: int | None,
+    *,
+    image_shape: tuple[int, int, int],
+    seed: int = 0,
+    prepare: "Callable[[Image.Image], Tensor] | None" = None,
+) -> "Tensor":
+    """At most `n` images spread evenly over a source, since sources are often sorted by class; all where n is None.
+
+    Otherwise as `load_images`.
+    """
+    import torch
+
+    if source == "procedural":
+        return load_images(source, n, image_shape=image_shape, seed=seed)
+    found = open_images(source, image_shape=image_shape, prepare=prepare)
+    count = len(found) if n is None else min(n, len(found))
+    return torch.stack([found[i * len(found) // count][1]() for i in range(count)])
+
+
+def _read(
+    label: str,
+    picture: "Callable[[], Image.Image]",
+    shape: tuple[int, int, int],
+    prepare: "Callable[[Image.Image], Tensor] | None",
+) -> "Tensor":
+    try:
+        return _tensor(picture(), shape, prepare)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's, of damaged files
+        raise InputError(f"{label} cannot be read as an image ({error}): mend or remove it") from error
 
 
 def _procedural(n: int | None, image_shape: tuple[int, int, int], block: int, seed: int) -> "Iterator[Tensor]":
@@ -178,12 +227,13 @@ def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Callable[
     if column not in data.column_names:
         raise InputError(f"{name} has no image column {column!r}: name one of {', '.join(data.column_names)} after #")
     encoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    for i, row in enumerate(encoded):
-        yield f"{name}:{split}[{i}]", partial(_decode, row[column])
+    for i in range(len(encoded)):
+        yield f"{name}:{split}[{i}]", partial(_decode, encoded, i, column)
 
 
-def _decode(cell: dict[str, Any]) -> Image.Image:
+def _decode(data: Any, row: int, column: str) -> Image.Image:
     """An image as a data set keeps it: its bytes, or the path of its file."""
+    cell = data[row][column]
     return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
 
 

@@ -7,6 +7,7 @@ import typer
 from fmprobe.cli.demo import demo
 from fmprobe.cli.fit_decoder import fit_decoder
 from fmprobe.cli.models import models
+from fmprobe.cli.ood import ood
 from fmprobe.cli.probe import probe
 from fmprobe.cli.weights import weights
 from fmprobe.errors import InputError
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, probe, weights, models):
+for command in (demo, probe, weights, ood, models):
     app.command()(command)
 app.command("fit-decoder")(fit_decoder)
 # The same run under the name of its first product.

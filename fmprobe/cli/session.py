@@ -16,7 +16,6 @@ from fmprobe.runs import RunFolder
 
 if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
-    from fmprobe.probes.prototypes import Plan
     from fmprobe.surrogates.artefact import Surrogate
 
 MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")
@@ -127,12 +126,14 @@ def _compute(
     if found.images is not None:
         save_prototypes(found.images, found.attractors, folder.path)
     rules = found.attractors.orbits.protocol["rules"]
-    results = {**_head(model, made, rules), **found.to_dict(), "total_seconds": round(time.perf_counter() - began, 1)}
+    protocol = {"starts": "N(0, I)", **asdict(made), "rules": rules}
+    results = {**head(model, protocol), **found.to_dict(), "total_seconds": round(time.perf_counter() - began, 1)}
     folder.finish(results)
     return results
 
 
-def _head(model: "Autoencoder", plan: "Plan", rules: Mapping[str, Any]) -> dict[str, Any]:
+def head(model: "Autoencoder", protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What every `results.json` begins with."""
     provenance = dict(model.provenance)
     decoder = provenance.pop("decoder")
     return {
@@ -148,7 +149,7 @@ def _head(model: "Autoencoder", plan: "Plan", rules: Mapping[str, Any]) -> dict[
         },
         "decoder": decoder,
         "decodes_to_images": model.has_decoder,
-        "protocol": {"starts": "N(0, I)", **asdict(plan), "rules": rules},
+        "protocol": dict(protocol),
     }
 
 

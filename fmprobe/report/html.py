@@ -26,7 +26,7 @@ def write_report(folder: Path) -> Path:
     if results is None:
         raise InputError(f"{folder} holds no results.json: the run has not finished; run its command again")
     environment = Environment(loader=PackageLoader("fmprobe.report", "."), autoescape=True, trim_blocks=True)
-    environment.filters["rounded"] = _rounded
+    environment.filters["rounded"] = rounded
     page = environment.get_template("template.html").render(
         results=results,
         gallery=_gallery(folder) if results.get("decodes_to_images", True) else [],
@@ -34,7 +34,7 @@ def write_report(folder: Path) -> Path:
         residuals=to_svg(residual_curves(results["residuals"], _tol_norm(results)), "Residual curves"),
         sweep=to_svg(merge_sweep(results["attractors"]["merge"]), "Attractors against merge threshold"),
         weights=_weights(folder, results.get("weights") or {"data": {}}),
-        facts=_facts(results),
+        facts=facts_of(results),
     )
     path = folder / "report.html"
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
@@ -97,7 +97,7 @@ def _tol_norm(results: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _facts(results: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
+def facts_of(results: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
     """Provenance and protocol, flattened to rows of a table."""
     return {
         "Model": _rows(results["model"]),
@@ -115,9 +115,10 @@ def _rows(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
     return rows
 
 
-def _rounded(value: Any) -> str:
+def rounded(value: Any) -> str:
+    """A value as the page shows it."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return ", ".join(_rounded(item) for item in value)
+        return ", ".join(rounded(item) for item in value)
     return "–" if value is None else str(value)

@@ -22,7 +22,7 @@ SERIES = ("#0072B2", "#D55E00", "#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#00
 
 def residual_curves(residuals: Mapping[str, Any], tol_norm: float | None) -> "Figure":
     """Norm of the step against the step, one line a start, coloured by status; `tol_norm` as a dashed line."""
-    figure, ax = _axes("step", "norm of the step  ||f(z) - z||")
+    figure, ax = axes("step", "norm of the step  ||f(z) - z||")
     seen: set[str] = set()
     for norms, status in zip(residuals["norms"], residuals["status"], strict=True):
         known = [(step, norm) for step, norm in zip(residuals["steps"], norms, strict=False) if norm]
@@ -41,7 +41,7 @@ def residual_curves(residuals: Mapping[str, Any], tol_norm: float | None) -> "Fi
 
 def merge_sweep(merge: Mapping[str, Any]) -> "Figure":
     """Number of distinct ends against the merge threshold, the one used marked."""
-    figure, ax = _axes(f"merge threshold ({merge['measure']} distance)", "distinct ends")
+    figure, ax = axes(f"merge threshold ({merge['measure']} distance)", "distinct ends")
     thresholds = [float(value) for value in merge["sweep"]]
     ax.plot(thresholds, list(merge["sweep"].values()), "o-", color=COLOURS["converged"], lw=1.5, ms=4)
     ax.axvline(merge["threshold"], color="grey", ls="--", lw=1)
@@ -53,7 +53,7 @@ def merge_sweep(merge: Mapping[str, Any]) -> "Figure":
 
 def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure":
     """A metric against the number of atoms, one line a dictionary with its interval, the model's own thick."""
-    figure, ax = _axes("atoms", label)
+    figure, ax = axes("atoms", label)
     for i, (name, row) in enumerate(curves["dictionaries"].items()):
         colour, style = SERIES[i % len(SERIES)], "-" if i == 0 else "--"
         mean, low, high = ([level[key] for level in row[metric]] for key in ("mean", "low", "high"))
@@ -79,7 +79,8 @@ def to_svg(figure: "Figure", title: str) -> str:
     return re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img"><title>{title}</title>', svg, count=1)
 
 
-def _axes(x: str, y: str) -> "tuple[Figure, Any]":
+def axes(x: str, y: str) -> "tuple[Figure, Any]":
+    """An empty figure with its axes labelled, as all plots of a page look."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")

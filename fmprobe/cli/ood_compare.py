@@ -1,0 +1,186 @@
+"""fmprobe ood MODEL: from a model's name and image sources to a run folder with a detector and a table."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+import fmprobe
+from fmprobe.cli.session import default_out, head, load_model, with_decoder
+from fmprobe.errors import InputError
+from fmprobe.runs import RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmprobe.autoencoder import Autoencoder
+
+BUDGET = 300.0  # seconds that the iterations of a run on a CPU may take, where nobody says how many steps
+STEPS = (20, 500)  # bounds of the step limit chosen by it
+
+
+def compare(
+    name: str,
+    data: str,
+    ood: Sequence[str],
+    out: Path | None,
+    *,
+    load: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    images: int | None,
+    ood_images: int | None,
+    controls: bool,
+    acceptance: float,
+    seed: int,
+    resume: bool,
+) -> Path:
+    """Fit, compare, write; returns the run folder."""
+    began = time.perf_counter()
+    sources = named_sources(ood)
+    out = out or default_out(name, "-ood")
+    asked = {"images": images, "ood_images": ood_images, "controls": controls, "acceptance": acceptance}
+    manifest = {"model": str(name), "data": data, "ood": sources, "seed": seed, **asked, **load, **settings}
+    manifest["fmprobe"] = fmprobe.__version__
+    model = load_model(name, **load)
+    manifest["fingerprint"] = model.provenance["fingerprint"]
+    folder = RunFolder.open(out, manifest, resume)
+    if (results := folder.results) is not None:
+        typer.echo(f"{out} holds this run already (--no-resume runs it again)")
+    else:
+        model = with_decoder(model, seed)
+        results = _compute(model, folder, data, sources, settings, asked, seed, began)
+    from fmprobe.report.ood import write_ood_report
+
+    write_ood_report(folder.path)
+    tell(results["ood"])
+    typer.echo(f"detector    {folder.path / 'detector'}")
+    typer.echo(f"report      {folder.path / 'report.html'}")
+    return folder.path
+
+
+def named_sources(texts: Sequence[str]) -> dict[str, str]:
+    """Sources by name: NAME=SOURCE, or the last part of SOURCE. Raises InputError where two names are the same."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, source = text.partition("=")
+        if not equals:
+            name, source = Path(text.split("#")[0]).name.removesuffix(".parquet"), text
+            name = f"{Path(text).parent.name}/{name}" if name in ("train", "test") else name
+        if name in found or name == "in-distribution" or not name:
+            raise InputError(f"--ood {text!r}: the name {name!r} is taken or empty; name the set with NAME=SOURCE")
+        found[name] = source
+    return found
+
+
+def _compute(
+    model: "Autoencoder",
+    folder: RunFolder,
+    data: str,
+    sources: Mapping[str, str],
+    settings: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    seed: int,
+    began: float,
+) -> dict[str, Any]:
+    from fmprobe.probes.ood.probe import probe_ood
+
+    n = asked["images"] or (480 if model.device.type == "cpu" else 4000)
+    inside = _sample(model, data, n, seed)
+    each = asked["ood_images"] or max(2, len(inside) // 4)
+    outside = {name: _sample(model, source, each, seed) for name, source in sources.items()}
+    rows = len(inside) + sum(map(len, outside.values())) + (len(inside) if asked["controls"] else 0)
+    chosen = _settings(model, settings, rows)
+    found = probe_ood(
+        model,
+        inside,
+        outside,
+        controls=asked["controls"],
+        acceptance=asked["acceptance"],
+        seed=seed,
+        tell=typer.echo,
+        **chosen,
+    )
+    found.detector.save(folder.path / "detector")
+    protocol = {"data": data, "ood": dict(sources), "seed": seed, **found.facts["detector"]["settings"]}
+    results = {
+        **head(model, protocol),
+        "ood": found.to_dict(),
+        "total_seconds": round(time.perf_counter() - began, 1),
+    }
+    folder.finish(results)
+    return results
+
+
+def _sample(model: "Autoencoder", source: str, n: int, seed: int) -> "Tensor":
+    from fmprobe.images import sample_images
+
+    return sample_images(source, n, seed=seed, **model.image_arguments)
+
+
+def _settings(model: "Autoencoder", settings: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """What was asked for; on a CPU a step limit that the budget affords, and the time that it takes at most."""
+    from fmprobe.probes.prototypes import make_plan
+
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    plan = make_plan(model, n=8, max_steps=1)
+    chosen.setdefault("batch_size", plan.batch_size)
+    if "steps" in chosen:
+        chosen.setdefault("max_steps", chosen["steps"])  # of the fit images' orbits
+    if "max_steps" not in chosen:
+        affordable = int(BUDGET / (rows * plan.seconds_per_row)) if model.device.type == "cpu" else STEPS[1]
+        chosen["max_steps"] = min(STEPS[1], max(STEPS[0], affordable))
+    horizon = chosen.get("steps") or chosen["max_steps"]
+    most = rows * horizon * plan.seconds_per_row
+    typer.echo(
+        f"{rows} images, at most {horizon} steps of {1000 * plan.seconds_per_row:.1f} ms: at most {most / 60:.1f} min"
+    )
+    return chosen
+
+
+def tell(ood: Mapping[str, Any]) -> None:
+    """The outcome: the table, what the trajectory adds, and what the detector accepts."""
+    sets = [name for name in ood["sets"] if name != "in-distribution"]
+    _tell_table(ood, sets)
+    _tell_what_the_trajectory_adds(ood, sets)
+    diverged = {name: about["diverged"] for name, about in ood["sets"].items() if about["diverged"]}
+    if diverged:
+        typer.echo("diverged    " + ", ".join(f"{count} of {name}" for name, count in diverged.items()))
+    decision = ood["detector"]["decision"]
+    shares = ", ".join(f"{name} {100 * about['accepted_share']:.0f}%" for name, about in ood["sets"].items())
+    typer.echo(f"\naccepted    by {decision['rule']!r} at {decision['acceptance']:.0%}: {shares}")
+
+
+def _tell_table(ood: Mapping[str, Any], sets: Sequence[str]) -> None:
+    """AUROC and FPR95 in percent, every score against every set; * marks the best AUROC of a set."""
+    best = {name: max(row["sets"][name]["auroc"] for row in ood["scores"]) for name in sets}
+    width = max(len(row["name"]) for row in ood["scores"]) + 2
+    columns = [name.removeprefix("control: ") for name in sets]
+    widths = [max(14, len(name) + 2) for name in columns]
+    typer.echo("\nAUROC / FPR95 in percent; * the best AUROC of a set; in-distribution is positive and low")
+    typer.echo("score".ljust(width) + "".join(name.rjust(w) for name, w in zip(columns, widths, strict=True)))
+    group = None
+    for row in ood["scores"]:
+        if row["group"] != group:
+            group = row["group"]
+            typer.echo(f"-- {group}")
+        cells = []
+        for name, w in zip(sets, widths, strict=True):
+            found = row["sets"][name]
+            mark = "*" if found["auroc"] == best[name] else ""
+            cells.append(f"{mark}{100 * found['auroc']:.1f} /{100 * found['fpr95']:6.1f}".rjust(w))
+        typer.echo(row["name"].ljust(width) + "".join(cells))
+
+
+def _tell_what_the_trajectory_adds(ood: Mapping[str, Any], sets: Sequence[str]) -> None:
+    """The published score beside its first point alone, the best baseline and the default rule: AUROC in percent."""
+    rows = {row["name"]: row for row in ood["scores"]}
+    baselines = [row for row in ood["scores"] if row["group"] == "baseline"]
+    rule = ood["detector"]["decision"]["rule"]
+    typer.echo("\nAUROC       trajectory; its first point alone; the default rule; the best baseline, known afterwards")
+    for name in sets:
+        values = {key: 100 * rows[key]["sets"][name]["auroc"] for key in ("trajectory", "first", rule) if key in rows}
+        best = max(baselines, key=lambda row: row["sets"][name]["auroc"])
+        shown = "; ".join(f"{key} {value:.1f}" for key, value in values.items())
+        typer.echo(f"{name:24s}{shown}; {best['name']} {100 * best['sets'][name]['auroc']:.1f}")

@@ -1,0 +1,44 @@
+"""Fit, held-out and test images that never overlap: split by content, duplicates dropped."""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def content_hashes(images: Tensor) -> list[str]:
+    """SHA-256 of each image `(n, C, H, W)`, of its pixels rounded to bytes."""
+    pixels = images if images.dtype == torch.uint8 else (images.float() * 255).round().clamp(0, 255).byte()
+    return [hashlib.sha256(np.ascontiguousarray(image.cpu().numpy()).tobytes()).hexdigest() for image in pixels]
+
+
+def split_by_content(images: Tensor, shares: Sequence[float], seed: int = 0) -> tuple[list[Tensor], int]:
+    """Parts of `images` in the ratio of `shares`, and how many duplicates were dropped, which is warned about.
+
+    An image's part depends on its content, `seed` and the set of images, not on their order; equal images are one.
+    """
+    first: dict[str, int] = {}
+    for i, name in enumerate(content_hashes(images)):
+        first.setdefault(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest(), i)
+    dropped = len(images) - len(first)
+    if dropped:
+        warnings.warn(
+            f"{dropped} of {len(images)} in-distribution images are duplicates and were dropped", stacklevel=2
+        )
+    order = [first[name] for name in sorted(first)]
+    bounds = np.rint(np.cumsum([0, *shares]) / sum(shares) * len(order)).astype(int)
+    return [images[order[a:b]] for a, b in pairwise(bounds)], dropped
+
+
+def without(images: Tensor, others: Sequence[Tensor], name: str) -> tuple[Tensor, int]:
+    """`images` that are in none of `others`, and how many were dropped, which is warned about."""
+    known = {content for other in others for content in content_hashes(other)}
+    kept = [i for i, content in enumerate(content_hashes(images)) if content not in known]
+    dropped = len(images) - len(kept)
+    if dropped:
+        warnings.warn(f"{dropped} images of {name} are also in-distribution images and were dropped", stacklevel=2)
+    return images[kept], dropped

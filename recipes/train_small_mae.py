@@ -1,0 +1,111 @@
+"""Train a small ViT-MAE on 32 px images, for the recipes that need an autoencoder of natural images.
+
+    python recipes/train_small_mae.py --data ../shared/data/cifar10:train --out vit-mae-cifar10 --minutes 9
+
+`ViTMAEForPreTraining` in Hugging Face layout: 4x4 patches, so z = CLS + 64 tokens. Each batch hides a share of the
+patches drawn from 0, 1/4, 1/2 and 3/4, and the loss counts every patch: the latent map f(z) = E(D(z)) runs without
+masking, which a model trained at 75% alone has never met.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
+
+import fmprobe
+
+SIDE, PATCH = 32, 4
+RATIOS = (0.0, 0.25, 0.5, 0.75)
+
+
+def build(width: int, layers: int, seed: int = 0) -> ViTMAEForPreTraining:
+    """A ViT-MAE whose decoder has half the encoder's layers."""
+    torch.manual_seed(seed)
+    config = ViTMAEConfig(
+        image_size=SIDE,
+        patch_size=PATCH,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 32),
+        intermediate_size=2 * width,
+        decoder_hidden_size=width,
+        decoder_num_hidden_layers=max(1, layers // 2),
+        decoder_num_attention_heads=max(1, width // 32),
+        decoder_intermediate_size=2 * width,
+        mask_ratio=0.75,
+        norm_pix_loss=False,
+    )
+    return ViTMAEForPreTraining(config)
+
+
+def loss_of(model: ViTMAEForPreTraining, pixels: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
+    """Squared error over all patches, a share `ratio` of them hidden from the encoder."""
+    model.vit.config.mask_ratio = ratio
+    tokens = (SIDE // PATCH) ** 2
+    out = model.vit(pixels, noise=torch.rand(len(pixels), tokens, generator=generator))
+    logits = model.decoder(out.last_hidden_state, out.ids_restore).logits
+    return F.mse_loss(model.unpatchify(logits), pixels)
+
+
+def train(model: ViTMAEForPreTraining, images: Tensor, minutes: float, batch_size: int = 64, seed: int = 0) -> float:
+    """AdamW with warm-up and a cosine over the time allowed; returns the last loss without masking.
+
+    The schedule follows the clock, so two runs differ by how many steps their machine makes.
+    """
+    g = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    began, step, losses = time.monotonic(), 0, {}
+    model.train()
+    while (share := (time.monotonic() - began) / (60 * minutes)) < 1:
+        rate = 1e-3 * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * share))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        pixels = images[torch.randint(len(images), (batch_size,), generator=g)] * 2 - 1
+        ratio = RATIOS[step % len(RATIOS)]
+        loss = loss_of(model, pixels, ratio, g)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses[ratio] = float(loss.detach())
+        if step % 200 == 0:
+            shown = ", ".join(f"{r:.0%} hidden {v:.4f}" for r, v in sorted(losses.items()))
+            print(f"step {step:6d}  {time.monotonic() - began:4.0f} s  {shown}", flush=True)
+        step += 1
+    model.eval()
+    model.config.mask_ratio = model.vit.config.mask_ratio = 0.75
+    print(f"{step} steps of {batch_size} images; loss without masking {losses[0.0]:.4f}")
+    return losses[0.0]
+
+
+def save(model: ViTMAEForPreTraining, folder: Path) -> None:
+    model.save_pretrained(folder)
+    size = {"height": SIDE, "width": SIDE}
+    half = [0.5, 0.5, 0.5]
+    ViTImageProcessor(size=size, image_mean=half, image_std=half, do_convert_rgb=True).save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="SOURCE[:split][#column]")
+    parser.add_argument("--images", type=int, help="training images [default: all]")
+    parser.add_argument("--out", type=Path, default=Path("vit-mae-small"))
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    images = fmprobe.load_images(args.data, args.images, image_shape=(3, SIDE, SIDE))
+    model = build(args.width, args.layers, args.seed)
+    train(model, images, args.minutes, seed=args.seed)
+    save(model, args.out)
+    print(f"model in {args.out}, {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+if __name__ == "__main__":
+    main()

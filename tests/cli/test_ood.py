@@ -1,0 +1,158 @@
+"""fmprobe ood, as a person meets it: the demo model on digits against noise-like pictures, then a folder of files."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+DEMO = str(files("fmprobe.demo") / "vit-mae-digits")
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "fmprobe", "ood", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    loaded: Any = load_digits()
+    digits = np.round(loaded.images / 16 * 255).astype(np.uint8)
+    # The last ten are the first ten again.
+    np.savez(folder / "digits.npz", images=np.concatenate([digits[:150], digits[:10]]))
+    stripes = np.random.default_rng(0).integers(0, 255, (40, 8, 1), dtype=np.uint8).repeat(8, axis=2)
+    np.savez(folder / "stripes.npz", images=np.concatenate([stripes, digits[:3]]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(sources, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ood") / "run"
+    arguments = [DEMO, "--data", sources / "digits.npz", "--ood", f"stripes={sources / 'stripes.npz'}"]
+    arguments += ["--max-steps", 60, "--ood-images", 43, "--device", "cpu", "-o", out]
+    return out, run(*arguments), arguments
+
+
+def test_a_run_leaves_a_table_a_report_and_a_detector(compared):
+    out, done, _ = compared
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "results.json", "report.html", "detector"}
+    results = json.loads((out / "results.json").read_text())
+    found = results["ood"]
+    assert found["split"] == {"fit": 75, "held_out": 37, "test": 38, "duplicates_dropped": 10}
+    assert "10 of 160 in-distribution images are duplicates" in done.stderr
+    assert found["sets"]["stripes"]["images"] == 40
+    assert found["sets"]["stripes"]["dropped"] == 3
+    sets = {"stripes", "control: constant", "control: noise", "control: blurred", "control: inverted"}
+    names = [row["name"] for row in found["scores"]]
+    assert names[:2] == ["trajectory", "first"]
+    assert len(names) == len(set(names))
+    for row in found["scores"]:
+        assert set(row["sets"]) == sets
+        for metrics in row["sets"].values():
+            low, high = metrics["intervals"]["auroc"]
+            assert 0 <= low <= metrics["auroc"] <= high <= 1
+            assert 0 <= metrics["fpr95"] <= 1
+        assert row["name"] in done.stdout
+    assert results["protocol"]["max_steps"] == 60
+    assert results["model"]["fingerprint"]
+
+
+def test_the_report_shows_every_score_and_asks_for_nothing(compared):
+    out, _, _ = compared
+    page = (out / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    found = json.loads((out / "results.json").read_text())["ood"]
+    for text in ("in-distribution is the positive class", "Protocol and provenance", "2505.22785"):
+        assert text in page
+    for row in found["scores"]:
+        assert f'<th scope="row">{row["name"]}</th>' in page
+    assert page.count("<svg") == len(found["histograms"]) == 3
+
+
+def test_a_finished_run_is_told_again(compared):
+    out, first, arguments = compared
+    before = (out / "results.json").read_bytes()
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "holds this run already" in again.stdout
+    assert (out / "results.json").read_bytes() == before
+    assert first.stdout.split("AUROC")[1] == again.stdout.split("AUROC")[1]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Eleven files, of which one is no image."""
+    place = tmp_path / "files"
+    place.mkdir()
+    loaded: Any = load_digits()
+    for i, digit in enumerate(loaded.images[200:210]):
+        Image.fromarray(np.round(digit / 16 * 255).astype(np.uint8)).save(place / f"{'zyxwvutsrq'[i]}, {i}.png")
+    (place / "broken.png").write_bytes(b"no image")
+    return place
+
+
+def test_a_detector_scores_a_folder_row_by_row_and_goes_on_where_it_was_cut(compared, folder, tmp_path):
+    detector = compared[0] / "detector"
+    out = tmp_path / "scores"
+    arguments = ["--detector", detector, "--data", folder, "-o", out, "--device", "cpu"]
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    whole = (out / "scores.csv").read_text()
+    rows = list(csv.DictReader(whole.splitlines()))
+    assert [row["file"] for row in rows] == [str(path) for path in sorted(folder.iterdir())]
+    broken = next(row for row in rows if row["file"].endswith("broken.png"))
+    assert "cannot be read" in broken["problem"]
+    assert not broken["score"]
+    assert all(float(row["trajectory"]) > 0 for row in rows if row is not broken)
+    assert {row["accepted"] for row in rows if row is not broken} <= {"yes", "no"}
+
+    # Cut in the middle of a line, one kept row marked: it must survive, and the rest be as before. The first row, of
+    # the broken file, is tried again.
+    marked = whole.replace(rows[1]["trajectory"], "12345.5", 1)
+    lines = marked.splitlines(keepends=True)
+    (out / "scores.csv").write_text("".join(lines[:5]) + lines[5][:20])
+    (out / "results.json").unlink()
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "11 images, 3 scored already" in again.stdout
+    assert (out / "scores.csv").read_text() == marked
+
+    (folder / "zz.png").write_bytes((folder / "z, 0.png").read_bytes())
+    more = run(*arguments)
+    assert "12 images, 10 scored already" in more.stdout
+    rows = list(csv.DictReader((out / "scores.csv").read_text().splitlines()))
+    assert len(rows) == 12
+    assert float(rows[-1]["score"]) == pytest.approx(float(rows[-2]["score"]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([DEMO], "--data"),
+        (["--data", "DIGITS"], "no model"),
+        ([DEMO, "--data", "DIGITS", "--acceptance", "2"], "--acceptance"),
+        ([DEMO, "--data", "DIGITS", "--distance", "manhattan"], "euclidean, cosine, standardised"),
+        ([DEMO, "--data", "nowhere.npz"], "does not exist"),
+        ([DEMO, "--data", "DIGITS", "--ood", "a=DIGITS", "--ood", "a=DIGITS"], "taken"),
+        (["--detector", "nowhere", "--data", "DIGITS"], "detector.json does not exist"),
+        (["--detector", "DETECTOR", "--data", "DIGITS", "--rule", "guess"], "unknown score"),
+        ([DEMO, "--detector", "DETECTOR", "--data", "DIGITS"], "knows its model"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_line(compared, sources, tmp_path, arguments, message):
+    places = {"DIGITS": str(sources / "digits.npz"), "DETECTOR": str(compared[0] / "detector")}
+    filled = [re.sub("DIGITS|DETECTOR", lambda m: places[m[0]], a) for a in arguments]
+    done = run(*filled, "-o", tmp_path / "out")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
