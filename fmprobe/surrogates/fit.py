@@ -2,9 +2,9 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.surrogates.bodies import SIZES, make_body
-from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, TrainingData, coloured_noise, procedural, training_data
+from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, coloured_noise, procedural, training_data
 from fmprobe.surrogates.features import Features, as_pixels, cache_folder, encode_native, features_key, features_of
 from fmprobe.surrogates.latent import VARIANTS, LatentSurrogate
 from fmprobe.surrogates.pixel import PixelDecoder
@@ -129,11 +129,28 @@ def fit_with(
         ) as features,
     ):
         bar.close()
-        fit = _fit_pixel if settings.kind == "pixel" else _fit_latent
+        make = _pixel_task if settings.kind == "pixel" else _latent_task
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(settings.seed)  # of the CPU alone, where the weights are drawn
+            task = make(model, settings, features, data.held_out)
         key = features_key(model, data.key, asdict(settings))
         # Without a fingerprint nothing tells this run from another, and its state is not kept.
         folder = cache_folder("fits") / key if key else None
-        surrogate = fit(model, settings, features, data, folder, progress, trackers)
+        surrogate = train(
+            task.module,
+            task.loss_of,
+            len(features),
+            _schedule(settings),
+            device=model.device,
+            folder=folder,
+            validate=task.watched,
+            trackers=trackers,
+            progress=progress,
+            what=f"training the {settings.kind} surrogate",
+        )
+        if isinstance(surrogate, LatentSurrogate):
+            blocks = torch.arange(len(features)).split(ENCODE_BATCH)
+            surrogate.measure_codes(features.latents(rows) for rows in blocks)
     validation = {"held_out": data.held_out}
     if model.image_shape[0] in (1, 3):
         validation["leaves"] = procedural(model, HELD_OUT, HELD_OUT_FIRST, "leaves", settings.seed)
@@ -209,22 +226,22 @@ def _schedule(settings: FitSettings) -> Schedule:
     return Schedule(**{name: getattr(settings, name) for name in names})
 
 
-def _fit_pixel(
-    model: Autoencoder,
-    settings: FitSettings,
-    features: Features,
-    data: TrainingData,
-    folder: Path | None,
-    progress: bool,
-    trackers: str | None,
-) -> PixelDecoder:
+@dataclass(frozen=True)
+class _Task:
+    """What is trained, by which loss, and what is watched on held-out images."""
+
+    module: PixelDecoder | LatentSurrogate
+    loss_of: Callable[[nn.Module, Batch], Tensor]
+    watched: Callable[[Any], float]
+
+
+def _pixel_task(model: Autoencoder, settings: FitSettings, features: Features, held_out: Tensor) -> _Task:
     """Minimise the L1 error of the decoded pixels, and what else the settings ask for."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed)  # of the CPU alone, where the weights are drawn
-        decoder = PixelDecoder(list(model.latent_shape), list(model.image_shape), settings.size, blur=settings.blur)
+    shapes = list(model.latent_shape), list(model.image_shape)
+    decoder = PixelDecoder(*shapes, settings.size, blur=settings.blur)
     decoder.latent_mean.copy_(features.mean)
     decoder.latent_std.copy_(features.std)
-    held_out = torch.cat([encode_native(model, block) for block in data.held_out.split(ENCODE_BATCH)])
+    native = torch.cat([encode_native(model, block) for block in held_out.split(ENCODE_BATCH)])
     # Statistics that a wrapped module hides; buffers are not trained.
     standardise = decoder.to(model.device).standardise
 
@@ -247,70 +264,32 @@ def _fit_pixel(
                 loss = loss + settings.contraction * pulled.square().mean()
         return loss
 
-    def held_out_l1(module: PixelDecoder) -> float:
+    def l1(module: PixelDecoder) -> float:
         with torch.no_grad():
-            painted = torch.cat(
-                [module(module.standardise(z.to(model.device))).cpu() for z in held_out.split(ENCODE_BATCH)]
-            )
-        return float(F.l1_loss(painted, as_pixels(data.held_out)))
+            blocks = [module(module.standardise(z.to(model.device))).cpu() for z in native.split(ENCODE_BATCH)]
+        return float(F.l1_loss(torch.cat(blocks), as_pixels(held_out)))
 
-    return train(
-        decoder,
-        loss_of,
-        len(features),
-        _schedule(settings),
-        device=model.device,
-        folder=folder,
-        validate=held_out_l1,
-        trackers=trackers,
-        progress=progress,
-        what="training the decoder",
-    )
+    return _Task(decoder, loss_of, l1)
 
 
-def _fit_latent(
-    model: Autoencoder,
-    settings: FitSettings,
-    features: Features,
-    data: TrainingData,
-    folder: Path | None,
-    progress: bool,
-    trackers: str | None,
-) -> LatentSurrogate:
-    """Minimise the variant's loss on features, then take the statistics of the codes of the training images."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed)
-        surrogate = LatentSurrogate(
-            list(model.latent_shape), list(model.image_shape), settings.bottleneck, settings.variant
-        )
+def _latent_task(model: Autoencoder, settings: FitSettings, features: Features, held_out: Tensor) -> _Task:
+    """Minimise the variant's loss on features."""
+    shapes = list(model.latent_shape), list(model.image_shape)
+    surrogate = LatentSurrogate(*shapes, settings.bottleneck, settings.variant)
     surrogate.feature_mean.copy_(features.mean)
     surrogate.feature_std.copy_(features.std)
     surrogate.to(model.device)
-    held_out = torch.cat([encode_native(model, block) for block in data.held_out.split(ENCODE_BATCH)])
+    native = torch.cat([encode_native(model, block) for block in held_out.split(ENCODE_BATCH)])
 
     def loss_of(module: nn.Module, batch: Batch) -> Tensor:
-        rows = surrogate.as_rows(features.latents(batch.rows).to(model.device))
-        return module(rows, batch)
+        return module(surrogate.as_rows(features.latents(batch.rows).to(model.device)), batch)
 
     def error(module: LatentSurrogate) -> float:
         with torch.no_grad():
-            rows = module.standardised_rows(held_out.to(model.device))
+            rows = module.standardised_rows(native.to(model.device))
             return float(F.mse_loss(module(rows), rows))
 
-    surrogate = train(
-        surrogate,
-        loss_of,
-        len(features),
-        _schedule(settings),
-        device=model.device,
-        folder=folder,
-        validate=error,
-        trackers=trackers,
-        progress=progress,
-        what=f"training the {settings.variant} surrogate",
-    )
-    surrogate.measure_codes(features.latents(rows) for rows in torch.arange(len(features)).split(ENCODE_BATCH))
-    return surrogate
+    return _Task(surrogate, loss_of, error)
 
 
 def _shaken(latents: Tensor, noise: float, batch: Batch) -> Tensor:
