@@ -25,6 +25,8 @@ from fmprobe.surrogates.training import Batch, Schedule, discard, train
 
 KINDS = ("pixel", "latent")
 ENCODE_BATCH = 32
+CONTRACTED = 8  # one row in so many is iterated and its Jacobian penalised, since each costs as much as 20 others
+LATE = 1 / 6  # share of the steps, the last ones, that contract f
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class FitSettings:
 
     `noise`: the standardised latents get Gaussian noise of a deviation up to this, mostly less, drawn for every sample.
     `pixel_noise`: the encoder sees each training image with coloured noise of a deviation from U[0, pixel_noise], in
-    `draws` versions, and the decoder learns to paint it without. Both make the latent map contract: D(E(x)) becomes a
-    denoiser, and f has the same non-zero eigenvalues. `perceptual` and `contraction`: weights of the distance of the
-    encoder's features and of ||J_f||_F^2 / d (a Hutchinson estimate), each of which costs the encoder's gradient.
+    `draws` versions, and the decoder learns to paint it without: D(E(x)) becomes a denoiser, and f has the same
+    non-zero eigenvalues. `contraction`: weight of ||J_f||_F^2 / d (a Hutchinson estimate) at points of orbits from
+    N(0, I), in the last sixth of the steps; too much leaves one attractor, too little none. `perceptual`: weight of the
+    distance of the encoder's features of the painted image to those of the image.
     `blur`: of the painted images, as `PixelDecoder` has it; an encoder amplifies the detail that a decoder makes up.
     `mixture`: of the procedural images. `variant` and `bottleneck`: of a latent surrogate.
     """
@@ -244,24 +247,31 @@ def _pixel_task(model: Autoencoder, settings: FitSettings, features: Features, h
     native = torch.cat([encode_native(model, block) for block in held_out.split(ENCODE_BATCH)])
     # Statistics that a wrapped module hides; buffers are not trained.
     standardise = decoder.to(model.device).standardise
+    late = int((1 - LATE) * settings.steps)
+
+    def f(latents: Tensor) -> Tensor:
+        return standardise(model.encode(decoder(latents)))
 
     def loss_of(module: nn.Module, batch: Batch) -> Tensor:
         clean = features.latents(batch.rows, batch.step * settings.batch_size // len(features)).to(model.device)
         target = features.images(batch.rows).to(model.device)
         latents = _shaken(clean, settings.noise, batch)
-        if settings.contraction:
-            latents.requires_grad_()
-        if not (settings.perceptual or settings.contraction):
+        contracted = batch.one_in(CONTRACTED if settings.contraction and batch.step >= late else len(features) + 1)
+        if not (settings.perceptual or len(contracted)):
             return F.l1_loss(module(latents), target)
+        orbit = _on_orbits(batch, clean[contracted], f).requires_grad_()
         with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
-            painted = module(latents)
-            loss = F.l1_loss(painted, target)
-            again = standardise(model.encode(painted))
-            loss = loss + settings.perceptual * F.l1_loss(again, clean)
-            if settings.contraction:
-                seen = batch.normal(clean.shape[1:], stream=2)
-                (pulled,) = torch.autograd.grad((again * seen).sum(), latents, create_graph=True)
-                loss = loss + settings.contraction * pulled.square().mean()
+            painted = module(torch.cat([latents, orbit]))  # in one call, which a wrapped module needs
+            loss = F.l1_loss(painted[: len(clean)], target)
+            if settings.perceptual:
+                again = standardise(model.encode(painted[: len(clean)]))
+                loss = loss + settings.perceptual * F.l1_loss(again, clean)
+            if len(contracted):
+                after = standardise(model.encode(painted[len(clean) :]))
+                seen = batch.normal(clean.shape[1:], stream=3)[contracted]
+                (pulled,) = torch.autograd.grad((after * seen).sum(), orbit, create_graph=True)
+                per_row = pulled.square().flatten(1).mean(1)
+                loss = loss + settings.contraction * per_row.sum() * CONTRACTED / len(clean)
         return loss
 
     def l1(module: PixelDecoder) -> float:
@@ -290,6 +300,15 @@ def _latent_task(model: Autoencoder, settings: FitSettings, features: Features, 
             return float(F.mse_loss(module(rows), rows))
 
     return _Task(surrogate, loss_of, error)
+
+
+def _on_orbits(batch: Batch, like: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+    """Points that f is iterated to from N(0, I), one to four steps on: where orbits live, data or not."""
+    places = batch.normal(like.shape[1:], stream=2)[batch.one_in(CONTRACTED)][: len(like)]
+    with torch.no_grad():
+        for _ in range(1 + batch.step % 4 if len(like) else 0):
+            places = f(places)
+    return places
 
 
 def _shaken(latents: Tensor, noise: float, batch: Batch) -> Tensor:

@@ -36,6 +36,11 @@ class Batch:
     _size: int
     _device: torch.device
 
+    def one_in(self, k: int) -> Tensor:
+        """Places in `rows` of every k-th row of the whole batch, the same rows whatever the number of processes."""
+        first, last = self._share.start, self._share.stop
+        return torch.arange(first, last)[torch.arange(first, last) % k == 0] - first
+
     def normal(self, shape: tuple[int, ...], stream: int = 0) -> Tensor:
         """N(0, 1), `(len(rows), *shape)`, the same whatever the number of processes; `stream` tells draws apart."""
         return torch.randn((self._size, *shape), generator=self._generator(2 * stream))[self._share].to(self._device)

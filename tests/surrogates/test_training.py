@@ -74,7 +74,7 @@ def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(tmp_path):
 def test_two_processes_do_what_one_does_with_the_whole_batch(tmp_path):
     from safetensors import safe_open
 
-    settings = {"steps": 20, "n_images": 64, "batch_size": 16}
+    settings = {"steps": 20, "n_images": 64, "batch_size": 16, "contraction": 0.1}
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     finish(start(settings, tmp_path / "one", **cache))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
