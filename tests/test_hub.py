@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.hub import COMMIT, Hub
+from support.surrogates import quick
 
 import fmprobe
 from fmprobe.hub import check_config
@@ -41,6 +42,7 @@ GOOD = [
     {"name": "hf-hub:acme/tiny-timm"},
     {"name": "acme/tiny-pipeline", "image_size": 32},
     {"name": "acme/sharded"},
+    {"name": "acme/tiny-dinov2", "decoder": "acme/decoder"},
     {"data": "acme/pictures:train"},
 ]
 BAD = [
@@ -92,6 +94,9 @@ def root(tiny, tmp_path_factory):
         (models / name / "README.md").write_text(name)
         if config:
             (models / name / "config.json").write_text(json.dumps(config))
+    decoder = quick(fmprobe.load(tiny("dinov2")))
+    decoder.info["fingerprint"] = COMMIT  # what the hub's copy of the encoder goes by
+    decoder.save(models / "decoder")
     pictures = root / "datasets" / "acme" / "pictures" / "train"
     pictures.mkdir(parents=True)
     for i in range(2):
@@ -109,8 +114,8 @@ def test_by_name_then_offline_then_with_the_hub_down(root, tiny, tmp_path):
         assert len(hub.asked) == fetched  # nothing was asked
     assert offline == online
     # A dead endpoint: what is cached loads, what is not says so.
-    *down, missing = ask([*GOOD[:5], {"name": "acme/never-seen"}], tmp_path, hub.url)
-    assert down == online[:5]
+    *down, missing = ask([*GOOD[:6], {"name": "acme/never-seen"}], tmp_path, hub.url)
+    assert down == online[:6]
     assert f"not in the local cache and {hub.url} cannot be reached" in missing["error"]
     assert {answer["revision"] for answer in online[:5]} == {COMMIT}
     assert [answer["family"] for answer in online[:5]] == ["dinov2", "dinov2", "timm", "diffusers", "vit"]

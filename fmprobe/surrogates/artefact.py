@@ -95,6 +95,9 @@ class Surrogate(nn.Module, PyTorchModelHubMixin):
         about = {"kind": self.kind, "version": ARCHITECTURE, "weights_sha256": _sha256(save_directory / WEIGHTS)}
         text = json.dumps({**self.config(), **about}, indent=2, sort_keys=True) + "\n"
         (save_directory / CONFIG).write_text(text, encoding="utf-8")
+        from fmprobe.surrogates.training import LOG, lines_of
+
+        (save_directory / LOG).write_text(lines_of(self.info.get("log") or []), encoding="utf-8")
         (save_directory / "README.md").write_text(self.card(), encoding="utf-8")
 
     @classmethod

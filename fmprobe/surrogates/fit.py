@@ -139,7 +139,7 @@ def fit_with(
         key = features_key(model, data.key, asdict(settings))
         # Without a fingerprint nothing tells this run from another, and its state is not kept.
         folder = cache_folder("fits") / key if key else None
-        surrogate = train(
+        surrogate, log = train(
             task.module,
             task.loss_of,
             len(features),
@@ -169,6 +169,7 @@ def fit_with(
             "settings": asdict(replace(settings, n_images=data.n)),
             "seed": settings.seed,
             "steps": settings.steps,
+            "log": log,
             "validation": {name: validate(model, surrogate, block) for name, block in validation.items()},
             "seconds": round(time.monotonic() - began, 1),
         }
@@ -218,6 +219,8 @@ def _check(model: Autoencoder, settings: FitSettings) -> None:
     for name in ("noise", "pixel_noise", "blur", "perceptual", "contraction", "weight_decay"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise InputError(f"{name} must not be negative, got {getattr(settings, name)}")
+    if settings.precision not in ("no", "bf16"):
+        raise InputError(f"unknown precision {settings.precision!r}: expected no or bf16")
     if not 0 <= settings.ema < 1:
         raise InputError(f"ema must be at least 0 and below 1, got {settings.ema}")
     with torch.device("meta"):

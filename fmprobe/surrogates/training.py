@@ -64,7 +64,7 @@ class Schedule:
     warmup: float = 0.1  # share of the steps
     ema: float = 0.99  # decay of the averaged weights, which are what is kept; 0 keeps the last
     accumulate: int = 1  # parts that a batch is taken in
-    precision: str = "no"  # accelerate's mixed precision: no, fp16 or bf16
+    precision: str = "no"  # "bf16" for mixed precision; what accelerate was launched with applies as well
     seed: int = 0
 
     def rate(self, step: int) -> float:
@@ -87,16 +87,15 @@ def train(
     trackers: str | None = None,
     progress: bool = True,
     what: str = "training",
-) -> Module:
-    """`module` after minimising the mean of `loss_of` over batches of the `n` rows by AdamW; returns its average.
+) -> tuple[Module, list[dict[str, Any]]]:
+    """`module` after minimising the mean of `loss_of` over batches of the `n` rows by AdamW: its average, and the log.
 
     `folder` keeps the state, about ten times a run, and `log.jsonl`, one line each: killed there and called again it
     ends with the weights of an undisturbed run. The result does not depend on the number of processes, which divides
     the batch size. `trackers`: accelerate's `log_with`. Raises InputError where the batch cannot be shared.
     """
-    accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision=schedule.precision, log_with=trackers, project_dir=folder
-    )
+    # accelerate keeps one mixed precision a process, so a run's own is not given to it.
+    accelerator = Accelerator(cpu=device.type == "cpu", log_with=trackers, project_dir=folder)
     batch_size = min(schedule.batch_size, n)
     parts = accelerator.num_processes * schedule.accumulate
     if batch_size % parts:
@@ -140,7 +139,7 @@ def train(
             bar.update(1)
     if trackers:
         accelerator.end_training()
-    return _kept(module, average).requires_grad_(False).eval()
+    return _kept(module, average).requires_grad_(False).eval(), state.log
 
 
 def _step(
@@ -160,8 +159,10 @@ def _step(
         mine = slice(begin, begin + share)
         batch = Batch(step, rows[mine], mine, schedule.seed, len(rows), accelerator.device)
         last = part == schedule.accumulate - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(module), accelerator.autocast():
-            loss = loss_of(module, batch) / schedule.accumulate
+        mixed = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=schedule.precision == "bf16")
+        with contextlib.nullcontext() if last else accelerator.no_sync(module):
+            with accelerator.autocast(), mixed:
+                loss = loss_of(module, batch) / schedule.accumulate
             accelerator.backward(loss)
         total += loss.detach()
     accelerator.clip_grad_norm_(module.parameters(), 1.0)
@@ -214,7 +215,7 @@ class _State:
     ) -> None:
         self.folder = folder
         self.parts = {"module": module, "optimiser": optimiser} | ({"average": average} if average else {})
-        self.log: list[str] = []
+        self.log: list[dict[str, Any]] = []
 
     def read(self) -> int:
         """Take up an earlier run's state; returns the steps that it had taken, 0 where there is none."""
@@ -236,13 +237,18 @@ class _State:
     def write(self, step: int, figures: dict[str, Any]) -> None:
         from fmprobe.runs import write_atomically
 
-        self.log.append(json.dumps(figures))
+        self.log.append(figures)
         if self.folder is None:
             return
         saved = {name: part.state_dict() for name, part in self.parts.items()} | {"step": step, "log": self.log}
         with contextlib.suppress(OSError):  # a full disk costs the state, not the run
             write_atomically(self.folder / STATE, lambda path: torch.save(saved, path))
-            write_atomically(self.folder / LOG, lambda path: path.write_text("\n".join(self.log) + "\n"))
+            write_atomically(self.folder / LOG, lambda path: path.write_text(lines_of(self.log)))
+
+
+def lines_of(log: list[dict[str, Any]]) -> str:
+    """A log as JSON lines."""
+    return "".join(json.dumps(figures) + "\n" for figures in log)
 
 
 def discard(folder: Path | None) -> None:

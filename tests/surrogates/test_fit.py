@@ -132,6 +132,7 @@ def test_grey_encoders_are_trained_on_grey_images():
         ({"kind": "latent", "bottleneck": 0}, "bottleneck must be"),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"ema": 1.0}, "ema must be"),
+        ({"precision": "int8"}, "expected no or bf16"),
         ({"contraction": -1.0}, "contraction must not"),
         ({"size": "giant"}, "expected one of tiny, small, base, large"),
         ({"n_images": 15}, "16 images or more"),

@@ -90,6 +90,7 @@ def test_save_and_load_give_the_same_decoder(encoder, tmp_path):
     assert sorted(p.name for p in (tmp_path / "a" / "decoder").iterdir()) == [
         "README.md",
         "config.json",
+        "log.jsonl",
         "model.safetensors",
     ]
     assert {"latent_mean", "latent_std"} <= set(load_file(tmp_path / "a" / "decoder" / "model.safetensors"))

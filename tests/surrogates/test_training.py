@@ -111,22 +111,25 @@ def test_every_epoch_sees_every_row_once():
 def test_the_log_has_one_line_a_tenth_and_the_average_is_returned(tmp_path):
     schedule = Schedule(steps=50, batch_size=5, learning_rate=1e-2, ema=0.9)
     module = linear()
-    kept = train(module, squared, 10, schedule, device=torch.device("cpu"), folder=tmp_path, validate=lambda m: 7.0)
+    kept, log = train(
+        module, squared, 10, schedule, device=torch.device("cpu"), folder=tmp_path, validate=lambda m: 7.0
+    )
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(5, 51, 5))
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[0]["validation"] == 7.0
+    assert log == lines
     assert kept is not module
     assert not torch.equal(kept.weight, module.weight)
-    last = train(linear(), squared, 10, Schedule(50, 5, 1e-2, ema=0), device=torch.device("cpu"))
+    last, _ = train(linear(), squared, 10, Schedule(50, 5, 1e-2, ema=0), device=torch.device("cpu"))
     assert torch.equal(last.weight, module.weight), "the average does not touch the training"
 
 
 def test_a_damaged_state_starts_anew(tmp_path):
     schedule = Schedule(steps=20, batch_size=5, learning_rate=1e-2)
-    expected = train(linear(), squared, 10, schedule, device=torch.device("cpu"))
+    expected, _ = train(linear(), squared, 10, schedule, device=torch.device("cpu"))
     (tmp_path / training.STATE).write_bytes(b"PK nonsense")
-    again = train(linear(), squared, 10, schedule, device=torch.device("cpu"), folder=tmp_path)
+    again, _ = train(linear(), squared, 10, schedule, device=torch.device("cpu"), folder=tmp_path)
     assert torch.equal(again.weight, expected.weight)
 
 
@@ -136,3 +139,10 @@ def test_random_numbers_of_a_row_do_not_depend_on_the_share():
     assert torch.equal(whole.normal((2,))[4:], half.normal((2,)))
     assert torch.equal(whole.uniform((2,))[4:], half.uniform((2,)))
     assert not torch.equal(whole.normal((2,)), whole.normal((2,), stream=1))
+
+
+def test_mixed_precision_trains_float32_weights(encoder):
+    full, mixed = quick(encoder, steps=20), quick(encoder, steps=20, precision="bf16")
+    assert mixed.body.embed.weight.dtype == torch.float32
+    assert mixed.info["log"][-1]["loss"] == pytest.approx(full.info["log"][-1]["loss"], rel=0.1)
+    assert not torch.equal(mixed.body.embed.weight, full.body.embed.weight)
