@@ -26,6 +26,7 @@ from fmprobe.surrogates.training import Batch, Schedule, discard, train
 KINDS = ("pixel", "latent")
 ENCODE_BATCH = 32
 CONTRACTED = 8  # one row in so many is iterated and its Jacobian penalised, since each costs as much as 20 others
+NONE = torch.empty(0, dtype=torch.long)
 LATE = 1 / 6  # share of the steps, the last ones, that contract f
 
 
@@ -259,7 +260,7 @@ def _pixel_task(model: Autoencoder, settings: FitSettings, features: Features, h
         clean = features.latents(batch.rows, batch.step * settings.batch_size // len(features)).to(model.device)
         target = features.images(batch.rows).to(model.device)
         latents = _shaken(clean, settings.noise, batch)
-        contracted = batch.one_in(CONTRACTED if settings.contraction and batch.step >= late else len(features) + 1)
+        contracted = batch.one_in(CONTRACTED) if settings.contraction and batch.step >= late else NONE
         if not (settings.perceptual or len(contracted)):
             return F.l1_loss(module(latents), target)
         orbit = _on_orbits(batch, clean[contracted], f).requires_grad_()

@@ -212,3 +212,20 @@ def test_optional_terms_do_what_they_say(encoder, term):
         return float((model.latent_map(z + step) - model.latent_map(z)).norm())
 
     assert penalised(1.0) < 0.95 * penalised(0.0)
+
+
+@pytest.mark.parametrize(("contraction", "extra"), [(0.0, False), (0.1, True)])
+def test_the_encoder_runs_in_training_only_where_f_is_contracted(make_encoder, contraction, extra):
+    base, seen = make_encoder(), []
+
+    def encode(images):
+        seen.append(len(images))
+        return base.encode(images)
+
+    def calls(steps):
+        seen.clear()
+        model = Autoencoder(encode, None, image_shape=(3, 16, 16), latent_shape=(16, 24), provenance={"model": "m"})
+        quick(model, steps=steps, contraction=contraction)
+        return len(seen)
+
+    assert (calls(60) > calls(6)) is extra
