@@ -25,9 +25,9 @@ from fmprobe.surrogates.training import Batch, Schedule, discard, train
 
 KINDS = ("pixel", "latent")
 ENCODE_BATCH = 32
-CONTRACTED = 8  # one row in so many is iterated and its Jacobian penalised, since each costs as much as 20 others
+# The Jacobian is penalised in every second of the last third of the steps, at one row in 16: a row costs as much as 20.
+LATE, EVERY, CONTRACTED = 1 / 3, 2, 16
 NONE = torch.empty(0, dtype=torch.long)
-LATE = 1 / 6  # share of the steps, the last ones, that contract f
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FitSettings:
     `pixel_noise`: the encoder sees each training image with coloured noise of a deviation from U[0, pixel_noise], in
     `draws` versions, and the decoder learns to paint it without: D(E(x)) becomes a denoiser, and f has the same
     non-zero eigenvalues. `contraction`: weight of ||J_f||_F^2 / d (a Hutchinson estimate) at points of orbits from
-    N(0, I), in the last sixth of the steps; too much leaves one attractor, too little none. `perceptual`: weight of the
+    N(0, I), in the last third of the steps; too much leaves one attractor, too little none. `perceptual`: weight of the
     distance of the encoder's features of the painted image to those of the image.
     `blur`: of the painted images, as `PixelDecoder` has it; an encoder amplifies the detail that a decoder makes up.
     `mixture`: of the procedural images. `variant` and `bottleneck`: of a latent surrogate.
@@ -50,12 +50,12 @@ class FitSettings:
     steps: int = 900
     batch_size: int = 16
     learning_rate: float = 2e-3
-    noise: float = 3.0
+    noise: float = 2.0
     pixel_noise: float = 0.2
     draws: int = 1
     blur: float = 0.018
     perceptual: float = 0.0
-    contraction: float = 0.0
+    contraction: float = 0.015
     weight_decay: float = 0.05
     ema: float = 0.99
     accumulate: int = 1
@@ -260,7 +260,8 @@ def _pixel_task(model: Autoencoder, settings: FitSettings, features: Features, h
         clean = features.latents(batch.rows, batch.step * settings.batch_size // len(features)).to(model.device)
         target = features.images(batch.rows).to(model.device)
         latents = _shaken(clean, settings.noise, batch)
-        contracted = batch.one_in(CONTRACTED) if settings.contraction and batch.step >= late else NONE
+        now = settings.contraction and batch.step >= late and batch.step % EVERY == 0
+        contracted = batch.one_in(CONTRACTED) if now else NONE
         if not (settings.perceptual or len(contracted)):
             return F.l1_loss(module(latents), target)
         orbit = _on_orbits(batch, clean[contracted], f).requires_grad_()
@@ -310,7 +311,7 @@ def _on_orbits(batch: Batch, like: Tensor, f: Callable[[Tensor], Tensor]) -> Ten
     """Points that f is iterated to from N(0, I), one to four steps on: where orbits live, data or not."""
     places = batch.normal(like.shape[1:], stream=2)[batch.one_in(CONTRACTED)][: len(like)]
     with torch.no_grad():
-        for _ in range(1 + batch.step % 4 if len(like) else 0):
+        for _ in range(1 + batch.step // EVERY % 4 if len(like) else 0):
             places = f(places)
     return places
 
