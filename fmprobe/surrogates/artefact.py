@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
@@ -23,7 +24,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 ARCHITECTURE = 3  # raise it when a module's layout changes, so that older artefacts are refused by name
 
 
-class Surrogate(nn.Module, PyTorchModelHubMixin):
+class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
     """What pixel and latent surrogates share: `info`, a JSON-ready dict, and how they are saved and loaded.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of `PyTorchModelHubMixin`. `info` holds the encoder
@@ -33,17 +34,17 @@ class Surrogate(nn.Module, PyTorchModelHubMixin):
     kind: str
     info: dict[str, Any]
 
+    @abstractmethod
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-ready."""
-        raise NotImplementedError
 
+    @abstractmethod
     def card(self) -> str:
         """The model card."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attach(self, model: Autoencoder) -> Autoencoder:
         """The autoencoder that the encoder and this surrogate make together."""
-        raise NotImplementedError
 
     def save(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and a model card into `folder`, whole or not at all.

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,28 +134,10 @@ def fit_with(
         ) as features,
     ):
         bar.close()
-        make = _pixel_task if settings.kind == "pixel" else _latent_task
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(settings.seed)  # of the CPU alone, where the weights are drawn
-            task = make(model, settings, features, data.held_out)
-        key = features_key(model, data.key, asdict(settings))
         # Without a fingerprint nothing tells this run from another, and its state is not kept.
+        key = features_key(model, data.key, asdict(settings))
         folder = cache_folder("fits") / key if key else None
-        surrogate, log = train(
-            task.module,
-            task.loss_of,
-            len(features),
-            _schedule(settings),
-            device=model.device,
-            folder=folder,
-            validate=task.watched,
-            trackers=trackers,
-            progress=progress,
-            what=f"training the {settings.kind} surrogate",
-        )
-        if isinstance(surrogate, LatentSurrogate):
-            blocks = torch.arange(len(features)).split(ENCODE_BATCH)
-            surrogate.measure_codes(features.latents(rows) for rows in blocks)
+        surrogate, log = _train(model, settings, features, data.held_out, folder, progress, trackers)
     validation = {"held_out": data.held_out}
     if model.image_shape[0] in (1, 3):
         validation["leaves"] = procedural(model, HELD_OUT, HELD_OUT_FIRST, "leaves", settings.seed)
@@ -231,6 +214,38 @@ def _check(model: Autoencoder, settings: FitSettings) -> None:
 def _schedule(settings: FitSettings) -> Schedule:
     names = ("steps", "batch_size", "learning_rate", "weight_decay", "ema", "accumulate", "precision", "seed")
     return Schedule(**{name: getattr(settings, name) for name in names})
+
+
+def _train(
+    model: Autoencoder,
+    settings: FitSettings,
+    features: Features,
+    held_out: Tensor,
+    folder: Path | None,
+    progress: bool,
+    trackers: str | None,
+) -> tuple[PixelDecoder | LatentSurrogate, list[dict[str, Any]]]:
+    """A surrogate of the kind asked for, trained on features, and the log of its training."""
+    make = _pixel_task if settings.kind == "pixel" else _latent_task
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed)  # of the CPU alone, where the weights are drawn
+        task = make(model, settings, features, held_out)
+    surrogate, log = train(
+        task.module,
+        task.loss_of,
+        len(features),
+        _schedule(settings),
+        device=model.device,
+        folder=folder,
+        validate=task.watched,
+        trackers=trackers,
+        progress=progress,
+        what=f"training the {settings.kind} surrogate",
+    )
+    if isinstance(surrogate, LatentSurrogate):
+        blocks = torch.arange(len(features)).split(ENCODE_BATCH)
+        surrogate.measure_codes(features.latents(rows) for rows in blocks)
+    return surrogate, log
 
 
 @dataclass(frozen=True)
