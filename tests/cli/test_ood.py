@@ -125,7 +125,13 @@ def test_a_detector_scores_a_folder_row_by_row_and_goes_on_where_it_was_cut(comp
     again = run(*arguments)
     assert again.returncode == 0, again.stderr
     assert "11 images, 3 scored already" in again.stdout
-    assert (out / "scores.csv").read_text() == marked
+    # Kept rows are kept to the letter; those scored again, in a smaller batch, agree to float32's rounding.
+    found = (out / "scores.csv").read_text().splitlines()
+    assert found[2:5] == marked.splitlines()[2:5]
+    for row, expected in zip(csv.DictReader(found), csv.DictReader(marked.splitlines()), strict=True):
+        assert [row[k] for k in ("file", "accepted", "orbit")] == [expected[k] for k in ("file", "accepted", "orbit")]
+        for key in ("score", "trajectory", "first"):
+            assert row[key] == expected[key] or float(row[key]) == pytest.approx(float(expected[key]), rel=1e-5)
 
     (folder / "zz.png").write_bytes((folder / "z, 0.png").read_bytes())
     more = run(*arguments)
