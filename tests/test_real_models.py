@@ -50,9 +50,9 @@ def test_probe_of_a_real_dinov2_with_a_surrogate(assets, tmp_path):
         "--decoder",
         str(tmp_path / "decoder"),
         "-n",
-        "4",
+        "3",
         "--max-steps",
-        "40",
+        "25",
     ]
     outcome = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
