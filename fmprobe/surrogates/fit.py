@@ -72,7 +72,7 @@ class FitSettings:
         if kind not in KINDS:
             raise InputError(f"unknown kind of decoder {kind!r}: expected one of {', '.join(KINDS)}")
         if kind == "latent":
-            return cls(kind="latent", steps=1500, batch_size=64, learning_rate=2e-3, noise=0.0, pixel_noise=0.0)
+            return cls(kind="latent", steps=1500, batch_size=16, learning_rate=2e-3, noise=0.0, pixel_noise=0.0)
         if device.type == "cuda":
             return cls(size="small", n_images=6000, steps=5000, batch_size=64, learning_rate=1e-3)
         return cls()
