@@ -62,7 +62,8 @@ class Diffusers(Adapter):
 
 def downsampling(config: Any) -> int:
     """Pixels of an image a side for each place of the latent map."""
-    for name in ("block_out_channels", "down_block_out_channels", "encoder_block_out_channels"):
-        if config.get(name) and not (name == "block_out_channels" and "encoder_block_out_channels" in config):
+    # The tiny and asymmetric ones also carry block_out_channels, for their decoder or for show.
+    for name in ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels"):
+        if config.get(name):
             return 2 ** (len(config[name]) - 1)
     raise ValueError("no block_out_channels in the config")
