@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder, from_functions
     from fmprobe.convolutional import ConvAutoencoder, train_autoencoder
     from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+    from fmprobe.dynamics.fields import Plane, vector_field
     from fmprobe.dynamics.iterate import iterate
     from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
     from fmprobe.dynamics.orbits import Orbits, Status
@@ -38,6 +39,8 @@ _HOMES = {
     "load_images": "fmprobe.images",
     "fit_decoder": "fmprobe.surrogates.fit",
     "from_functions": "fmprobe.autoencoder",
+    "Plane": "fmprobe.dynamics.fields",
+    "vector_field": "fmprobe.dynamics.fields",
     "iterate": "fmprobe.dynamics.iterate",
     "Orbits": "fmprobe.dynamics.orbits",
     "Status": "fmprobe.dynamics.orbits",
@@ -56,6 +59,7 @@ __all__ = [
     "ConvAutoencoder",
     "InputError",
     "Orbits",
+    "Plane",
     "Status",
     "TrajectoryDetector",
     "find_attractors",
@@ -70,6 +74,7 @@ __all__ = [
     "procedural_images",
     "surrogate_report",
     "train_autoencoder",
+    "vector_field",
 ]
 
 
