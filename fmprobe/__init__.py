@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from fmprobe.errors import InputError
     from fmprobe.images import load_images
     from fmprobe.loading import load
+    from fmprobe.probes.contraction import probe_contraction
     from fmprobe.probes.ood.detector import TrajectoryDetector
     from fmprobe.probes.ood.metrics import ood_metrics
+    from fmprobe.probes.residuals import probe_residuals
     from fmprobe.probes.weights import probe_weights
     from fmprobe.surrogates.fit import fit_decoder
     from fmprobe.surrogates.procedural import procedural_images
@@ -46,6 +48,8 @@ _HOMES = {
     "Status": "fmprobe.dynamics.orbits",
     "load": "fmprobe.loading",
     "orthogonal_matching_pursuit": "fmprobe.dynamics.matching_pursuit",
+    "probe_contraction": "fmprobe.probes.contraction",
+    "probe_residuals": "fmprobe.probes.residuals",
     "probe_weights": "fmprobe.probes.weights",
     "ood_metrics": "fmprobe.probes.ood.metrics",
     "TrajectoryDetector": "fmprobe.probes.ood.detector",
@@ -70,6 +74,8 @@ __all__ = [
     "load_images",
     "ood_metrics",
     "orthogonal_matching_pursuit",
+    "probe_contraction",
+    "probe_residuals",
     "probe_weights",
     "procedural_images",
     "surrogate_report",
