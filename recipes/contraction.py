@@ -1,6 +1,6 @@
 """Do networks contract before they are trained (Fumero et al., ICLR 2026, fig. 6)?
 
-    python recipes/contraction.py                   # 12 backbones of timm, 64 inputs of 112 px, 3 seeds; minutes on a CPU
+    python recipes/contraction.py                   # 12 backbones of timm, 64 inputs of 112 px, 3 seeds; minutes
     python recipes/contraction.py --full            # 1000 inputs of 224 px, 10 seeds
     python recipes/contraction.py --probe           # J_f along trajectories of the demo model, trained and random
 
