@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fmprobe.errors import InputError
     from fmprobe.images import load_images
     from fmprobe.loading import load
+    from fmprobe.probes.alignment import compare
     from fmprobe.probes.contraction import probe_contraction
     from fmprobe.probes.ood.detector import TrajectoryDetector
     from fmprobe.probes.ood.metrics import ood_metrics
@@ -48,6 +49,7 @@ _HOMES = {
     "Status": "fmprobe.dynamics.orbits",
     "load": "fmprobe.loading",
     "orthogonal_matching_pursuit": "fmprobe.dynamics.matching_pursuit",
+    "compare": "fmprobe.probes.alignment",
     "probe_contraction": "fmprobe.probes.contraction",
     "probe_residuals": "fmprobe.probes.residuals",
     "probe_weights": "fmprobe.probes.weights",
@@ -66,6 +68,7 @@ __all__ = [
     "Plane",
     "Status",
     "TrajectoryDetector",
+    "compare",
     "find_attractors",
     "fit_decoder",
     "from_functions",
