@@ -156,7 +156,9 @@ class DenseAutoencoder(BottleneckAutoencoder):
         super().__init__(k, image_shape, variant, strength)
         pixels = math.prod(image_shape)
         if min(k, width, *image_shape) < 1:
-            raise InputError(f"DenseAutoencoder(k={k}, width={width}, image_shape={image_shape}): sizes must be positive")
+            raise InputError(
+                f"DenseAutoencoder(k={k}, width={width}, image_shape={image_shape}): sizes must be positive"
+            )
         self.down = nn.Sequential(nn.Flatten(), *_layers(pixels, width, width, self.codes))
         self.up = nn.Sequential(*_layers(k, width, width, pixels), nn.Unflatten(1, image_shape))
 

@@ -45,7 +45,13 @@ def memorization_sweep(rows: Sequence[Mapping[str, Any]], along: str) -> "Figure
         means = [row[start]["coefficient"] for row in known]
         spread = [row[start]["levels"]["cosine"][row[start]["subject"]]["std"] for row in known]
         ax.errorbar(
-            [row[along] for row in known], means, yerr=spread, fmt="o-", color=colour, capsize=3, label=f"{start} starts"
+            [row[along] for row in known],
+            means,
+            yerr=spread,
+            fmt="o-",
+            color=colour,
+            capsize=3,
+            label=f"{start} starts",
         )
     errors = ax.twinx()
     errors.plot(
