@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
-from fmprobe.dynamics.distances import euclidean
+from fmprobe.dynamics.distances import chamfer
 from fmprobe.dynamics.fields import cosine_of, field_at
 from fmprobe.errors import InputError
 from fmprobe.probes.latent_maps import FITS, ORTHOGONAL, LatentMap, Relative, fit_relative
@@ -266,11 +266,10 @@ def _drift(a: _Side, b: _Side, relative: Relative) -> dict[str, Any]:
 
 
 def _chamfer(a: Tensor, b: Tensor, spread: float) -> float | None:
-    """Half the sum of both mean nearest distances, in units of `spread`; None where a set is empty."""
+    """In units of `spread`; None where a set is empty."""
     if not len(a) or not len(b) or not spread > 0:
         return None
-    distance = euclidean(a, b)
-    return float((distance.amin(1).mean() + distance.amin(0).mean()) / 2 / spread)
+    return chamfer(a, b, "euclidean") / spread
 
 
 def _share(error: Tensor, whole: Tensor) -> float | None:
