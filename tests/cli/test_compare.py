@@ -1,0 +1,69 @@
+"""fmprobe compare, as a person meets it."""
+
+import json
+import subprocess
+import sys
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+DEMO = files("fmprobe.demo") / "vit-mae-digits"
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "fmprobe", "compare", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    np.savez(path, images=(load_digits(return_X_y=True)[0][:60].reshape(-1, 8, 8) / 16 * 255).astype(np.uint8))
+    return path
+
+
+def test_two_models_beside_null_and_ceiling_and_again_from_disk(digits, tiny_mae, tmp_path):
+    arguments = [DEMO, tiny_mae, "--data", digits, "--images", 24, "--max-steps", 40, "--device", "cpu"]
+    arguments += ["-o", tmp_path / "r"]
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    found = results["alignment"]
+    # 2 tokens of 64 values and 17 tokens of 32: an orthogonal map is out of the question, and that is said.
+    assert set(found["subject"]["maps"]) == {"linear", "relative"}
+    assert "128 and of 544" in found["absent"]["orthogonal"]
+    for name in ("subject", "null", "ceiling"):
+        assert set(found[name]["maps"]) == {"linear", "relative"}
+        assert found[name]["drift"]["steps"] == [0, 1, 2, 3, 5, 10, 20]
+    ceiling, subject = (found[name]["maps"]["relative"] for name in ("ceiling", "subject"))
+    assert ceiling["cosine"]["q50"] > 0.9 > subject["cosine"]["q50"]
+    assert ceiling["fit_error"] < 0.1 < subject["fit_error"]
+    assert results["other"]["model"]["id"] == str(tiny_mae)
+    assert results["model"]["id"] == str(DEMO)
+    assert results["protocol"]["weight_noise"] == 0.01
+    assert (tmp_path / "r" / "alignment.png").stat().st_size > 1000
+    for text in ("A and random weights", "A and A with weight noise", "cosine of the fields", "orthogonal: absent"):
+        assert text in done.stdout
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "holds this run already" in again.stdout
+    assert done.stdout.splitlines()[-5:] == again.stdout.splitlines()[-5:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere.npz"], "nowhere.npz"),
+        (["--map", "affine"], "orthogonal, linear, relative"),
+        (["--images", "24", "--measure", "far"], "squared, relative, rms"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_line(digits, tmp_path, arguments, message):
+    done = run(DEMO, DEMO, "--data", digits, "--device", "cpu", "-o", tmp_path / "r", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r" / "results.json").exists()
