@@ -1,4 +1,4 @@
-"""A folder of things that no command should swallow: broken checkpoints, images, decoders, detectors and run folders."""
+"""Things that no command should swallow: broken checkpoints, images, decoders, detectors and run folders."""
 
 import io
 import json
