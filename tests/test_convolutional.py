@@ -1,5 +1,7 @@
 """The small autoencoders and their training loop."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ IMAGES = torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(0))
 KINDS = [fmprobe.ConvAutoencoder, fmprobe.DenseAutoencoder]
 
 
-def made(kind=fmprobe.ConvAutoencoder, **settings):
+def made(kind: type[Any] = fmprobe.ConvAutoencoder, **settings: Any) -> Any:
     torch.manual_seed(0)
     return kind(3, 4, SHAPE, **settings)
 

@@ -74,9 +74,8 @@ class AttractorTracker:
         chosen = epoch % self.epochs == 0 if isinstance(self.epochs, int) else epoch in self.epochs
         if not chosen or _rank() != 0:
             return None
-        while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), nn.Module):
-            model = inner  # of DistributedDataParallel or torch.compile
         began = time.perf_counter()
+        model = _unwrapped(model)
         with unchanged(model):
             record = {"epoch": epoch, **self.measure(self.adapt(model))}
         record["cost"]["seconds"] = round(time.perf_counter() - began, 3)
@@ -225,6 +224,17 @@ def _summary(found: AttractorSet | None, starts: int) -> dict[str, Any]:
         "distinct": None if found.count is None else found.count / starts,
         "steps": float(found.orbits.steps.double().median()),
     }
+
+
+def _unwrapped(model: Any) -> Any:
+    """The network inside data-parallel and torch.compile's wrappers."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
 
 
 def _own_autoencoder(model: Any) -> Autoencoder:

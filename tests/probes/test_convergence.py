@@ -15,8 +15,8 @@ from fmprobe.report.convergence import convergence_scatter
 def test_a_linear_map_takes_the_steps_that_its_rate_foretells():
     starts = draws(40, 1) * torch.logspace(-1, 3, 40)[:, None]
     found = fmprobe.probe_convergence(linear(0.8), starts=starts, eps=1e-2)
+    left = starts[starts.abs()[:, 0] > 1e-2, 0].double().abs()
     for points in found.estimates.values():  # one dimension: norm and radius are both |0.8|
-        left = starts[starts.abs()[:, 0] > 1e-2, 0].double().abs()
         exact = (1e-2 / left).log() / math.log(0.8)
         assert points["measured"] == exact.ceil().long().tolist()
         assert points["estimated"] == pytest.approx(exact.tolist(), rel=1e-3)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,10 @@ class Shaky(fmprobe.DenseAutoencoder):
 
     def __init__(self):
         super().__init__(3, 8, SHAPE)
-        self.down = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
-        self.down[4].bias.requires_grad_(False)
+        last = nn.Linear(8, 3)
+        last.bias.requires_grad_(False)
+        self.statistics = nn.BatchNorm1d(8)
+        self.down = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), self.statistics, nn.Dropout(0.3), last)
 
 
 def tracker(**settings):
@@ -66,17 +69,17 @@ def test_a_measurement_that_disturbed_would_be_noticed():
 
 def test_modes_gradients_and_random_states_are_as_before():
     network = Shaky().train()
-    network.down[2].eval()  # batch statistics frozen during training
+    network.statistics.eval()  # batch statistics frozen during training
     network.loss(TRAIN, torch.Generator()).backward()
     modes = [module.training for module in network.modules()]
     wants = [parameter.requires_grad for parameter in network.parameters()]
-    grads = [None if p.grad is None else p.grad.clone() for p in network.parameters()]
+    grads: list[Any] = [None if p.grad is None else p.grad.clone() for p in network.parameters()]
 
     def states():
-        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+        return random.getstate(), str(np.random.get_state(legacy=False)), torch.get_rng_state().tolist()  # noqa: NPY002
 
     def adapt(model):
-        random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002 - as an adapter might
+        _ = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002 - as an adapter might
         assert not any(module.training for module in model.modules())
         return model.autoencoder()
 
@@ -86,7 +89,8 @@ def test_modes_gradients_and_random_states_are_as_before():
     assert [module.training for module in network.modules()] == modes
     assert [parameter.requires_grad for parameter in network.parameters()] == wants
     for parameter, grad in zip(network.parameters(), grads, strict=True):
-        assert grad is None if parameter.grad is None else torch.equal(parameter.grad, grad)
+        assert (parameter.grad is None) == (grad is None)
+        assert parameter.grad is None or torch.equal(parameter.grad, grad)
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(1, [0, 1, 2, 3]), (2, [0, 2]), ({1, 3}, [1, 3])])
@@ -165,7 +169,8 @@ def test_where_nothing_settles_nothing_is_claimed():
 
 def test_it_measures_behind_wrappers_and_on_the_first_process_alone(monkeypatch):
     network = Shaky()
-    assert tracker()(0, nn.DataParallel(network)) is not None
+    for wrapped in (nn.DataParallel(network), torch.compile(network)):
+        assert tracker()(0, wrapped) is not None
     monkeypatch.setattr("fmprobe.probes.training._rank", lambda: 1)
     assert tracker()(0, network) is None
 
@@ -213,7 +218,7 @@ def test_a_transformers_trainer_takes_it(tmp_path):
             disable_tqdm=True,
         )
         model = Module()
-        data = [{"images": image} for image in TRAIN]
+        data: Any = [{"images": image} for image in TRAIN]
         Trainer(model, arguments, train_dataset=data, callbacks=callbacks).train()
         weights.append(model.state_dict())
     assert [record["epoch"] for record in watch.records] == [0, 1, 2]
