@@ -78,6 +78,15 @@ def test_every_level_is_that_of_scikit_learn(remembered):
                 assert level["count"] == len(rows)
 
 
+def test_the_result_does_not_depend_on_the_batch():
+    model = drawn_to(TRAIN[:10])
+    found = fmprobe.find_attractors(model, 16, tol=1e-12)
+    small, large = (
+        fmprobe.probe_memorization(model, TRAIN, TEST, attractors=found, batch_size=size).to_dict() for size in (3, 99)
+    )
+    assert small == large
+
+
 def test_nearest_images_and_errors_are_those_of_the_model(remembered):
     decoded = remembered.decoded.flatten(1).numpy()
     assert remembered.nearest == cosine_similarity(decoded, TRAIN.flatten(1).numpy()).argmax(1).tolist()

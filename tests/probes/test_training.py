@@ -148,6 +148,25 @@ def test_noise_that_behaves_as_data_is_not_told_apart():
     assert (record["matched"]["train"], record["matched"]["noise"]) == (1, 1)
 
 
+def test_it_costs_what_it_says():
+    rows = 0
+
+    def counted(z):
+        nonlocal rows
+        rows += len(z)
+        return 0.5 * z + 0.1
+
+    model = fmprobe.Autoencoder(
+        lambda x: x.flatten(1),
+        lambda z: z.reshape(-1, *SHAPE),
+        image_shape=SHAPE,
+        latent_shape=(256,),
+        provenance={"model": "half"},
+        latent_map=counted,
+    )
+    assert tracker().measure(model)["cost"]["evaluations"] == rows > 18
+
+
 def test_where_nothing_settles_nothing_is_claimed():
     model = fmprobe.from_functions(
         lambda x: 2 * x.flatten(1) + 1, lambda z: z.reshape(-1, *SHAPE), image_shape=SHAPE, latent_shape=(256,)
