@@ -18,9 +18,9 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> "Figure":
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     counts, sets, memory, error = figure.subplots(2, 2).ravel()
     for kind, colour in KINDS.items():
-        _line(counts, records, (kind, "distinct"), f"{kind} starts", colour)
-        _line(counts, records, (kind, "converged"), f"{kind} starts that settled", colour, ls=":")
-    counts.set_ylabel("share of the starts (distinct attractors; settled)")
+        _line(counts, records, (kind, "distinct"), f"{kind}: distinct attractors", colour)
+        _line(counts, records, (kind, "converged"), f"{kind}: settled", colour, ls=":")
+    counts.set_ylabel("share of the starts")
     _line(sets, records, ("chamfer",), "Chamfer similarity, noise and training sets", SERIES[0])
     _line(sets, records, ("matched", "train"), "training attractors met by noise", SERIES[2])
     _line(sets, records, ("matched", "noise"), "noise attractors met by training", SERIES[1])
