@@ -6,6 +6,7 @@ import typer
 
 from fmprobe.cli.demo import demo
 from fmprobe.cli.fit_decoder import fit_decoder
+from fmprobe.cli.memorization import memorization
 from fmprobe.cli.models import models
 from fmprobe.cli.ood import ood
 from fmprobe.cli.probe import probe
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, probe, weights, ood, models):
+for command in (demo, probe, weights, memorization, ood, models):
     app.command()(command)
 app.command("fit-decoder")(fit_decoder)
 # The same run under the name of its first product.
