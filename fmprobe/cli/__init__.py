@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from fmprobe.cli.compare import compare
 from fmprobe.cli.demo import demo
 from fmprobe.cli.fit_decoder import fit_decoder
 from fmprobe.cli.memorization import memorization
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, probe, weights, memorization, ood, models):
+for command in (demo, probe, weights, memorization, ood, compare, models):
     app.command()(command)
 app.command("fit-decoder")(fit_decoder)
 # The same run under the name of its first product.
