@@ -9,6 +9,7 @@ from fmprobe.cli.fit_decoder import fit_decoder
 from fmprobe.cli.models import models
 from fmprobe.cli.ood import ood
 from fmprobe.cli.probe import probe
+from fmprobe.cli.report import report
 from fmprobe.cli.weights import weights
 from fmprobe.errors import InputError
 
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, probe, weights, ood, models):
+for command in (demo, probe, weights, ood, report, models):
     app.command()(command)
 app.command("fit-decoder")(fit_decoder)
 # The same run under the name of its first product.

@@ -51,9 +51,9 @@ def compare(
     else:
         model = with_decoder(model, seed)
         results = _compute(model, folder, data, sources, settings, asked, seed, began)
-    from fmprobe.report.ood import write_ood_report
+    from fmprobe.report.html import write_report
 
-    write_ood_report(folder.path)
+    write_report(folder.path)
     tell(results["ood"])
     typer.echo(f"detector    {folder.path / 'detector'}")
     typer.echo(f"report      {folder.path / 'report.html'}")

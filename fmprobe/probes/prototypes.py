@@ -10,6 +10,7 @@ from torch import Tensor
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.orbits import Status
+from fmprobe.probes.film import Film, film
 from fmprobe.probes.residuals import ResidualCurves
 
 CURVES = 32  # starts whose residual curves are kept
@@ -71,16 +72,17 @@ class Prototypes:
     """Attractors of a model from N(0, I) starts, with what was seen on the way.
 
     `images` `(m, *image_shape)`: the decoded attractors, not clamped; None where the model has no images. `curves`:
-    residual norms of the first starts.
+    residual norms of the first starts. `film`: a few decoded trajectories.
     """
 
     attractors: AttractorSet
     images: Tensor | None
     curves: dict[str, Any]
     seconds: float
+    film: Film | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys `orbits`, `attractors` and `residuals` of `results.json`."""
+        """The keys `orbits`, `attractors`, `residuals` and `trajectories` of `results.json`."""
         orbits = self.attractors.orbits
         kept = len(self.curves["norms"])
         status = [Status(value).name.lower() for value in orbits.status[:kept].tolist()]
@@ -88,6 +90,7 @@ class Prototypes:
             "orbits": {"noise": orbits.to_dict()},
             "attractors": self.attractors.to_dict(),
             "residuals": {**self.curves, "status": status},
+            **({"trajectories": self.film.to_dict()} if self.film else {}),
             "seconds": round(self.seconds, 2),
         }
 
@@ -117,7 +120,8 @@ def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None
         with torch.no_grad():
             blocks = [model.decode(block) for block in attractors.latents.split(plan.batch_size) if len(block)]
         images = torch.cat(blocks).cpu() if blocks else torch.zeros(0, *model.image_shape)
-    return Prototypes(attractors, images, curves.to_dict(), time.perf_counter() - began)
+    shown = film(model, attractors, plan.seed)
+    return Prototypes(attractors, images, curves.to_dict(), time.perf_counter() - began, shown)
 
 
 def _seconds_per_row(model: Autoencoder, rows: int) -> float:

@@ -15,7 +15,7 @@ from fmprobe.errors import InputError
 from fmprobe.probes.dictionaries import bootstrap, effective_rank, make_dictionaries
 
 RESAMPLES = 1000
-PICTURES = 4  # images whose reconstructions are kept, at three levels
+PICTURES, PICTURE_LEVELS = 4, 8  # images whose reconstructions are kept, and levels at which, at most
 CODES_AT_ONCE = 1 << 30  # bytes
 LEAST_MSE = 1e-10  # a perfect image counts as 100 dB
 
@@ -85,7 +85,7 @@ def probe_weights(
         )
         count = len(found.atoms[found.subject])
         levels = sorted({min(k, count) for k in atoms or [2**i for i in range(count.bit_length())] + [count]})
-        shown = sorted({levels[0], levels[len(levels) // 2], levels[-1]})
+        shown = [levels[k] for k in sorted({round(k) for k in np.linspace(0, len(levels) - 1, PICTURE_LEVELS)})]
         measure = _Measure(model, images, latents, batch_size)
         own, picture = measure(latents)
         zero, _ = measure(torch.zeros_like(latents))

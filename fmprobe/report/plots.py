@@ -1,7 +1,5 @@
-"""Plots of what a run found, as inline SVG; nothing is computed here."""
+"""Plots of what a run found; nothing is computed here."""
 
-import io
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,18 +63,6 @@ def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure
     ax.set_xticks(curves["levels"], [str(level) for level in curves["levels"]])
     ax.legend(frameon=False, fontsize=8)
     return figure
-
-
-def to_svg(figure: "Figure", title: str) -> str:
-    """An SVG element that scales, with a title for those who cannot see it."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # Identifiers must not meet those of another plot on the page.
-    prefix = re.sub(r"\W", "", title)
-    svg = re.sub(r'(id="|url\(#|href="#)', rf"\1{prefix}-", svg)
-    return re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img"><title>{title}</title>', svg, count=1)
 
 
 def axes(x: str, y: str) -> "tuple[Figure, Any]":
