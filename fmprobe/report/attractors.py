@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 IN_GALLERY = 64  # pictures on the page; the folder holds all
 SIDE = 224  # pixels of a picture in the gallery, where it is too large to be taken as it is
-SPRITE = 128 << 10  # bytes of a sprite that goes onto the page unchanged
+SPRITE = 128 << 10  # bytes of a picture of many frames
 SMALL = 64  # pixels a side under which a picture is shown with its pixels sharp
 
 
@@ -78,7 +78,7 @@ def film(found: Mapping[str, Any], run: "Run") -> "Markup":
         f"start {start}, {status} at step {ended}"
         for start, ended, status in zip(found["starts"], found["ended"], found["status"], strict=True)
     ]
-    picture = run.picture("trajectories.png", as_it_is=SPRITE)
+    picture = run.picture("trajectories.png", budget=SPRITE)
     sprite = sprite_of(picture, len(labels), len(stops), run)
     return render("film.html", film=sprite, labels=labels, stops=stops, id=f"r{run.index}-film")
 

@@ -7,13 +7,17 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
 from fmprobe.runs import RESULTS, SCHEMA
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 LARGEST_FILE = 64 << 20  # bytes of a file that is read
-AS_IT_IS = 24 << 10  # bytes of a picture that goes onto the page unchanged
+BUDGET = 32 << 10  # bytes of a picture on the page
+QUALITIES = (90, 80, 65, 45)  # of a JPEG, the first that keeps to the budget
 
 
 class Run:
@@ -72,31 +76,40 @@ class Run:
         except (ValueError, csv.Error) as error:
             raise InputError(f"{self.folder.joinpath(*parts)} is no table ({error}): {_AGAIN}") from error
 
-    def picture(self, *parts: str, side: int | None = None, as_it_is: int = AS_IT_IS) -> "Picture":
+    def picture(self, *parts: str, side: int | None = None, budget: int = BUDGET) -> "Picture":
         """A PNG of the folder for the page, by the last part of its name.
 
-        One of more than `as_it_is` bytes is made at most `side` pixels and kept as a JPEG.
+        One of more than `budget` bytes is made at most `side` pixels and a JPEG.
         """
         from PIL import Image
 
         parts = (*parts[:-1], Path(parts[-1]).name)
-        data, kind = self.read(*parts), "png"
+        data = self.read(*parts)
         try:
             with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
                 image.load()
-                size = image.size
-                if len(data) > as_it_is:
-                    small = image.convert("RGB")
-                    if side:
-                        small.thumbnail((side, side))
-                    buffer = io.BytesIO()
-                    small.save(buffer, "JPEG", quality=85, subsampling=0, optimize=True)
-                    data, kind = buffer.getvalue(), "jpeg"
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(
-                f"{self.folder.joinpath(*parts)} is no PNG that can be shown ({error}): {_AGAIN}"
-            ) from error
+            path = self.folder.joinpath(*parts)
+            raise InputError(f"{path} is no PNG that can be shown ({error}): {_AGAIN}") from error
+        kind, size = "png", image.size
+        if len(data) > budget:
+            small = image.convert("RGB")
+            if side:
+                small.thumbnail((side, side))
+            kind, data = "jpeg", _within(small, budget)
         return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", *size)
+
+
+def _within(image: "Image", budget: int) -> bytes:
+    """A JPEG that keeps to a number of bytes, or of the lowest quality."""
+    data = b""
+    for quality in QUALITIES:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        data = buffer.getvalue()
+        if len(data) <= budget:
+            break
+    return data
 
 
 class Picture:

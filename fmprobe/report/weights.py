@@ -36,6 +36,6 @@ def weights(found: Mapping[str, Any], run: "Run") -> "Markup":
 
 
 def _film(frames: Mapping[str, Any], run: "Run") -> dict[str, Any]:
-    picture = run.picture("weights", frames["picture"], as_it_is=SPRITE)
+    picture = run.picture("weights", frames["picture"], budget=SPRITE)
     sprite = sprite_of(picture, len(frames["rows"]) * frames["images"], len(frames["levels"]), run)
     return {**sprite, "names": frames["rows"], "images": frames["images"], "levels": frames["levels"]}

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fmprobe.report.pictures import COLUMNS
+
 STATUSES = ("converged", "cycle", "slow", "wandering", "diverged")
 
 
@@ -22,19 +24,9 @@ def prototypes_run(folder: Path, attractors: int = 1, side: int = 8, name: str =
     (folder / "prototypes").mkdir(parents=True)
     sizes = list(range(attractors + 1, 1, -1))
     converged = sum(sizes) + 1
-    columns = (
-        "file",
-        "basin_size",
-        "basin_share",
-        "lowest_start",
-        "spectral_radius",
-        "error",
-        "median_steps",
-        "residual",
-    )
     with (folder / "prototypes" / "index.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
+        writer.writerow(COLUMNS)
         for i, size in enumerate(sizes):
             _noise(rng, side, side).save(folder / "prototypes" / f"{i:04d}.png")
             writer.writerow((f"{i:04d}.png", size, size / (converged + 2), i, "0.5000", "0.001", 7, "4e-06"))
