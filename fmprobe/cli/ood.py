@@ -56,7 +56,7 @@ def ood(
     image_size: o.ImageSize = None,
     tokens: o.Tokens = None,
     resume: o.Resume = True,
-) -> None:
+) -> Path:
     """Tell images from elsewhere by their latent trajectories: compare scores, or apply a fitted detector.
 
     `fmprobe ood MODEL --data ID --ood A --ood B` fits a detector on a part of ID, keeps it, and writes a table of every
@@ -75,13 +75,14 @@ def ood(
             )
         from fmprobe.cli.ood_score import score_source
 
-        score_source(detector, data, out, acceptance=acceptance, rule=rule, model=model, device=device, resume=resume)
-        return
+        return score_source(
+            detector, data, out, acceptance=acceptance, rule=rule, model=model, device=device, resume=resume
+        ).parent
     if model is None:
         raise InputError("no model: name one to fit a detector for, or a fitted detector with --detector DIR")
     from fmprobe.cli.ood_compare import compare
 
-    compare(
+    return compare(
         model,
         data,
         ood or [],

@@ -9,11 +9,13 @@ Runs = Annotated[list[Path], typer.Argument(help="Folders of finished runs.")]
 File = Annotated[Path | None, typer.Option("--out", "-o", help="The page. [default: report.html in the first folder]")]
 
 
-def report(runs: Runs, out: File = None) -> None:
+def report(runs: Runs, out: File = None) -> dict[str, str]:
     """Make one self-contained page of finished runs: attractors, trajectories, curves, tables, protocol.
 
     Several runs are shown side by side, and what their protocols do not share is marked.
     """
     from fmprobe.report.html import write_report
 
-    typer.echo(f"report      {write_report(runs, out)}")
+    path = write_report(runs, out)
+    typer.echo(f"report      {path}")
+    return {"report": str(path)}

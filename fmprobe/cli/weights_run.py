@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.cli.session import load_model, open_run, tell, with_decoder
+from fmprobe.cli.output import tell
+from fmprobe.cli.session import load_model, open_run, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, read_json, write_json
 

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.orbits import Status
 from fmprobe.probes.film import Film, film
 from fmprobe.probes.residuals import ResidualCurves
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CURVES = 32  # starts whose residual curves are kept
 TYPICAL_STEPS = 100  # that a start takes, for the estimate before a run
@@ -93,6 +96,20 @@ class Prototypes:
             **({"trajectories": self.film.to_dict()} if self.film else {}),
             "seconds": round(self.seconds, 2),
         }
+
+    def plot(self) -> "Figure":
+        """The decoded attractors under the sizes of their basins; without images what `AttractorSet.plot` shows."""
+        from fmprobe.report.pictures import draw_sheet, to_picture
+
+        if self.images is None:
+            return self.attractors.plot()
+        pictures = [to_picture(image) for image in self.images]
+        return draw_sheet(pictures, self.attractors.sizes.tolist(), len(self.attractors.labels))
+
+    def _repr_html_(self) -> str:
+        from fmprobe.report.notebook import html_of
+
+        return html_of(self.to_dict(), self.plot())
 
 
 def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None) -> Prototypes:

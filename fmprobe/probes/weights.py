@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from fmprobe.dynamics.attractors import AttractorSet
 from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
 from fmprobe.errors import InputError
 from fmprobe.probes.dictionaries import bootstrap, effective_rank, make_dictionaries
+from fmprobe.probes.result import Result
 
 RESAMPLES = 1000
 PICTURES, PICTURE_LEVELS = 4, 8  # images whose reconstructions are kept, and levels at which, at most
@@ -21,7 +22,7 @@ LEAST_MSE = 1e-10  # a perfect image counts as 100 dB
 
 
 @dataclass(frozen=True)
-class WeightCurves:
+class WeightCurves(Result):
     """Error of sparse reconstructions against the number of atoms, for the model's atoms and for every baseline.
 
     `subject`: what the model's atoms are, "attractors" or "ends after T steps". `levels`: numbers of atoms.
@@ -34,6 +35,7 @@ class WeightCurves:
     "image" and "D(E(x))" `(1, images, C, H, W)`.
     """
 
+    key: ClassVar[str] = "weights"
     subject: str
     levels: list[int]
     images: int

@@ -86,6 +86,7 @@ def to_svg(figure: "Figure", title: str, prefix: str | None = None) -> str:
     prefix = re.sub(r"\W+", "-", prefix or title)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", svg)
     svg = re.sub("|".join(INKS), lambda found: INKS[found[0]], svg)
+    svg = svg.replace("<text ", '<text fill="currentColor" ').replace("<text>", '<text fill="currentColor">')
     svg = re.sub(r"font-family: [^;\"]*;?", "", svg)  # the page's
     viewbox = re.search(r'viewBox="[\d. ]*"', svg)
     head = f'<svg {viewbox[0] if viewbox else ""} role="img" aria-labelledby="{prefix}-title">'

@@ -58,6 +58,8 @@ def _attractors(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _weights(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "data" not in found:  # curves of one set of images, as `probe_weights` gives them
+        return [("weights", _best(found))]
     return [(f"weights, {source}", _best(curves)) for source, curves in found["data"].items()]
 
 
