@@ -115,7 +115,7 @@ def _compute(
     model: "Autoencoder", folder: RunFolder, plan: Mapping[str, Any], seed: int, began: float
 ) -> dict[str, Any]:
     from fmprobe.probes.prototypes import find_prototypes, make_plan
-    from fmprobe.report.pictures import save_film, save_prototypes
+    from fmprobe.report.pictures import save_film, save_painted, save_prototypes
 
     made = make_plan(model, seed=seed, **plan)
     typer.echo(
@@ -128,9 +128,15 @@ def _compute(
         save_prototypes(found.images, found.attractors, folder.path)
     if found.film is not None:
         save_film(found.film, folder.path)
+    shown = save_painted(model, folder.path)
     rules = found.attractors.orbits.protocol["rules"]
     protocol = {"starts": "N(0, I)", **asdict(made), "rules": rules}
-    results = {**head(model, protocol), **found.to_dict(), "total_seconds": round(time.perf_counter() - began, 1)}
+    results = {
+        **head(model, protocol),
+        **found.to_dict(),
+        **shown,
+        "total_seconds": round(time.perf_counter() - began, 1),
+    }
     folder.finish(results)
     return results
 

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from fmprobe.autoencoder import Autoencoder
     from fmprobe.dynamics.attractors import AttractorSet
     from fmprobe.probes.film import Film
     from fmprobe.probes.weights import WeightCurves
 
 ON_SHEET = 48  # pictures on one sheet
 COLUMNS = ("file", "basin_size", "basin_share", "lowest_start", "spectral_radius", "error", "median_steps", "residual")
-FILM = "trajectories.png"
+FILM, PAINTED = "trajectories.png", "reconstructions.png"
 FRAME = 96  # pixels that a side of a frame has at most
 
 
@@ -97,6 +98,20 @@ def save_frames(frames: "Tensor", path: Path) -> None:
             picture = to_picture(frames[row, column]).resize((width, height), Image.Resampling.BOX)
             sprite.paste(picture, (column * width, row * height))
     write_atomically(path, lambda temporary: sprite.save(temporary, format="PNG", optimize=True))
+
+
+def save_painted(model: "Autoencoder", folder: Path) -> dict[str, Any]:
+    """`reconstructions.png` where the decoder is a surrogate: images above, what it makes of them below.
+
+    Returns the key `reconstructions` of `results.json`, or nothing.
+    """
+    from fmprobe.surrogates.painted import painted
+
+    images = painted(model)
+    if images is None:
+        return {}
+    save_frames(images, folder / PAINTED)
+    return {"reconstructions": {"picture": PAINTED, "images": images.shape[1]}}
 
 
 def save_levels(curves: "WeightCurves", path: Path) -> dict[str, Any]:

@@ -12,8 +12,14 @@ if TYPE_CHECKING:
 
     from fmprobe.report.run import Run
 
-# Drawn in colours that follow the page, light or dark.
-INKS = {"#000000": "currentColor", "#808080": "var(--soft)", "#cccccc": "var(--line)", "#ffffff": "var(--page)"}
+# Drawn in colours that follow the page, light or dark, where there is one.
+INKS = {
+    "#000000": "currentColor",
+    "#808080": "var(--soft, #808080)",
+    "#cccccc": "var(--line, #cccccc)",
+    "#ffffff": "var(--page, transparent)",
+    "#0072b2": "var(--blue, #0072b2)",
+}
 
 
 @cache

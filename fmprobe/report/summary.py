@@ -60,7 +60,7 @@ def _attractors(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _weights(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "data" not in found:  # curves of one set of images, as `probe_weights` gives them
         return [("weights", _best(found))]
-    return [(f"weights, {source}", _best(curves)) for source, curves in found["data"].items()]
+    return [(f"weights, {source.rsplit('/', 1)[-1]}", _best(curves)) for source, curves in found["data"].items()]
 
 
 def _best(curves: Mapping[str, Any]) -> str:

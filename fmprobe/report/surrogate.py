@@ -33,7 +33,7 @@ def quality(decoder: Mapping[str, Any], run: "Run") -> Markup:
             "table.html", title="Errors of the surrogate", head=["images", *(HEAD[key] for key in columns)], rows=rows
         )
     if kept := run.results.get("reconstructions"):
-        picture = run.picture("reconstructions.png", budget=SPRITE)
+        picture = run.picture(kept["picture"], budget=SPRITE)
         sprite = sprite_of(picture, 2, kept["images"], run)
         body += render("reconstructions.html", film=sprite)
     return body
