@@ -1,4 +1,4 @@
-"""fmprobe ood --detector: new images to a CSV, one row a file in input order, in blocks, resumable."""
+"""fmprobe ood --detector: new images to a CSV or parquet, one row a file in input order, in blocks, resumable."""
 
 import csv
 import hashlib
@@ -31,10 +31,12 @@ def score_source(
     model: str | None,
     device: str,
     resume: bool,
+    parquet: bool = False,
 ) -> Path:
-    """Score every image of `data` with a detector that was kept; returns the path of the CSV.
+    """Score every image of `data` with a detector that was kept; returns the path of the table.
 
     Rows that an interrupted run wrote are kept, their images skipped. A file that is no image gets a row that says so.
+    `parquet`: the finished table as `scores.parquet` too, numbers as float64 and `accepted` as a truth value.
     """
     from fmprobe.images import open_images
     from fmprobe.probes.ood.detector import TrajectoryDetector
@@ -66,11 +68,13 @@ def score_source(
         typer.echo(f"{len(names) - len(left) + min(first + size, len(left))} of {len(names)}")
     ordered = [rows[name] for name in names]
     write_atomically(table, lambda path: path.write_text(_text([COLUMNS, *ordered]), encoding="utf-8"))
+    if parquet:
+        _write_parquet(table.with_suffix(".parquet"), ordered)
     accepted = sum(row[1] == "yes" for row in ordered)
     unreadable = sum(bool(row[-1]) for row in ordered)
     folder.finish({"ood_scores": {"images": len(names), "accepted": accepted, "unreadable": unreadable, **manifest}})
     typer.echo(f"accepted    {accepted} of {len(names)}{f'; {unreadable} could not be read' if unreadable else ''}")
-    typer.echo(f"scores      {table}")
+    typer.echo(f"scores      {table}{' and .parquet' if parquet else ''}")
     return table
 
 
@@ -136,6 +140,23 @@ def _append(table: Path, rows: Iterable[Sequence[str]]) -> None:
         file.write(_text(rows))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _write_parquet(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """The rows of the table with their types; empty where an image could not be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {}
+    for place, name in enumerate(COLUMNS):
+        values = [row[place] or None for row in rows]
+        if name == "accepted":
+            columns[name] = pa.array([None if value is None else value == "yes" for value in values], pa.bool_())
+        elif name in ("score", "trajectory", "first"):
+            columns[name] = pa.array([None if value is None else float(value) for value in values], pa.float64())
+        else:
+            columns[name] = pa.array(values, pa.string())
+    write_atomically(path, lambda temporary: pq.write_table(pa.table(columns), temporary))
 
 
 def _text(rows: Iterable[Sequence[str]]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.orbits import Status
+from fmprobe.errors import InputError
 from fmprobe.probes.film import Film, film
 from fmprobe.probes.residuals import ResidualCurves
 
@@ -53,7 +54,8 @@ class Plan:
 def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = None, **settings: Any) -> Plan:
     """A plan that fits the device: what is None is chosen so that a run on a CPU takes minutes.
 
-    `settings`: further fields of `Plan`; those that are None keep their defaults.
+    `settings`: further fields of `Plan`; those that are None keep their defaults. Raises InputError where the first
+    step from N(0, I) holds no finite number.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     accelerated = model.device.type != "cpu"
@@ -143,10 +145,15 @@ def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None
 
 def _seconds_per_row(model: Autoencoder, rows: int) -> float:
     latents = model.sample_latents(rows)
-    times = []
+    times, finite = [], True
     with torch.no_grad():
         for _ in range(3):  # the first call warms up
             began = time.perf_counter()
-            model.latent_map(latents).sum().item()
+            finite = bool(model.latent_map(latents).isfinite().any())
             times.append(time.perf_counter() - began)
+    if not finite:
+        raise InputError(
+            f"the first step of {model.name} holds no finite number: its weights are damaged, or too large for "
+            f"{model.provenance.get('dtype', 'their precision')} (try dtype float32)"
+        )
     return min(times[1:]) / rows
