@@ -6,7 +6,7 @@ import pytest
 from support.reports import ood_facts, prototypes_run, with_weights
 from typer.testing import CliRunner
 
-from fmprobe.cli import app
+from fmprobe.cli import app, main
 from fmprobe.cli.output import tell
 from fmprobe.report.summary import as_table, summary
 
@@ -62,3 +62,33 @@ def test_the_table_holds_what_was_found_and_no_more(folder, capsys):
     assert lines[-1].split() == ["report", str(folder / "report.html")]
     assert len({len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines}) == 1  # one left edge of values
     assert as_table([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is not a folder"),
+        (["empty"], "empty holds no results.json"),
+        (["other"], "is of schema 2, and this version reads 1"),
+        (["RUN", "empty"], "empty holds no results.json"),
+        (["RUN", "--out", "empty"], "empty is a folder"),
+        (["RUN", "--out", "file/page.html"], "cannot write file/page.html"),
+    ],
+)
+def test_what_no_page_can_be_made_of_ends_with_2_and_one_line(
+    folder, tmp_path, monkeypatch, capsys, arguments, message
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.json").write_text('{"schema": 2}')
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["fmprobe", "report", *(str(folder) if a == "RUN" else a for a in arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "other", "file"}
