@@ -31,19 +31,22 @@ def nearest(points: Tensor, others: Tensor, measure: str = "euclidean") -> tuple
         raise ValueError(f"unknown measure {measure!r}: expected euclidean or cosine")
     if measure == "cosine":
         points, others = _units(points), _units(others)
-    squares = others.square().sum(1)
     rows = max(1, min(BLOCK // len(others), BLOCK // (CANDIDATES * points.shape[1])))
-    found = [_nearest(block, others, squares, measure) for block in points.split(rows)]
+    centre = others.mean(0)
+    found = [_nearest(block, others, others - centre, centre, measure) for block in points.split(rows)]
     return torch.cat([distance for distance, _ in found]), torch.cat([index for _, index in found])
 
 
-def _nearest(points: Tensor, others: Tensor, squares: Tensor, measure: str) -> tuple[Tensor, Tensor]:
+def _nearest(points: Tensor, others: Tensor, centred: Tensor, centre: Tensor, measure: str) -> tuple[Tensor, Tensor]:
     # Products rank quickly but lose the digits of small distances, so the first few are measured by differences.
-    quick = (squares if measure == "euclidean" else 1) / 2 - points @ others.T
+    quick = centred.square().sum(1) / 2 - (points - centre) @ centred.T
+    blank = (others == 0).all(1)
+    if measure == "cosine":  # to a unit vector 1/2 from a zero row, whose cosine is to be 0
+        quick = quick + blank / 2
     candidates = quick.topk(min(CANDIDATES, len(others)), largest=False).indices.sort(1).values
     exact = torch.linalg.vector_norm(others[candidates] - points[:, None], dim=2)
     if measure == "cosine":
-        zero = (points == 0).all(1)[:, None] | (squares == 0)[candidates]
+        zero = (points == 0).all(1)[:, None] | blank[candidates]
         exact = torch.where(zero, 1.0, exact.square() / 2)
     distance, place = exact.min(1)
     return distance, candidates.gather(1, place[:, None])[:, 0]

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.iterate import iterate
 from fmprobe.errors import InputError
@@ -37,7 +36,7 @@ class Convergence:
 
 
 def probe_convergence(
-    model: Autoencoder,
+    model: Any,
     n: int | None = None,
     *,
     starts: Tensor | None = None,
@@ -59,17 +58,17 @@ def probe_convergence(
     search = {"progress": False, "stability_cap": 256} | search
     settings: dict[str, Any] = {"tol": tol, "max_steps": max_steps, "batch_size": batch_size}
     f = getattr(model, "latent_map", model)
-    starts = model.sample_latents(64 if n is None else n, seed=seed) if starts is None else starts
-    found = find_attractors(f, starts=starts, **settings, **search)
+    latents: Tensor = model.sample_latents(64 if n is None else n, seed=seed) if starts is None else starts
+    found = find_attractors(f, starts=latents, **settings, **search)
     reached = found.labels >= 0
-    near = _Approach(starts, found, eps)
+    near = _Approach(latents, found, eps)
     if bool(reached.any()):
-        iterate(f, starts, observer=near, progress=False, **settings)
+        iterate(f, latents, observer=near, progress=False, **settings)
     rates = {"spectral_norm": found.spectral_norm, "spectral_radius": found.spectral_radius}
     estimates, left_out = {}, {}
     for name, rho in rates.items():
         estimates[name], left_out[name] = _against(near, found, rho, eps)
-    return Convergence(eps, len(starts), len(found), estimates, left_out, found.orbits.protocol)
+    return Convergence(eps, len(latents), len(found), estimates, left_out, found.orbits.protocol)
 
 
 class _Approach:
@@ -127,4 +126,5 @@ def _correlations(a: Tensor, b: Tensor) -> dict[str, float | None]:
     if len(a) < FEWEST or float(a.std()) == 0 or float(b.std()) == 0:
         return {"pearson": None, "spearman": None}
     x, y = a.cpu().numpy(), b.cpu().numpy()
-    return {"pearson": float(pearsonr(x, y)[0]), "spearman": float(spearmanr(x, y)[0])}
+    found: list[Any] = [pearsonr(x, y), spearmanr(x, y)]
+    return {"pearson": float(found[0].statistic), "spearman": float(found[1].statistic)}

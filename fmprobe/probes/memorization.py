@@ -36,12 +36,12 @@ class Memorization:
 
     subject: str
     count: int
-    levels: dict[str, dict[str, dict[str, float] | None]]
+    levels: dict[str, dict[str, Any]]
     nearest: list[int]
     nearest_cosine: list[float]
     errors: dict[str, float]
     rank: dict[str, int | None]
-    bound: dict[str, dict[str, float | None]] | None
+    bound: dict[str, dict[str, Any]] | None
     orbits: dict[str, Any]
     images: dict[str, int]
     warning: str | None
@@ -122,9 +122,7 @@ def probe_memorization(
     )
 
 
-def bound_terms(
-    images: Tensor, rebuilt: Tensor, codes: Tensor, attractors: Tensor, decoded: Tensor
-) -> dict[str, float | None]:
+def bound_terms(images: Tensor, rebuilt: Tensor, codes: Tensor, attractors: Tensor, decoded: Tensor) -> dict[str, Any]:
     """The terms of ||x - F(x)||^2 <= 2 ||x - D(P(E(x)))||^2 + 2 L_D^2 ||E(x) - P(E(x))||^2, P = nearest attractor.
 
     Fumero et al., ICLR 2026, prop. 3.2, A.8, where the factor 2 is missing that (a+b)^2 <= 2a^2 + 2b^2 needs. Means

@@ -74,9 +74,8 @@ class AttractorTracker:
         chosen = epoch % self.epochs == 0 if isinstance(self.epochs, int) else epoch in self.epochs
         if not chosen or _rank() != 0:
             return None
-        while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), nn.Module):
-            model = inner  # of DistributedDataParallel or torch.compile
         began = time.perf_counter()
+        model = _unwrapped(model)
         with unchanged(model):
             record = {"epoch": epoch, **self.measure(self.adapt(model))}
         record["cost"]["seconds"] = round(time.perf_counter() - began, 3)
@@ -105,12 +104,13 @@ class AttractorTracker:
     def measure(self, model: Autoencoder) -> dict[str, Any]:
         """One record, JSON-ready; what cannot be said, where nothing settled, is None.
 
-        For each kind of start: `starts`, `status`, `converged` (share), `count` of distinct attractors and `distinct`,
-        the count over the starts. `chamfer`: similarity of the sets from training and noise starts, 1 for equal sets.
-        `matched`: share of each set that has a member of the other within the threshold. `fpr95`: noise trajectories
-        taken for training ones, by mean distance to the training attractors. `memorization`: by kind, as in
-        `probe_memorization`; `rank` likewise. `spectral_radius` of the first training attractors. `cost`: rows of f
-        computed, products with its derivatives not counted, and, from `__call__`, seconds.
+        For each kind of start: `starts`, `status`, `converged` (share), `count` of distinct attractors (None where all
+        are unresolved), `distinct`, the count over the starts, and the median of the `steps`. `chamfer`: similarity of
+        the sets from training and noise starts, 1 for equal sets. `matched`: share of each set that has a member of the
+        other within the threshold. `fpr95`: noise trajectories taken for training ones, by mean distance to the
+        training attractors. `memorization`: by kind, as in `probe_memorization`; `rank` likewise. `spectral_radius` of
+        the first training attractors. `cost`: rows of f computed, products with its derivatives not counted, and, from
+        `__call__`, seconds.
         """
         f = _Counted(model.latent_map)
         with torch.no_grad():
@@ -215,15 +215,26 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 def _summary(found: AttractorSet | None, starts: int) -> dict[str, Any]:
     if found is None:
-        return {"starts": starts, "status": {}, "converged": 0.0, "count": 0, "distinct": 0.0}
+        return {"starts": starts, "status": {}, "converged": 0.0, "count": 0, "distinct": 0.0, "steps": None}
     return {
         "starts": starts,
         "status": found.orbits.counts(),
         "converged": int(found.orbits.converged.sum()) / starts,
-        "count": len(found),
-        "distinct": len(found) / starts,
+        "count": found.count,
+        "distinct": None if found.count is None else found.count / starts,
         "steps": float(found.orbits.steps.double().median()),
     }
+
+
+def _unwrapped(model: Any) -> Any:
+    """The network inside data-parallel and torch.compile's wrappers."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
 
 
 def _own_autoencoder(model: Any) -> Autoencoder:

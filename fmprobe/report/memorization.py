@@ -39,7 +39,7 @@ def memorization_sweep(rows: Sequence[Mapping[str, Any]], along: str) -> "Figure
     `rows`: one a network, `along` ("k" or "images") and the entries "train" and "noise".
     """
     label = {"k": "bottleneck k", "images": "training images"}[along]
-    figure, ax = axes(label, "cosine of attractors to the nearest training image")
+    figure, ax = axes(label, "cosine to nearest training image")
     for start, colour in (("train", SERIES[0]), ("noise", SERIES[1])):
         known = [row for row in rows if row[start]["coefficient"] is not None]
         means = [row[start]["coefficient"] for row in known]
