@@ -47,8 +47,8 @@ def digits(model: fmprobe.Autoencoder, n: int) -> Tensor:
     return pixels.expand(-1, model.image_shape[0], -1, -1)
 
 
-def by_name(name: str, arguments: argparse.Namespace) -> fmprobe.Autoencoder:
-    model = fmprobe.load(name, image_size=arguments.image_size or "fit", device=arguments.device)
+def by_name(name: str, image_size: int | None, arguments: argparse.Namespace) -> fmprobe.Autoencoder:
+    model = fmprobe.load(name, image_size=image_size or "fit", device=arguments.device)
     return with_decoder(model, arguments.seed)
 
 
@@ -61,13 +61,14 @@ def taef2(arguments: argparse.Namespace) -> fmprobe.Autoencoder:
 
 def models(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], fmprobe.Autoencoder]]]:
     """Names, and functions that load, so that one model is in memory at a time."""
+    size = arguments.image_size
     if arguments.full or arguments.model:
         for name in [arguments.model] if arguments.model else FULL:
-            yield Path(name).name, partial(by_name, name, arguments)
+            yield Path(name).name, partial(by_name, name, size, arguments)
         return
-    yield "demo", partial(by_name, str(DEMO), arguments)
+    yield "demo", partial(by_name, str(DEMO), None, arguments)
     if arguments.assets is not None:
-        yield "dinov2-small", partial(by_name, str(arguments.assets / "models" / "dinov2-small"), arguments)
+        yield "dinov2-small", partial(by_name, str(arguments.assets / "models" / "dinov2-small"), size, arguments)
         yield "taef2", partial(taef2, arguments)
 
 
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the paper's models by their hub names; an accelerator")
     parser.add_argument("--starts", type=int)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--image-size", type=int, help="pixels a side, of all but the demo model and taef2")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)

@@ -18,6 +18,19 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 # The smallest command of every recipe, and a line that it must print. IMAGES: 32 pictures of noise, 32 pixels a side.
 SMALLEST: dict[str, tuple[str, str]] = {
+    "alignment": (
+        "--ks 2 --images 16 --steps 2 --width 2 --test 12 --max-steps 5",
+        r"linear: error of the map, held out +[\d.]+ +[\d.]+ +[\d.]+",
+    ),
+    "contraction": (
+        "--backbones resnet18 --inputs 2 --side 32 --seeds 1",
+        r"logits across: below 1 under every seed for \d of 1",
+    ),
+    "residual_curves": ("--starts 2 --steps 2", r"output residual +[\d.]+ +[\d.]+"),
+    "vector_field": (
+        "--images 16 --steps 2 --seeds 0 --frames 2 --resolution 3",
+        r"seed 0, 2 epochs, loss [\d.]+: \d+ attractors from 9 grid points",
+    ),
     "benchmark_engine": ("--epochs 1 --images 32 -n 4 --width 2 --overhead-steps 0", r"same ends: \d+ of \d+"),
     "benchmark_omp": (
         "--atoms 32 --dim 16 --select 4 --targets 4 --large 8 --sklearn-targets 2 --rounds 1",

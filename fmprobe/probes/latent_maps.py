@@ -13,6 +13,7 @@ from fmprobe.errors import InputError
 
 ORTHOGONAL, LINEAR, RELATIVE = "orthogonal", "linear", "relative"
 RIDGE = np.logspace(-8, 2, 11)  # penalties that are tried, relative to the mean squared singular value
+CONSTANT = 1e-6  # a spread of this share of the latents' size is their rounding
 
 
 class LatentMap(ABC):
@@ -110,7 +111,10 @@ def fit_linear(a: Tensor, b: Tensor) -> Affine:
     (centre_a, x), (centre_b, y) = _centred(a), _centred(b)
     basis = _span(x)
     scores = x @ basis  # a ridge solution lies in the span of the rows, so nothing is lost
-    unit = max(float(np.square(scores).sum()) / scores.shape[1], np.finfo(float).tiny)
+    unit = float(np.square(scores).sum()) / scores.shape[1]
+    if unit <= CONSTANT**2 * float(a.double().square().sum()):  # nothing to go by but the mean
+        weights = np.zeros((basis.shape[1], y.shape[1]))
+        return Affine(centre_a, centre_b, _tensor(basis), _tensor(weights), {"penalty": None, "rank": 0})
     fitted: Any = RidgeCV(alphas=RIDGE * unit, fit_intercept=False).fit(scores, y)
     weights = fitted.coef_.reshape(y.shape[1], -1).T
     facts = {"penalty": float(fitted.alpha_) / unit, "rank": int(basis.shape[1])}

@@ -155,6 +155,14 @@ def test_fewer_images_than_dimensions():
         torch.testing.assert_close(fitted.from_a(a), a @ turn, atol=1e-3, rtol=0)
 
 
+def test_latents_that_do_not_vary_are_mapped_to_the_mean():
+    b = draws(20, 3, 1)
+    for a in (torch.full((20, 4), 2.0), torch.zeros(20, 4)):
+        fitted = fit_linear(a, b)
+        assert fitted.facts == {"penalty": None, "rank": 0}
+        torch.testing.assert_close(fitted.from_a(a + 1), b.mean(0).expand(20, 3))
+
+
 def test_relative_representations_do_not_see_rotation_shift_or_scale():
     a = draws(30, 6, 0)
     b = 3 * a @ torch.linalg.qr(draws(6, 6, 1))[0] + 5
