@@ -84,6 +84,7 @@ def probe_memorization(
         attractors = find_attractors(model, n, seed=seed, batch_size=batch_size, **search)
     subject = f"ends after {attractors.orbits.protocol['max_steps']} steps" if ends else "attractors"
     latents = atoms_of(attractors, ends)[0].reshape(-1, *model.latent_shape)
+    train, test = train.cpu(), None if test is None else test.cpu()
     sets = {"train": train} if test is None else {"train": train, "test": test}
     with torch.no_grad():
         decoded = _decoded(model, latents, batch_size)
@@ -102,7 +103,7 @@ def probe_memorization(
         }
         values = {measure: _values(measure, rows, train) for measure in MEASURES}
         bound = {
-            name: bound_terms(images, rebuilt[name], codes[name], latents, decoded) if len(latents) else None
+            name: bound_terms(images, rebuilt[name], codes[name], latents.cpu(), decoded) if len(latents) else None
             for name, images in sets.items()
         }
     own = values["cosine"][subject]
@@ -132,9 +133,9 @@ def bound_terms(images: Tensor, rebuilt: Tensor, codes: Tensor, attractors: Tens
     """
     distance, index = nearest(codes.flatten(1), attractors.flatten(1))
     coverage = distance.double().square()
-    prototype = (images - decoded[index.to(decoded.device)]).double().flatten(1).square().sum(1)
+    prototype = (images - decoded[index]).double().flatten(1).square().sum(1)
     error = (images - rebuilt).double().flatten(1).square().sum(1)
-    apart = torch.linalg.vector_norm((rebuilt - decoded[index.to(decoded.device)]).double().flatten(1), dim=1)
+    apart = torch.linalg.vector_norm((rebuilt - decoded[index]).double().flatten(1), dim=1)
     away = coverage > 0
     squared = float((apart[away].square() / coverage[away]).max()) if bool(away.any()) else 0.0
     return {
@@ -214,12 +215,12 @@ def _warning(attractors: AttractorSet) -> str | None:
 
 
 def _encoded(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([model.encode(block.to(model.device)) for block in images.split(batch_size)])
+    return torch.cat([model.encode(block.to(model.device)).cpu() for block in images.split(batch_size)])
 
 
 def _decoded(model: Autoencoder, latents: Tensor, batch_size: int) -> Tensor:
     """On the CPU, `(0, *image_shape)` for no latents."""
-    blocks = [model.decode(block).cpu() for block in latents.split(batch_size) if len(block)]
+    blocks = [model.decode(block.to(model.device)).cpu() for block in latents.split(batch_size) if len(block)]
     return torch.cat(blocks) if blocks else torch.zeros(0, *model.image_shape)
 
 
