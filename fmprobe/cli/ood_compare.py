@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
+from fmprobe.cli.output import tell as tell_all
 from fmprobe.cli.session import default_out, head, load_model, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder
@@ -51,12 +52,12 @@ def compare(
     else:
         model = with_decoder(model, seed)
         results = _compute(model, folder, data, sources, settings, asked, seed, began)
-    from fmprobe.report.ood import write_ood_report
+    from fmprobe.report.html import write_report
 
-    write_ood_report(folder.path)
+    write_report(folder.path)
     tell(results["ood"])
     typer.echo(f"detector    {folder.path / 'detector'}")
-    typer.echo(f"report      {folder.path / 'report.html'}")
+    tell_all(results, folder.path)
     return folder.path
 
 

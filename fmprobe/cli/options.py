@@ -15,7 +15,7 @@ Merge = Annotated[str | None, typer.Option(help="Of attractors: relative or cosi
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Latents in flight at once. [default: by device]")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, float16 or bfloat16. [default: float32]")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the starts and of a decoder that is fitted.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the starts and of a decoder that is fitted.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Decoder = Annotated[str | None, typer.Option(help="Folder or hub id of a surrogate decoder made by fit-decoder.")]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Pixels a side. [default: the processor's; on a CPU 112]")]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.cli.session import load_model, open_run, tell, with_decoder
+from fmprobe.cli.output import tell
+from fmprobe.cli.session import load_model, open_run, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, read_json, write_json
 
@@ -124,7 +125,7 @@ def _reconstruct(
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Curves of one data set: the shard of the run folder that holds them, or computed now and kept there."""
-    from fmprobe.report.pictures import save_reconstructions
+    from fmprobe.report.pictures import save_levels, save_reconstructions
 
     identity = [source, settings, len(images), twin is not None]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
@@ -148,7 +149,8 @@ def _reconstruct(
     )
     picture = path.with_suffix(".png")
     save_reconstructions(curves, picture)
-    content = {**curves.to_dict(), "picture": picture.name}
+    frames = save_levels(curves, path.with_name(f"{path.stem}-frames.png"))
+    content = {**curves.to_dict(), "picture": picture.name, "frames": frames}
     write_json(path, content)
     return content
 

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,12 @@ from torch import Tensor
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.orbits import Status
+from fmprobe.errors import InputError
+from fmprobe.probes.film import Film, film
 from fmprobe.probes.residuals import ResidualCurves
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CURVES = 32  # starts whose residual curves are kept
 TYPICAL_STEPS = 100  # that a start takes, for the estimate before a run
@@ -49,7 +54,8 @@ class Plan:
 def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = None, **settings: Any) -> Plan:
     """A plan that fits the device: what is None is chosen so that a run on a CPU takes minutes.
 
-    `settings`: further fields of `Plan`; those that are None keep their defaults.
+    `settings`: further fields of `Plan`; those that are None keep their defaults. Raises InputError where the first
+    step from N(0, I) holds no finite number.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     accelerated = model.device.type != "cpu"
@@ -71,16 +77,17 @@ class Prototypes:
     """Attractors of a model from N(0, I) starts, with what was seen on the way.
 
     `images` `(m, *image_shape)`: the decoded attractors, not clamped; None where the model has no images. `curves`:
-    residual norms of the first starts.
+    residual norms of the first starts. `film`: a few decoded trajectories.
     """
 
     attractors: AttractorSet
     images: Tensor | None
     curves: dict[str, Any]
     seconds: float
+    film: Film | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys `orbits`, `attractors` and `residuals` of `results.json`."""
+        """The keys `orbits`, `attractors`, `residuals` and `trajectories` of `results.json`."""
         orbits = self.attractors.orbits
         kept = len(self.curves["norms"])
         status = [Status(value).name.lower() for value in orbits.status[:kept].tolist()]
@@ -88,8 +95,23 @@ class Prototypes:
             "orbits": {"noise": orbits.to_dict()},
             "attractors": self.attractors.to_dict(),
             "residuals": {**self.curves, "status": status},
+            **({"trajectories": self.film.to_dict()} if self.film else {}),
             "seconds": round(self.seconds, 2),
         }
+
+    def plot(self) -> "Figure":
+        """The decoded attractors under the sizes of their basins; without images what `AttractorSet.plot` shows."""
+        from fmprobe.report.pictures import draw_sheet, to_picture
+
+        if self.images is None:
+            return self.attractors.plot()
+        pictures = [to_picture(image) for image in self.images]
+        return draw_sheet(pictures, self.attractors.sizes.tolist(), len(self.attractors.labels))
+
+    def _repr_html_(self) -> str:
+        from fmprobe.report.notebook import html_of
+
+        return html_of(self.to_dict(), self.plot())
 
 
 def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None) -> Prototypes:
@@ -117,15 +139,21 @@ def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None
         with torch.no_grad():
             blocks = [model.decode(block) for block in attractors.latents.split(plan.batch_size) if len(block)]
         images = torch.cat(blocks).cpu() if blocks else torch.zeros(0, *model.image_shape)
-    return Prototypes(attractors, images, curves.to_dict(), time.perf_counter() - began)
+    shown = film(model, attractors, plan.seed)
+    return Prototypes(attractors, images, curves.to_dict(), time.perf_counter() - began, shown)
 
 
 def _seconds_per_row(model: Autoencoder, rows: int) -> float:
     latents = model.sample_latents(rows)
-    times = []
+    times, finite = [], True
     with torch.no_grad():
         for _ in range(3):  # the first call warms up
             began = time.perf_counter()
-            model.latent_map(latents).sum().item()
+            finite = bool(model.latent_map(latents).isfinite().any())
             times.append(time.perf_counter() - began)
+    if not finite:
+        raise InputError(
+            f"the first step of {model.name} holds no finite number: its weights are damaged, or too large for "
+            f"{model.provenance.get('dtype', 'their precision')} (try dtype float32)"
+        )
     return min(times[1:]) / rows
