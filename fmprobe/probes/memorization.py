@@ -92,20 +92,17 @@ def probe_memorization(
         if not all(bool(rows.isfinite().all()) for rows in codes.values()):
             raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
         rebuilt = {name: _decoded(model, rows, batch_size) for name, rows in codes.items()}
-        noise = model.sample_latents(NULLS, seed)
         rows = {
             subject: decoded,
             "test images": test,
             "reconstructed test images": rebuilt.get("test"),
-            "decoded starts": _decoded(model, noise, batch_size),
+            "decoded starts": _decoded(model, model.sample_latents(NULLS, seed), batch_size),
             "noise images": _noise_images(model, seed),
             "mean image": train.mean(0, keepdim=True),
         }
         values = {measure: _values(measure, rows, train) for measure in MEASURES}
-        bound = {
-            name: bound_terms(images, rebuilt[name], codes[name], latents.cpu(), decoded) if len(latents) else None
-            for name, images in sets.items()
-        }
+        known = sets if len(latents) else {}
+        bound = {name: bound_terms(known[name], rebuilt[name], codes[name], latents.cpu(), decoded) for name in known}
     own = values["cosine"][subject]
     return Memorization(
         subject=subject,
@@ -115,7 +112,7 @@ def probe_memorization(
         nearest_cosine=own[0].tolist() if own else [],
         errors={name: float((rebuilt[name] - sets[name]).double().square().mean()) for name in sets},
         rank=_ranks(decoded, train),
-        bound={name: terms for name, terms in bound.items() if terms} or None,
+        bound=bound or None,
         orbits=attractors.orbits.to_dict() | {"protocol": attractors.orbits.protocol},
         images={name: len(images) for name, images in sets.items()},
         warning=_warning(attractors),
