@@ -208,7 +208,7 @@ def _warning(attractors: AttractorSet) -> str | None:
         signs.append(f"half of the orbits end within {steps:g} steps")
     if len(radius) and float(radius.max()) <= SMALL_RADIUS:
         signs.append(f"no spectral radius exceeds {float(radius.max()):.2g}")
-    return f"f is near constant: {', '.join(signs)}" if signs else None
+    return f"f may be near constant where these starts lie: {', '.join(signs)}" if signs else None
 
 
 def _encoded(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:
