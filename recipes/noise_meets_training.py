@@ -34,7 +34,6 @@ class Condition:
     starts: int = 64
 
 
-MIDDLE = Condition()
 CHANGES: dict[str, list[Any]] = {
     "width": [4, 16],
     "weight_decay": [0.0, 1e-3],
@@ -43,19 +42,19 @@ CHANGES: dict[str, list[Any]] = {
 }
 
 
-def conditions(full: bool) -> dict[str, Condition]:
-    """The middle, and one change at a time; all of them together with `full`."""
-    found = {"middle": MIDDLE}
-    for field, values in CHANGES.items():
-        found |= {f"{field} {value:g}": replace(MIDDLE, **{field: value}) for value in values}
+def conditions(middle: Condition, changes: list[str], full: bool) -> dict[str, Condition]:
+    """The middle, and one change at a time; with `full` two."""
+    found = {"middle": middle}
+    for field in changes:
+        found |= {f"{field} {value:g}": replace(middle, **{field: value}) for value in CHANGES[field]}
     if full:
-        for name, condition in list(found.items()):
-            found |= {
-                f"{name}, {field} {value:g}": replace(condition, **{field: value})
-                for field, values in CHANGES.items()
-                if getattr(condition, field) == getattr(MIDDLE, field)
-                for value in values
-            }
+        pairs = [(a, b) for i, a in enumerate(changes) for b in changes[i + 1 :]]
+        found |= {
+            f"{a} {x:g}, {b} {y:g}": replace(middle, **{a: x, b: y})
+            for a, b in pairs
+            for x in CHANGES[a]
+            for y in CHANGES[b]
+        }
     return found
 
 
@@ -95,6 +94,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with mnist.npz, fashion_mnist.npz and cifar10")
     parser.add_argument("--set", default="digits", help="digits, mnist, fashion_mnist or cifar10")
     parser.add_argument("--full", action="store_true", help="two changes at a time too")
+    parser.add_argument("--changes", nargs="+", choices=CHANGES, default=list(CHANGES), help="what is varied")
+    parser.add_argument("--starts", type=int, default=64, help="of each kind, in the middle")
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--steps", type=int, default=1000, help="of training")
@@ -108,7 +109,8 @@ def main() -> None:
     print("| condition | epoch | train | noise | Chamfer | training attractors met | noise attractors met | test MSE |")
     print("|" + "---|" * 8)
     runs = {}
-    for name, condition in conditions(arguments.full).items():
+    middle = Condition(starts=arguments.starts)
+    for name, condition in conditions(middle, arguments.changes, arguments.full).items():
         runs[name] = tracked(condition, train, test, arguments)
         for record in runs[name]:
             counts = [f"{record[kind]['count']} ({record[kind]['converged']:.0%})" for kind in ("train", "noise")]

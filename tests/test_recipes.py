@@ -36,6 +36,19 @@ SMALLEST: dict[str, tuple[str, str]] = {
         "--atoms 32 --dim 16 --select 4 --targets 4 --large 8 --sklearn-targets 2 --rounds 1",
         r"finite: True; an atom twice: False",
     ),
+    "convergence": ("--images 16 --steps 2 --starts 4", r"\| train \| \d+ \| spectral radius \|"),
+    "memorization": (
+        "--ks 2 --images 16 --steps 2 --starts 4 --max-steps 5 --width 2",
+        r"\| digits \| 2 \| 16 \| .* \| noise \|",
+    ),
+    "noise_meets_training": (
+        "--changes width --starts 4 --images 16 --steps 1 --max-steps 5",
+        r"\| width 16 \| 1 \|",
+    ),
+    "training_dynamics": (
+        "--k 2 --images 16 --steps 2 --starts 4 --max-steps 5 --width 2",
+        r"digits: 3 records of 4 starts a kind",
+    ),
     "ood_detection": ("--images 128 --steps 2", r"trajectory +[*\d]"),
     "surrogates": ("--images 32 --steps 2 --starts 2 --max-steps 2", r"latent topk .* of 2, 0 attractors"),
     "train_demo_model": ("--steps 1 --per-class 1 --batch-size 8", r"model in vit-mae-digits"),

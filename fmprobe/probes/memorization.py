@@ -84,6 +84,7 @@ def probe_memorization(
         attractors = find_attractors(model, n, seed=seed, batch_size=batch_size, **search)
     subject = f"ends after {attractors.orbits.protocol['max_steps']} steps" if ends else "attractors"
     latents = atoms_of(attractors, ends)[0].reshape(-1, *model.latent_shape)
+    train, test = train.cpu(), None if test is None else test.cpu()
     sets = {"train": train} if test is None else {"train": train, "test": test}
     with torch.no_grad():
         decoded = _decoded(model, latents, batch_size)
@@ -91,20 +92,17 @@ def probe_memorization(
         if not all(bool(rows.isfinite().all()) for rows in codes.values()):
             raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
         rebuilt = {name: _decoded(model, rows, batch_size) for name, rows in codes.items()}
-        noise = model.sample_latents(NULLS, seed)
         rows = {
             subject: decoded,
             "test images": test,
             "reconstructed test images": rebuilt.get("test"),
-            "decoded starts": _decoded(model, noise, batch_size),
+            "decoded starts": _decoded(model, model.sample_latents(NULLS, seed), batch_size),
             "noise images": _noise_images(model, seed),
             "mean image": train.mean(0, keepdim=True),
         }
         values = {measure: _values(measure, rows, train) for measure in MEASURES}
-        bound = {
-            name: bound_terms(images, rebuilt[name], codes[name], latents, decoded) if len(latents) else None
-            for name, images in sets.items()
-        }
+        known = sets if len(latents) else {}
+        bound = {name: bound_terms(known[name], rebuilt[name], codes[name], latents.cpu(), decoded) for name in known}
     own = values["cosine"][subject]
     return Memorization(
         subject=subject,
@@ -114,7 +112,7 @@ def probe_memorization(
         nearest_cosine=own[0].tolist() if own else [],
         errors={name: float((rebuilt[name] - sets[name]).double().square().mean()) for name in sets},
         rank=_ranks(decoded, train),
-        bound={name: terms for name, terms in bound.items() if terms} or None,
+        bound=bound or None,
         orbits=attractors.orbits.to_dict() | {"protocol": attractors.orbits.protocol},
         images={name: len(images) for name, images in sets.items()},
         warning=_warning(attractors),
@@ -132,9 +130,9 @@ def bound_terms(images: Tensor, rebuilt: Tensor, codes: Tensor, attractors: Tens
     """
     distance, index = nearest(codes.flatten(1), attractors.flatten(1))
     coverage = distance.double().square()
-    prototype = (images - decoded[index.to(decoded.device)]).double().flatten(1).square().sum(1)
+    prototype = (images - decoded[index]).double().flatten(1).square().sum(1)
     error = (images - rebuilt).double().flatten(1).square().sum(1)
-    apart = torch.linalg.vector_norm((rebuilt - decoded[index.to(decoded.device)]).double().flatten(1), dim=1)
+    apart = torch.linalg.vector_norm((rebuilt - decoded[index]).double().flatten(1), dim=1)
     away = coverage > 0
     squared = float((apart[away].square() / coverage[away]).max()) if bool(away.any()) else 0.0
     return {
@@ -210,16 +208,16 @@ def _warning(attractors: AttractorSet) -> str | None:
         signs.append(f"half of the orbits end within {steps:g} steps")
     if len(radius) and float(radius.max()) <= SMALL_RADIUS:
         signs.append(f"no spectral radius exceeds {float(radius.max()):.2g}")
-    return f"f is near constant: {', '.join(signs)}" if signs else None
+    return f"f may be near constant where these starts lie: {', '.join(signs)}" if signs else None
 
 
 def _encoded(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([model.encode(block.to(model.device)) for block in images.split(batch_size)])
+    return torch.cat([model.encode(block.to(model.device)).cpu() for block in images.split(batch_size)])
 
 
 def _decoded(model: Autoencoder, latents: Tensor, batch_size: int) -> Tensor:
     """On the CPU, `(0, *image_shape)` for no latents."""
-    blocks = [model.decode(block).cpu() for block in latents.split(batch_size) if len(block)]
+    blocks = [model.decode(block.to(model.device)).cpu() for block in latents.split(batch_size) if len(block)]
     return torch.cat(blocks) if blocks else torch.zeros(0, *model.image_shape)
 
 
