@@ -1,7 +1,7 @@
 """Alignment: do two networks have the same latent vector field, up to a map between their spaces?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -99,13 +99,8 @@ def compare(
     """
     _check(model_a, model_b, images, images_b, maps)
     search = {"tol": tol, "measure": measure, "max_steps": max_steps, "batch_size": batch_size}
-    chosen = tuple(maps or FITS)
-    settings = _Settings(
-        maps=chosen,
-        anchors=anchors,
-        drift_steps=tuple(sorted({0, *drift_steps})),
-        search={**search, "stability_cap": JACOBIANS, "progress": False},
-    )
+    quiet = {**search, "stability_cap": JACOBIANS, "progress": False}
+    settings = _Settings(tuple(maps or FITS), anchors, tuple(sorted({0, *drift_steps})), quiet)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     fitted = round(FIT_SHARE * len(images))
     other = images if images_b is None else images_b
@@ -114,9 +109,7 @@ def compare(
     absent = {}
     if a.fit.shape[1] != b.fit.shape[1] and maps is None:
         absent[ORTHOGONAL] = f"latents of {a.fit.shape[1]} and of {b.fit.shape[1]} values"
-        settings = _Settings(
-            tuple(m for m in chosen if m != ORTHOGONAL), anchors, settings.drift_steps, settings.search
-        )
+        settings = replace(settings, maps=tuple(name for name in settings.maps if name != ORTHOGONAL))
     found: dict[str, dict[str, Any] | None] = {"null": None, "ceiling": None}
     for name, model, its_images in (("null", null, other), ("ceiling", ceiling, images)):
         if model is None:
