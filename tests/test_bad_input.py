@@ -131,6 +131,8 @@ COMMANDS = {
     "fit-decoder {encoder} -o {tmp}/d --noise -1": "--noise",
     "fit-decoder {encoder} -o {tmp}/d --kind latent --bottleneck 0": "--bottleneck",
     "fit-decoder {encoder} -o {images}/good.npz": "is a file|good.npz",
+    "fit-decoder {encoder} -o /proc/nothing/here": "cannot write the decoder",
+    "fit-decoder {encoder} -o {tmp}/d --steps 1 --images 16 --trackers crystal-ball": "crystal-ball",
     "fit-decoder {encoder} -o {tmp}/d --data {images}/one": "16 images or more, got 1",
     "fit-decoder {demo} -o {tmp}/d --kind latent --pixel-decoder /no/such": "/no/such",
     "ood": "--data",

@@ -4,8 +4,10 @@ import sys
 
 import typer
 
+from fmprobe.cli.compare import compare
 from fmprobe.cli.demo import demo
 from fmprobe.cli.fit_decoder import fit_decoder
+from fmprobe.cli.memorization import memorization
 from fmprobe.cli.models import models
 from fmprobe.cli.ood import ood
 from fmprobe.cli.output import with_output
@@ -21,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, probe, weights, ood, report, models):
+for command in (demo, probe, weights, memorization, ood, compare, report, models):
     app.command()(with_output(command))
 app.command("fit-decoder")(with_output(fit_decoder))
 # The same run under the name of its first product.
