@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support.reports import add, ood_facts, prototypes_run, with_weights
+from support.reports import add, ood_facts, prototypes_run, with_the_rest, with_weights
 
 from fmprobe.report.html import write_report
 from fmprobe.report.sections import SECTIONS
@@ -23,7 +23,7 @@ WIDTHS = {"desktop": (1200, 900), "phone": (390, 844)}
 
 def make(folder: Path, attractors: int, side: int) -> Path:
     """The page of a run with every section, its pictures noise, which compresses worst."""
-    with_weights(prototypes_run(folder, attractors, side))
+    with_the_rest(with_weights(prototypes_run(folder, attractors, side)))
     add(folder, "ood", ood_facts())
     scores = {"images": 3, "accepted": 2, "unreadable": 0, "rule": "joined", "threshold": 1.5, "data": "folder"}
     add(folder, "ood_scores", scores)
