@@ -84,9 +84,7 @@ def tell(name: str, row: dict[str, Any]) -> None:
     """Medians over starts at a few steps, and how far each fell."""
     last = row["steps"][-1]
     shown = [step for step in (1, 2, 5, 10, 30, 100, 300) if step <= last]
-    print(
-        f"\n{name}, {row['n']} starts ({row['starts']}), {last} steps: medians; |z_0| = {row['start_norm']:.4g}"
-    )
+    print(f"\n{name}, {row['n']} starts ({row['starts']}), {last} steps: medians; |z_0| = {row['start_norm']:.4g}")
     print(f"{'step':18}" + "".join(f"{step:>12}" for step in shown) + f"{'last / first':>15}")
     for key, label in (("latent", "latent residual"), ("output", "output residual"), ("norm", "latent norm")):
         if row[key] is None:
