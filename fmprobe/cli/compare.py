@@ -1,5 +1,6 @@
 """fmprobe compare: are the latent vector fields of two models the same, up to a map between their spaces?"""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,7 +44,7 @@ def compare(
     image_size: o.ImageSize = None,
     tokens: o.Tokens = None,
     resume: o.Resume = True,
-) -> None:
+) -> Path:
     """Compare the latent vector fields of two models on shared images, beside a null and a ceiling.
 
     Maps between the two latent spaces are fitted on a part of the images; on the rest: error of the map, cosine of the
@@ -51,7 +52,7 @@ def compare(
     """
     from fmprobe.cli.compare_run import run_compare
 
-    run_compare(
+    return run_compare(
         (model_a, model_b),
         out,
         data=data,

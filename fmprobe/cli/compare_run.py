@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
+from fmprobe.cli.output import tell as tell_all
 from fmprobe.cli.session import MEASURES, default_out, head, load_model, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, write_atomically
@@ -51,9 +52,11 @@ def run_compare(
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
     else:
         results = _compute(names, loaded, folder, asked, load, settings, seed, began)
+    from fmprobe.report.html import write_report
+
+    write_report(folder.path)
     tell(results["alignment"])
-    typer.echo(f"\nresults     {folder.path / 'results.json'}")
-    typer.echo(f"figure      {folder.path / 'alignment.png'}")
+    tell_all(results, folder.path)
     return folder.path
 
 

@@ -1,5 +1,6 @@
 """fmprobe memorization: are a model's attractors, found from noise, its training images?"""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,14 +34,14 @@ def memorization(
     image_size: o.ImageSize = None,
     tokens: o.Tokens = None,
     resume: o.Resume = True,
-) -> None:
+) -> Path:
     """Hold a model's decoded attractors against its training images, beside what is as near without memory.
 
     The attractors are those of `probe` under the same options: what its run folder holds is not computed again.
     """
     from fmprobe.cli.memorization_run import run_memorization
 
-    run_memorization(
+    return run_memorization(
         model,
         out,
         data=data,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.cli.session import open_run, tell, with_decoder
+from fmprobe.cli.output import tell
+from fmprobe.cli.session import open_run, with_decoder
 from fmprobe.images import sample_images
 from fmprobe.runs import read_json, write_json
 

@@ -136,6 +136,11 @@ class VectorField:
 
         return plot_field(self.to_dict())
 
+    def _repr_html_(self) -> str:
+        from fmprobe.report.notebook import html_of
+
+        return html_of({"field": self.to_dict()}, self.plot())
+
 
 def vector_field(
     model: Any,

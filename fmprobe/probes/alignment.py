@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from fmprobe.dynamics.distances import chamfer
 from fmprobe.dynamics.fields import cosine_of, field_at
 from fmprobe.errors import InputError
 from fmprobe.probes.latent_maps import FITS, ORTHOGONAL, LatentMap, Relative, fit_relative
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fmprobe.probes.result import Result
 
 FIT_SHARE = 2 / 3  # of the images, on which the maps are fitted; the others are measured on
 LEAST = 12  # images
@@ -27,7 +25,7 @@ JACOBIANS = 8  # attractors of a network whose stability is examined
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Alignment(Result):
     """How well the fields of two networks agree, beside what chance and an almost equal network give.
 
     `subject`: A against B. `null`: A against the architecture of B with random weights. `ceiling`: A against itself
@@ -39,6 +37,7 @@ class Alignment:
     `absent`: why something is missing.
     """
 
+    key: ClassVar[str] = "alignment"
     subject: dict[str, Any]
     null: dict[str, Any] | None
     ceiling: dict[str, Any] | None
@@ -48,12 +47,6 @@ class Alignment:
     def to_dict(self) -> dict[str, Any]:
         """The key `alignment` of `results.json`."""
         return {name: getattr(self, name) for name in ("subject", "null", "ceiling", "absent", "protocol")}
-
-    def plot(self) -> "Figure":
-        """Cosine of the fields by map, and agreement of relative representations along the iteration."""
-        from fmprobe.report.alignment import plot_alignment
-
-        return plot_alignment(self.to_dict())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,10 +11,8 @@ from torch import Tensor
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.jacobian import NotDifferentiableError, spectral_norm, spectral_radius
 from fmprobe.errors import InputError
+from fmprobe.probes.result import Result
 from fmprobe.seeding import normal_rows
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 QUANTILES = (0.1, 0.5, 0.9)
 DISTANCE = 1e-2  # of the pairs of a local Lipschitz estimate, relative to the norm of the point
@@ -68,7 +66,7 @@ def std_ratio(function: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) ->
 
 
 @dataclass(frozen=True)
-class Contraction:
+class Contraction(Result):
     """How much a model contracts.
 
     `std_ratio`: by map ("f", "E", "D", those that there are), as `std_ratio`, on N(0, I) inputs of the map's shape.
@@ -78,6 +76,7 @@ class Contraction:
     `distant` `(starts // 2,)`: the same of pairs of starts. `absent`: why something is missing.
     """
 
+    key: ClassVar[str] = "contraction"
     std_ratio: dict[str, dict[str, float | None]]
     steps: list[int]
     norms: Tensor | None
@@ -101,12 +100,6 @@ class Contraction:
             "absent": self.absent,
             "protocol": self.protocol,
         }
-
-    def plot(self) -> "Figure":
-        """Spectral norm, radius and local Lipschitz estimate against the step."""
-        from fmprobe.report.contraction import plot_contraction
-
-        return plot_contraction(self.to_dict())
 
 
 def probe_contraction(

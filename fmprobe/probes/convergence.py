@@ -1,7 +1,7 @@
 """Convergence: are the steps that an orbit takes those that the Jacobian at its attractor foretells?"""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -9,12 +9,13 @@ from torch import Tensor
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.iterate import iterate
 from fmprobe.errors import InputError
+from fmprobe.probes.result import Result
 
 FEWEST = 3  # points of a correlation
 
 
 @dataclass(frozen=True)
-class Convergence:
+class Convergence(Result):
     """Measured against estimated steps to within `eps` of the attractor, over the starts that have an estimate.
 
     `estimates`: by "spectral_norm", the paper's rho = ||J_f(z*)||_sigma, and by "spectral_radius", the rate that holds
@@ -23,6 +24,7 @@ class Convergence:
     `left_out`: starts without an estimate, by reason. `eps`: Euclidean error.
     """
 
+    key: ClassVar[str] = "convergence"
     eps: float
     starts: int
     attractors: int

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.distances import nearest
 from fmprobe.errors import InputError
 from fmprobe.probes.dictionaries import atoms_of
+from fmprobe.probes.result import Result
 from fmprobe.seeding import generator
 
 MEASURES = ("cosine", "centred cosine", "euclidean")
@@ -21,7 +22,7 @@ FEW_STEPS, SMALL_RADIUS = 3, 0.05  # median steps and largest spectral radius up
 
 
 @dataclass(frozen=True)
-class Memorization:
+class Memorization(Result):
     """How near decoded attractors are to training images, beside what is as near without memory.
 
     `subject`: what was decoded, "attractors" or "ends after T steps", of which there are `count`. `levels`: by measure
@@ -34,6 +35,7 @@ class Memorization:
     the values say little. `decoded` `(count, *image_shape)` is not in `to_dict`.
     """
 
+    key: ClassVar[str] = "memorization"
     subject: str
     count: int
     levels: dict[str, dict[str, Any]]

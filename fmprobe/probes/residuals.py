@@ -1,7 +1,7 @@
 """Residual curves: how the step of each orbit falls, or does not, in latent space and in the images."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -9,9 +9,7 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fmprobe.probes.result import Result
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 POINTS = 80  # of a curve that are kept, evenly spread over the logarithm of the step
@@ -52,13 +50,14 @@ class ResidualCurves:
 
 
 @dataclass(frozen=True)
-class Residuals:
+class Residuals(Result):
     """Norms along n orbits of T steps, float32 `(n, T)`; column t - 1 belongs to step t.
 
     `latent`: ||z[t] - z[t-1]||. `output`: ||D(z[t]) - D(z[t-1])||, not clamped, None where the model has no images.
     `norm`: ||z[t]||. Nan from where an orbit is not finite. `start_norm` `(n,)`: ||z[0]||. `starts`: what they are.
     """
 
+    key: ClassVar[str] = "residual_curves"
     latent: Tensor
     output: Tensor | None
     norm: Tensor
@@ -78,12 +77,6 @@ class Residuals:
             "start_norm": float(self.start_norm.median()),
             **{name: None if values is None else _quantiles(values) for name, values in curves.items()},
         }
-
-    def plot(self) -> "Figure":
-        """Median and quantiles of each norm against the step (Fumero et al., ICLR 2026, fig. 12, 16, 17)."""
-        from fmprobe.report.residuals import plot_residuals
-
-        return plot_residuals(self.to_dict())
 
 
 def probe_residuals(

@@ -6,13 +6,50 @@ from typing import TYPE_CHECKING, Any
 
 from fmprobe.report.pictures import to_picture
 from fmprobe.report.plots import SERIES, axes
+from fmprobe.report.rendering import plot, render
 from fmprobe.runs import write_atomically
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from fmprobe.report.run import Run
+
+ON_PAGE = 24  # pairs on the page; the folder holds all
 GAP = 2  # pixels between an attractor and its training image
+
+
+def memorization(entry: Mapping[str, Any], run: "Run") -> "Markup":
+    """Attractors beside their nearest training images, the levels and their null levels, errors, rank and bound."""
+    found = list(zip(entry["nearest"], entry["nearest_cosine"], strict=True))
+    pairs = [
+        {"number": i + 1, "nearest": number, "cosine": cosine, "src": run.picture("memorization", f"{i:04d}.png").src}
+        for i, (number, cosine) in enumerate(found[:ON_PAGE])
+    ]
+    measures = list(entry["levels"])
+    rows = [
+        (name, *(_spread(entry["levels"][measure][name]) for measure in measures))
+        for name in entry["levels"][measures[0]]
+    ]
+    facts = [(f"error of {part} images, squared, a pixel", error) for part, error in entry["errors"].items()]
+    facts += [(f"rank at 90% of variance, {name.replace('_', ' ')}", rank) for name, rank in entry["rank"].items()]
+    for part, terms in (entry["bound"] or {}).items():
+        facts += [(f"bound, {part}: {name.replace('_', ' ')}", value) for name, value in terms.items()]
+    return render(
+        "memorization.html",
+        entry=entry,
+        pairs=pairs,
+        total=len(found),
+        plot=plot(memorization_levels(entry), "Cosine to the nearest training image, with the null levels", run),
+        measures=measures,
+        rows=rows,
+        facts=facts,
+    )
+
+
+def _spread(level: Mapping[str, float] | None) -> str:
+    return "–" if level is None else f"{level['mean']:.3f} ± {level['std']:.3f}"
 
 
 def memorization_levels(entry: Mapping[str, Any], measure: str = "cosine") -> "Figure":

@@ -4,8 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.report import plots
+from fmprobe.report.alignment import plot_alignment
+from fmprobe.report.contraction import plot_contraction
+from fmprobe.report.convergence import convergence_scatter
+from fmprobe.report.fields import plot_field
+from fmprobe.report.memorization import memorization_levels
 from fmprobe.report.ood import histogram
 from fmprobe.report.rendering import render, to_svg
+from fmprobe.report.residuals import plot_residuals
 from fmprobe.report.summary import summary
 
 if TYPE_CHECKING:
@@ -15,6 +21,12 @@ if TYPE_CHECKING:
 FIGURES: "dict[str, Callable[[Mapping[str, Any]], Figure]]" = {
     "attractors": plots.basins_and_sweep,
     "weights": lambda entry: plots.weight_curves(entry, "image_mse", "image MSE"),
+    "memorization": memorization_levels,
+    "field": plot_field,
+    "convergence": convergence_scatter,
+    "contraction": plot_contraction,
+    "residual_curves": plot_residuals,
+    "alignment": plot_alignment,
     "ood": lambda entry: histogram(entry["histograms"]["trajectory"]),
 }
 

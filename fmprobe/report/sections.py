@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.report import attractors, ood, surrogate, weights
+from fmprobe.report.alignment import plot_alignment
+from fmprobe.report.contraction import plot_contraction
+from fmprobe.report.convergence import convergence_scatter
+from fmprobe.report.fields import plot_field
+from fmprobe.report.memorization import memorization
 from fmprobe.report.rendering import plot, render
+from fmprobe.report.residuals import plot_residuals
+from fmprobe.report.training import training_curves
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -100,6 +107,52 @@ SECTIONS = (
         "weights hold something about such images. Bands are 95% bootstrap intervals over images; the lowest error of "
         "a column is bold. PCA sees images of the same data set: a reference, not a rival.",
         weights.weights,
+    ),
+    Section(
+        "memorization",
+        "Memorization",
+        "How near the decoded attractors are to training images, beside what is as near without memory: test images, "
+        "decoded starts, noise, the mean image.",
+        memorization,
+    ),
+    Section(
+        "field",
+        "The latent vector field",
+        "V(z) = f(z) - z on a plane: arrows coloured by its norm, basins shaded, attractors as stars. What is not "
+        "shaded ends in no attractor.",
+        drawn(vector_field=plot_field),
+    ),
+    Section(
+        "training",
+        "Attractors along the training",
+        "Per epoch: distinct attractors from training, test and noise starts, how far the sets meet, memorization and "
+        "errors.",
+        drawn(attractors_along_the_training=lambda entry: training_curves(entry["records"])),
+    ),
+    Section(
+        "convergence",
+        "Speed of convergence",
+        "Measured steps against the estimate log(eps/||e0||)/log(rho) (prop. A.9).",
+        drawn(measured_against_estimated_steps=convergence_scatter),
+    ),
+    Section(
+        "contraction",
+        "Contraction",
+        "By which factor f stretches at the points of trajectories. Below 1 it contracts.",
+        drawn(spectral_norm_and_radius_along_trajectories=plot_contraction),
+    ),
+    Section(
+        "residual_curves",
+        "Residuals in latent space and in images",
+        "Median over the starts, with the bands that hold half and four fifths of them.",
+        drawn(residuals_against_the_step=plot_residuals),
+    ),
+    Section(
+        "alignment",
+        "Two networks compared",
+        "Cosine of the two fields under each map between the latent spaces, and agreement of relative representations "
+        "along the iteration, beside a null of random weights and a ceiling.",
+        drawn(cosine_of_the_fields_and_agreement=plot_alignment),
     ),
     Section(
         "ood",

@@ -73,6 +73,28 @@ def _best(curves: Mapping[str, Any]) -> str:
     return text
 
 
+def _memorization(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if found["coefficient"] is None:
+        return [("memorization", found["warning"] or "not known: no attractor")]
+    levels = found["levels"]["cosine"]
+    null = levels.get("test images") or levels["noise images"]
+    name = "test images" if levels.get("test images") else "noise images"
+    text = f"cosine {found['coefficient']:.3f} of {found['count']} {found['subject']} to the nearest training image"
+    return [("memorization", f"{text}; {name} {null['mean']:.3f}")]
+
+
+def _alignment(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """By map the median cosine of the fields, beside the null's and the ceiling's."""
+    rows = []
+    for name in found["subject"]["maps"]:
+        cosines = {part: (found[part] or {"maps": {}})["maps"].get(name) for part in ("subject", "null", "ceiling")}
+        shown = [
+            f"{part} {row['cosine']['q50']:.3f}" for part, row in cosines.items() if row and row["cosine"]["known"]
+        ]
+        rows.append((f"fields, {name}", "median cosine: " + (", ".join(shown) or "not known")))
+    return rows
+
+
 def _ood(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """AUROC in percent of the published score beside the best baseline, known afterwards."""
     rows = []
@@ -98,6 +120,8 @@ _LINES = {
     "orbits": _orbits,
     "attractors": _attractors,
     "weights": _weights,
+    "memorization": _memorization,
+    "alignment": _alignment,
     "ood": _ood,
     "ood_scores": _scored,
 }

@@ -72,8 +72,9 @@ def test_the_whole_table_is_told_and_kept(probed, digits):
 def test_the_report_shows_curves_of_every_data_set(probed):
     page = (probed[0] / "report.html").read_text()
     assert "Weight probing" in page
-    assert page.count('class="sheet"') == 2
-    assert page.count("<title>image MSE, ") == page.count("<title>PSNR (dB), ") == 2
+    assert len(re.findall(r'<label for="r0-w\d">atoms</label>', page)) == 2
+    for metric in ("image MSE", r"PSNR \(dB\)"):
+        assert len(re.findall(rf"<title[^>]*>{metric} against the number of atoms, ", page)) == 2
     assert not re.search(r'(src|href)="(?!data:|#)', page)
 
 

@@ -30,6 +30,8 @@ def results(model, attractors):
     yield attractors
     yield find_prototypes(model, make_plan(model, 4, 50), progress=False)
     yield fmprobe.probe_weights(model, attractors, torch.rand(2, 1, 1, 2), [1], ends=True)
+    yield fmprobe.probe_memorization(model, torch.rand(4, 1, 1, 2), attractors=attractors)
+    yield fmprobe.vector_field(model, resolution=3)
     yield OODResult(None, ood_facts())  # type: ignore[arg-type]
 
 

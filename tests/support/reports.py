@@ -106,6 +106,52 @@ def with_weights(folder: Path) -> Path:
     return add(folder, "weights", {"data": {"a set": curves}})
 
 
+def with_the_rest(folder: Path) -> Path:
+    """The keys of the other probes added, each as small as its figure allows."""
+    (folder / "memorization").mkdir()
+    _noise(np.random.default_rng(2), 18, 8).save(folder / "memorization" / "0000.png")
+    level = {"mean": 0.9, "std": 0.05, "count": 1}
+    row = {"known": 2, "q10": 0.5, "q25": 0.6, "q50": 0.7, "q75": 0.8, "q90": 0.9}
+    curve = {f"q{q}": [0.5, 0.25] for q in (10, 25, 50, 75, 90)}
+    norms = {"latent": curve, "output": None, "norm": curve}
+    entries = {
+        "memorization": {
+            "subject": "attractors",
+            "count": 1,
+            "coefficient": 0.9,
+            "levels": {"cosine": {"attractors": level, "test images": level, "noise images": None}},
+            "nearest": [5],
+            "nearest_cosine": [0.9],
+            "errors": {"train": 0.1},
+            "rank": {"attractors": 1, "train_images": 1},
+            "bound": None,
+            "warning": "f may be near constant",
+        },
+        "field": {
+            "ticks": [-1, 0, 1],
+            "extent": 1,
+            "basins": [[0, 0, -1]] * 3,
+            "arrows": [[[1, 0]] * 3] * 3,
+            "norms": [[1, 2, 3]] * 3,
+            "attractors": [[0, 0]],
+            "plane": "the latent space",
+        },
+        "training": {"records": [{"epoch": 0, "test_error": 0.2}, {"epoch": 1, "test_error": 0.1}]},
+        "convergence": {"eps": 0.01, "estimates": {"rate": {"measured": [3], "estimated": [2.5], "pearson": None}}},
+        "contraction": {"steps": [0, 1], "norms": [row, row], "radii": None, "local": None},
+        "residual_curves": {"steps": [1, 2], **norms, "n": 2, "starts": "N(0, I)"},
+        "alignment": {
+            "subject": {"maps": {"orthogonal": {"cosine": row}}, "drift": {"steps": [0], "agreement": [1.0]}},
+            "null": None,
+            "ceiling": None,
+            "absent": {},
+        },
+    }
+    for key, entry in entries.items():
+        add(folder, key, entry)
+    return folder
+
+
 def ood_facts() -> dict[str, Any]:
     """What `fmprobe ood` keeps under `ood`."""
     status = dict.fromkeys(STATUSES, 0) | {"converged": 4}
