@@ -1,37 +1,62 @@
 """Run folders: what a command leaves on disk, written so that a reader never meets half of anything."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmprobe.errors import InputError
+from fmprobe.errors import InputError, WriteError
+
+try:
+    import fcntl
+except ImportError:  # Windows has other locks
+    fcntl = None
 
 if TYPE_CHECKING:
     from fmprobe.dynamics.attractors import AttractorSet
 
 SCHEMA = 1  # of results.json
-MANIFEST, RESULTS = "manifest.json", "results.json"
+MANIFEST, RESULTS, EVENTS = "manifest.json", "results.json", "events.jsonl"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it into place.
+
+    Raises WriteError where the disk is full or the folder takes nothing; then `path` is as it was.
+    """
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp makes it private
         temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise error if isinstance(error, InputError) else WriteError(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a rename to disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -54,43 +79,79 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class RunFolder:
-    """A folder with a manifest, which pins what the run is, and `results.json`, written last."""
+    """A folder with a manifest, which pins what the run is, and `results.json`, written last.
+
+    `manifest.json` holds what was asked for and, under `pinned`, what was decided when the run began: a run that goes
+    on takes it over. `events.jsonl` tells what happened, one JSON object a line.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: _Lock | None = None
 
     @classmethod
     def open(cls, path: Path, manifest: Mapping[str, Any], resume: bool = True) -> "RunFolder":
         """A new run folder, or one of the same manifest to go on with.
 
         With `resume` off, a run of another manifest is thrown away and started anew. Raises InputError where the folder
-        holds something else, another run, or cannot be written.
+        holds something else, another run, or one that is going on, or cannot be written.
         """
         wanted = json.loads(json.dumps(manifest, default=_plain))
+        folder = cls(path)
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file: name a folder for the results with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                cls._check(path, wanted, resume)
-            write_json(path / MANIFEST, wanted)
+            folder._lock = _Lock(path)
+            _tidy(path.glob(f".{MANIFEST}.*.tmp"))
+            if not (any(path.iterdir()) and folder._goes_on(wanted, resume)):
+                write_json(path / MANIFEST, wanted)
+            _tidy(path.rglob(".*.tmp"))
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror or error}; name another folder") from error
-        return cls(path)
+        return folder
 
-    @staticmethod
-    def _check(path: Path, wanted: dict[str, Any], resume: bool) -> None:
-        if not (path / MANIFEST).is_file():
-            raise InputError(f"{path} is not empty and is no run folder: name another with --out")
-        present = read_json(path / MANIFEST)
+    def _goes_on(self, wanted: dict[str, Any], resume: bool) -> bool:
+        """Whether the folder holds this run; one that is to be started anew is thrown away."""
+        if not (self.path / MANIFEST).is_file():
+            raise InputError(f"{self.path} is not empty and is no run folder: name another with --out")
+        present = read_json(self.path / MANIFEST)
+        present.pop("pinned", None)
         if present == wanted and resume:
-            return
+            return True
         if resume:
-            keys = sorted(k for k in {*present, *wanted} if present.get(k) != wanted.get(k))
-            changes = ", ".join(f"{k}: {present.get(k)!r} there, {wanted.get(k)!r} now" for k in keys)
-            raise InputError(f"{path} holds another run ({changes}): name another --out, or --no-resume to start anew")
-        for entry in path.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            raise InputError(
+                f"{self.path} holds another run ({differences(present, wanted)}): name another --out, or --no-resume "
+                "to start anew"
+            )
+        # The results first and the manifest last, so that a kill between leaves no run that looks finished.
+        (self.path / RESULTS).unlink(missing_ok=True)
+        for entry in self.path.iterdir():
+            if entry.name != MANIFEST:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        return False
+
+    def pin(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was decided under this name when the run began; decided now where nothing was."""
+        manifest = read_json(self.path / MANIFEST)
+        pinned = manifest.setdefault("pinned", {})
+        if name not in pinned:
+            pinned[name] = json.loads(json.dumps(make(), default=_plain))
+            write_json(self.path / MANIFEST, manifest)
+        return pinned[name]
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Append an event to `events.jsonl`; several processes may. A log that cannot be written stops no run."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=_plain) + "\n"
+        with contextlib.suppress(OSError):
+            handle = os.open(self.path / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                size = os.fstat(handle).st_size
+                if size and os.pread(handle, 1, size - 1) != b"\n":  # cut by a kill
+                    line = "\n" + line
+                os.write(handle, line.encode())  # one call, so that lines of processes do not mix
+            finally:
+                os.close(handle)
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -101,6 +162,49 @@ class RunFolder:
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write `results.json`: from now on the run counts as done."""
         write_json(self.path / RESULTS, {"schema": SCHEMA, **results})
+
+
+def _tidy(left: Iterable[Path]) -> None:
+    """Remove what a run that was killed had begun to write."""
+    for path in left:
+        path.unlink(missing_ok=True)
+
+
+def differences(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """In which keys two manifests differ, in one line."""
+    keys = sorted(k for k in {*present, *wanted} if present.get(k) != wanted.get(k))
+    return ", ".join(f"{k}: {present.get(k)!r} there, {wanted.get(k)!r} now" for k in keys)
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run folder, in the order in which they were written; a line that a kill cut is left out."""
+    path = folder / EVENTS
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            events += [event] if isinstance(event, dict) else []
+    return events
+
+
+class _Lock:
+    """A folder's exclusive use, given up with the object or the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._handle = None
+        if fcntl is None:
+            return
+        self._handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another run is at work in {folder}: wait for its end, or name another --out") from error
+        except OSError:  # a file system without locks
+            return
+
+    def __del__(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
 
 
 # What of an attractor set is a tensor, under the names on disk.

@@ -115,9 +115,7 @@ def find_attractors(
     f: Function = getattr(model, "latent_map", model)
     if starts is None:
         starts = _noise(model, n, seed)
-    if merge not in THRESHOLDS:
-        raise ValueError(f"unknown merge {merge!r}: expected one of {', '.join(THRESHOLDS)}")
-    threshold = THRESHOLDS[merge] if threshold is None else threshold
+    _check_merge(merge)
     orbits = iterate(
         f,
         starts,
@@ -128,7 +126,31 @@ def find_attractors(
         observer=observer,
         progress=progress,
     )
-    return _Search(f, starts, orbits, merge, threshold, stability_cap).run()
+    scale = float(starts.double().square().mean().sqrt()) if len(starts) else 1.0
+    return attractors_of(f, orbits, scale, merge=merge, threshold=threshold, stability_cap=stability_cap)
+
+
+def attractors_of(
+    f: Function,
+    orbits: Orbits,
+    scale: float,
+    *,
+    merge: str = "relative",
+    threshold: float | None = None,
+    stability_cap: int = 64,
+) -> AttractorSet:
+    """`find_attractors` from its orbits on; `scale` is the root mean square of the starts' coordinates.
+
+    The orbits are taken over: their ends are overwritten where an orbit is iterated on. They may be memory-mapped.
+    Raises ValueError for an unknown measure.
+    """
+    _check_merge(merge)
+    return _Search(f, orbits, scale, merge, THRESHOLDS[merge] if threshold is None else threshold, stability_cap).run()
+
+
+def _check_merge(merge: str) -> None:
+    if merge not in THRESHOLDS:
+        raise ValueError(f"unknown merge {merge!r}: expected one of {', '.join(THRESHOLDS)}")
 
 
 @dataclass(frozen=True)
@@ -147,10 +169,9 @@ class _Found:
 class _Search:
     """From orbits to attractors: iterate on, merge, examine a member of each, and again where that refuted an error."""
 
-    def __init__(self, f: Function, starts: Tensor, orbits: Orbits, merge: str, threshold: float, cap: int) -> None:
-        self.f, self.orbits = f, orbits
+    def __init__(self, f: Function, orbits: Orbits, scale: float, merge: str, threshold: float, cap: int) -> None:
+        self.f, self.orbits, self.scale = f, orbits, scale
         self.merge, self.threshold, self.cap = merge, threshold, cap
-        self.scale = float(starts.double().square().mean().sqrt()) if len(starts) else 1.0
         self.differentiable = True
 
     def run(self) -> AttractorSet:

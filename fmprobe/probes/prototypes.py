@@ -11,6 +11,9 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.orbits import Status
 from fmprobe.probes.residuals import ResidualCurves
+from fmprobe.probes.search import Search
+from fmprobe.runs import RunFolder
+from fmprobe.sharing import Team
 
 CURVES = 32  # starts whose residual curves are kept
 TYPICAL_STEPS = 100  # that a start takes, for the estimate before a run
@@ -112,12 +115,35 @@ def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None
         observer=curves,
         progress=progress,
     )
+    return _decoded(model, plan, attractors, curves.to_dict(), began)
+
+
+def run_prototypes(
+    model: Autoencoder, plan: Plan, folder: RunFolder, team: Team, name: str = "shards", progress: bool | None = None
+) -> Prototypes | None:
+    """`find_prototypes` as a run: shared by a team's processes and kept in shards of the run folder.
+
+    None for all but the main process. Raises Stopped after a signal, WriteError on a full disk.
+    """
+    began = time.perf_counter()
+    search = Search(model, plan, folder, team, name, min(CURVES, plan.n))
+    search.iterate(progress)
+    if not team.is_main:
+        return None
+    attractors, curves = search.attractors()
+    return _decoded(model, plan, attractors, curves, began)
+
+
+def _decoded(
+    model: Autoencoder, plan: Plan, attractors: AttractorSet, curves: dict[str, Any], began: float
+) -> Prototypes:
     images = None
     if model.has_decoder:
         with torch.no_grad():
-            blocks = [model.decode(block) for block in attractors.latents.split(plan.batch_size) if len(block)]
-        images = torch.cat(blocks).cpu() if blocks else torch.zeros(0, *model.image_shape)
-    return Prototypes(attractors, images, curves.to_dict(), time.perf_counter() - began)
+            blocks = attractors.latents.split(plan.batch_size)
+            decoded = [model.decode(block.to(model.device)).cpu() for block in blocks if len(block)]
+        images = torch.cat(decoded) if decoded else torch.zeros(0, *model.image_shape)
+    return Prototypes(attractors, images, curves, time.perf_counter() - began)
 
 
 def _seconds_per_row(model: Autoencoder, rows: int) -> float:
