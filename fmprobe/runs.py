@@ -19,9 +19,12 @@ except ImportError:  # Windows has other locks
     fcntl = None
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fmprobe.dynamics.attractors import AttractorSet
 
 SCHEMA = 1  # of results.json
+WRITTEN_AT_ONCE = 2**24  # bytes
 MANIFEST, RESULTS, EVENTS = "manifest.json", "results.json", "events.jsonl"
 
 
@@ -214,14 +217,10 @@ _ORBIT_TENSORS = ("ends", "steps", "residuals", "status", "errors", "periods")
 
 def save_attractors(attractors: "AttractorSet", folder: Path) -> None:
     """`attractors.safetensors`, then `attractors.json`, which carries its hash and so completes it."""
-    from safetensors.torch import save_file
-
     tensors = {name: getattr(attractors, name) for name in _TENSORS}
     tensors |= {f"orbits.{name}": getattr(attractors.orbits, name) for name in _ORBIT_TENSORS}
-    # Cloned, since safetensors refuses tensors that share storage.
-    packed = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     path = folder / "attractors.safetensors"
-    write_atomically(path, lambda temporary: save_file(packed, temporary))
+    write_atomically(path, lambda temporary: _write_tensors(temporary, tensors))
     orbits = attractors.orbits
     counts = {name: getattr(orbits, name) for name in ("evaluations", "surplus", "check_evaluations")}
     content = {
@@ -253,6 +252,31 @@ def load_attractors(folder: Path) -> "AttractorSet":
         return AttractorSet(**{name: tensors[name] for name in _TENSORS}, orbits=orbits, **rest)
     except (SafetensorError, KeyError, TypeError) as error:
         raise InputError(f"{folder} does not hold a complete set of attractors ({error}): find them again") from error
+
+
+def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """A safetensors file, written in blocks of rows: the library's own writer holds all of it in memory twice."""
+    import torch
+
+    names = {
+        torch.float32: "F32",
+        torch.float64: "F64",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.int64: "I64",
+    }
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the numbers
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            rows = max(1, WRITTEN_AT_ONCE // max(1, tensor[:1].numel() * tensor.element_size()))
+            for block in tensor.detach().split(rows) if tensor.numel() else ():
+                file.write(block.cpu().contiguous().view(torch.uint8).numpy().data)
 
 
 def _sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.cover import Points
 from fmprobe.dynamics.distances import Dissimilarity
 from fmprobe.dynamics.floor import rounding_floor
 from fmprobe.dynamics.iterate import Observer, Progress, iterate
@@ -18,10 +19,11 @@ from fmprobe.dynamics.jacobian import (
     spectral_norm,
     spectral_radius,
 )
-from fmprobe.dynamics.merging import SWEEPS, THRESHOLDS, single_linkage
+from fmprobe.dynamics.merging import SWEEPS, THRESHOLDS, merge_ends, single_linkage
 from fmprobe.dynamics.orbits import Orbits
 from fmprobe.dynamics.settling import iterate_on
 
+AT_ONCE = 1024  # ends that are in memory together, where they are read from disk
 MARGIN = 1e-3  # beyond the accuracy of the spectral radius, an eigenvalue above 1 means an unstable fixed point
 
 
@@ -138,14 +140,16 @@ def attractors_of(
     merge: str = "relative",
     threshold: float | None = None,
     stability_cap: int = 64,
+    device: torch.device | None = None,
 ) -> AttractorSet:
     """`find_attractors` from its orbits on; `scale` is the root mean square of the starts' coordinates.
 
-    The orbits are taken over: their ends are overwritten where an orbit is iterated on. They may be memory-mapped.
-    Raises ValueError for an unknown measure.
+    The orbits are taken over: their ends are overwritten where an orbit is iterated on. They may be memory-mapped, and
+    on another device than f's, which is `device`. Raises ValueError for an unknown measure.
     """
     _check_merge(merge)
-    return _Search(f, orbits, scale, merge, THRESHOLDS[merge] if threshold is None else threshold, stability_cap).run()
+    threshold = THRESHOLDS[merge] if threshold is None else threshold
+    return _Search(f, orbits, scale, merge, threshold, stability_cap, device or orbits.ends.device).run()
 
 
 def _check_merge(merge: str) -> None:
@@ -169,8 +173,17 @@ class _Found:
 class _Search:
     """From orbits to attractors: iterate on, merge, examine a member of each, and again where that refuted an error."""
 
-    def __init__(self, f: Function, orbits: Orbits, scale: float, merge: str, threshold: float, cap: int) -> None:
-        self.f, self.orbits, self.scale = f, orbits, scale
+    def __init__(
+        self,
+        f: Function,
+        orbits: Orbits,
+        scale: float,
+        merge: str,
+        threshold: float,
+        cap: int,
+        device: torch.device,
+    ) -> None:
+        self.f, self.orbits, self.scale, self.device = f, orbits, scale, device
         self.merge, self.threshold, self.cap = merge, threshold, cap
         self.differentiable = True
 
@@ -190,21 +203,17 @@ class _Search:
         return self._result(found)
 
     def _round(self) -> _Found:
-        self.orbits = iterate_on(self.f, self.orbits, self._allowed() / 2)
+        self.orbits = iterate_on(self.f, self.orbits, self._allowed() / 2, self.device)
         members = (self.orbits.converged & (self.orbits.errors <= self._allowed())).nonzero()[:, 0]
-        linkage = single_linkage(self._dissimilarity(members))
-        components = linkage.components(self.threshold).to(members.device)
+        points = Points(self.orbits.ends, members, self.merge, self.scale)
+        components, sweep = merge_ends(points, self.threshold, SWEEPS[self.merge])
         chosen = self._representatives(members, components)
-        sweep = {str(value): linkage.count(value) for value in SWEEPS[self.merge]}
         return _Found(members, components, sweep, chosen, *self._examine(chosen))
-
-    def _dissimilarity(self, members: Tensor) -> Dissimilarity:
-        return Dissimilarity(self.orbits.ends[members].flatten(1), self.merge, self.scale)
 
     def _allowed(self) -> Tensor:
         """Half the merge distance at each end."""
-        every = torch.arange(len(self.orbits), device=self.orbits.ends.device)
-        return self._dissimilarity(every).as_distance(self.threshold) / 2
+        blocks = self.orbits.ends.flatten(1).split(AT_ONCE)
+        return torch.cat([Dissimilarity(b, self.merge, self.scale).as_distance(self.threshold) for b in blocks]) / 2
 
     def _representatives(self, members: Tensor, components: Tensor) -> Tensor:
         """Of each component the member with the smallest error, the lowest start among equals."""
@@ -227,16 +236,17 @@ class _Search:
 
     def _linearise(self, chosen: Tensor, values: tuple[Tensor, Tensor, Tensor], part: slice) -> None:
         """Overwrite a part of errors, radii and norms by what the Jacobian says."""
-        latents = self.orbits.ends[chosen[part]]
+        latents = self.orbits.ends[chosen[part]].to(self.device)
         if not len(latents) or not self.differentiable:
             return
         errors, radius, norm = values
         try:
-            radius[part] = spectral_radius(self.f, latents)
-            norm[part] = spectral_norm(self.f, latents)
+            radii = spectral_radius(self.f, latents)
+            radius[part] = radii.to(radius)
+            norm[part] = spectral_norm(self.f, latents).to(norm)
             floor, evaluations = rounding_floor(self.f, latents)
-            slack = (1 - radius[part]).abs().clamp(min=torch.finfo(latents.dtype).eps)
-            errors[part] = distance_to_fixed_point(self.f, latents, radius[part]) + floor / slack
+            slack = (1 - radii).abs().clamp(min=torch.finfo(latents.dtype).eps)
+            errors[part] = (distance_to_fixed_point(self.f, latents, radii) + floor / slack).to(errors)
         except NotDifferentiableError as error:
             warnings.warn(f"the stability of the attractors is not known: {error}", stacklevel=6)
             self.differentiable = False

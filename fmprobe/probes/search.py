@@ -86,7 +86,14 @@ class Search:
         watched = len(self.curves.norms)
         self.curves.restore(more["curves"][:watched], orbits.steps[:watched])
         scale = math.sqrt(float(more["squares"].sum()) / orbits.ends.numel())
-        found = attractors_of(self.model.latent_map, orbits, scale, merge=plan.merge, stability_cap=plan.stability_cap)
+        found = attractors_of(
+            self.model.latent_map,
+            orbits,
+            scale,
+            merge=plan.merge,
+            stability_cap=plan.stability_cap,
+            device=self.model.device,
+        )
         return found, self.curves.to_dict()
 
     def _starts(self, index: Tensor) -> tuple[Tensor, Tensor]:
