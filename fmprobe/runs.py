@@ -90,6 +90,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.heard: Callable[[str], object] | None = None  # who is told each event as well
         self._lock: _Lock | None = None
 
     @classmethod
@@ -120,12 +121,12 @@ class RunFolder:
             raise InputError(f"{self.path} is not empty and is no run folder: name another with --out")
         present = read_json(self.path / MANIFEST)
         present.pop("pinned", None)
-        if present == wanted and resume:
+        changes = differences(present, wanted)
+        if resume and not changes:
             return True
         if resume:
             raise InputError(
-                f"{self.path} holds another run ({differences(present, wanted)}): name another --out, or --no-resume "
-                "to start anew"
+                f"{self.path} holds another run ({changes}): name another --out, or --no-resume to start anew"
             )
         # The results first and the manifest last, so that a kill between leaves no run that looks finished.
         (self.path / RESULTS).unlink(missing_ok=True)
@@ -146,6 +147,8 @@ class RunFolder:
     def tell(self, event: str, **facts: Any) -> None:
         """Append an event to `events.jsonl`; several processes may. A log that cannot be written stops no run."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=_plain) + "\n"
+        if self.heard is not None:
+            self.heard(f"{event}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
         with contextlib.suppress(OSError):
             handle = os.open(self.path / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
@@ -174,8 +177,8 @@ def _tidy(left: Iterable[Path]) -> None:
 
 
 def differences(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """In which keys two manifests differ, in one line."""
-    keys = sorted(k for k in {*present, *wanted} if present.get(k) != wanted.get(k))
+    """In which keys two manifests differ, in one line; what is None, or off, counts as not there."""
+    keys = sorted(k for k in {*present, *wanted} if (present.get(k) or None) != (wanted.get(k) or None))
     return ", ".join(f"{k}: {present.get(k)!r} there, {wanted.get(k)!r} now" for k in keys)
 
 
@@ -229,6 +232,7 @@ def save_attractors(attractors: "AttractorSet", folder: Path) -> None:
         "merge": attractors.merge,
         "unresolved": attractors.unresolved,
         "unstable": attractors.unstable,
+        "polished": attractors.polished,
         "orbits": {**counts, "protocol": orbits.protocol},
     }
     write_json(folder / "attractors.json", content)
@@ -249,6 +253,7 @@ def load_attractors(folder: Path) -> "AttractorSet":
         tensors = load_file(path)
         orbits = Orbits(**{name: tensors[f"orbits.{name}"] for name in _ORBIT_TENSORS}, **content["orbits"])
         rest = {name: content[name] for name in ("merge", "unresolved", "unstable")}
+        rest["polished"] = content.get("polished", 0)  # which earlier sets do not tell
         return AttractorSet(**{name: tensors[name] for name in _TENSORS}, orbits=orbits, **rest)
     except (SafetensorError, KeyError, TypeError) as error:
         raise InputError(f"{folder} does not hold a complete set of attractors ({error}): find them again") from error

@@ -53,6 +53,7 @@ def fit_decoder(
     """
     import fmprobe
     from fmprobe.cli.session import default_out, load_model, validation_line
+    from fmprobe.sharing import is_main
     from fmprobe.surrogates.latent import LatentSurrogate
     from fmprobe.surrogates.pixel import PixelDecoder
 
@@ -63,6 +64,7 @@ def fit_decoder(
         data,
         kind,
         seed=seed,
+        progress=is_main(),
         trackers=trackers,
         n_images=images,
         size=size,
@@ -77,5 +79,6 @@ def fit_decoder(
     if pixel is not None and isinstance(surrogate, LatentSurrogate):
         surrogate.put_behind(pixel)
     folder = out or default_out(model, "-decoder")
-    surrogate.save(folder)
+    if is_main():
+        surrogate.save(folder)
     typer.echo(f"decoder     {folder}; validation: {validation_line(surrogate)}")

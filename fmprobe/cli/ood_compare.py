@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.cli.session import default_out, head, load_model, with_decoder
+from fmprobe.cli.session import default_out, head, load_model, open_folder, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder
+from fmprobe.sharing import is_main, launched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,18 +46,23 @@ def compare(
     manifest["fmprobe"] = fmprobe.__version__
     model = load_model(name, **load)
     manifest["fingerprint"] = model.provenance["fingerprint"]
-    folder = RunFolder.open(out, manifest, resume)
+    folder = open_folder(out, manifest, resume)
     if (results := folder.results) is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
     else:
-        model = with_decoder(model, seed)
+        model = with_decoder(model, seed)  # which processes share
+        if not is_main():
+            return folder.path
+        if launched() > 1:
+            typer.echo(f"detectors are fitted and compared by one process: the other {launched() - 1} end here")
         results = _compute(model, folder, data, sources, settings, asked, seed, began)
-    from fmprobe.report.ood import write_ood_report
+    if is_main():
+        from fmprobe.report.ood import write_ood_report
 
-    write_ood_report(folder.path)
-    tell(results["ood"])
-    typer.echo(f"detector    {folder.path / 'detector'}")
-    typer.echo(f"report      {folder.path / 'report.html'}")
+        write_ood_report(folder.path)
+        tell(results["ood"])
+        typer.echo(f"detector    {folder.path / 'detector'}")
+        typer.echo(f"report      {folder.path / 'report.html'}")
     return folder.path
 
 

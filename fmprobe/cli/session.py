@@ -33,9 +33,10 @@ def run_prototypes(
     plan: Mapping[str, Any],
     seed: int,
     resume: bool,
+    verbose: bool = False,
 ) -> Path:
     """From a model's name to a finished run folder; returns the folder."""
-    _, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume)
+    _, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume, verbose=verbose)
     if is_main():
         from fmprobe.report.html import write_report
 
@@ -52,6 +53,7 @@ def open_run(
     plan: Mapping[str, Any],
     seed: int,
     resume: bool,
+    verbose: bool = False,
 ) -> "tuple[Autoencoder, RunFolder, dict[str, Any]]":
     """The model, its run folder and results with the attractors: those on disk, or found now.
 
@@ -59,6 +61,7 @@ def open_run(
     """
     _check_choice("measure", plan.get("measure"), MEASURES)
     _check_choice("merge", plan.get("merge"), MERGES)
+    _check_choice("polish", plan.get("polish"), ("anderson",))
     began = time.perf_counter()
     out = out or default_out(name)
     # What was asked for, before anything is computed: the run's identity. Defaults follow from it and the device.
@@ -66,6 +69,7 @@ def open_run(
     model = load_model(name, **load)
     manifest["fingerprint"] = model.provenance["fingerprint"]
     folder = open_folder(out, manifest, resume)
+    folder.heard = (lambda line: typer.echo(line, err=True)) if verbose else None
     if folder.results is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
         shutil.rmtree(folder.path / "shards", ignore_errors=True)  # where a kill came just before

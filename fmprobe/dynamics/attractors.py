@@ -21,6 +21,7 @@ from fmprobe.dynamics.jacobian import (
 )
 from fmprobe.dynamics.merging import SWEEPS, THRESHOLDS, merge_ends, single_linkage
 from fmprobe.dynamics.orbits import Orbits
+from fmprobe.dynamics.polish import METHODS, anderson
 from fmprobe.dynamics.settling import iterate_on
 
 AT_ONCE = 1024  # ends that are in memory together, where they are read from disk
@@ -37,6 +38,7 @@ class AttractorSet:
     Jacobian, nan beyond the first `stability_cap` and where f has no derivative. `merge`: measure, threshold, the count
     at a sweep of thresholds, and that under the other measures. `unresolved`: starts that met the tolerance but whose
     error stays over half the merge distance. `unstable`: fixed points left out because they repel.
+    `polished`: attractors that polishing took nearer to their fixed point.
     """
 
     latents: Tensor
@@ -49,6 +51,7 @@ class AttractorSet:
     merge: dict[str, Any]
     unresolved: int
     unstable: int = 0
+    polished: int = 0
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -64,6 +67,7 @@ class AttractorSet:
             "count": self.count,
             "unresolved": self.unresolved,
             "unstable": self.unstable,
+            "polished": self.polished,
             "sizes": self.sizes.tolist(),
             "merge": self.merge,
             "spectral_radius": _listed(self.spectral_radius),
@@ -98,6 +102,7 @@ def find_attractors(
     merge: str = "relative",
     threshold: float | None = None,
     stability_cap: int = 64,
+    polish: str | None = None,
     observer: Observer | None = None,
     progress: bool | Progress | None = None,
 ) -> AttractorSet:
@@ -111,13 +116,15 @@ def find_attractors(
     unresolved and belong to no basin. Errors, first estimated from the rate of the steps, are computed from the
     Jacobian at one member of each attractor: at the first `stability_cap` and, where these refute the estimate, at all.
     A fixed point with an eigenvalue beyond the unit circle is left out: orbits may land on it, but it attracts nothing.
+    `polish` "anderson" takes the attractors, not the orbits' ends, to the rounding floor of f; one that would come to
+    lie farther off than its error says, or err as much, stays as it is.
 
     Raises ValueError for settings that make no sense.
     """
     f: Function = getattr(model, "latent_map", model)
     if starts is None:
         starts = _noise(model, n, seed)
-    _check_merge(merge)
+    _check(merge, polish)
     orbits = iterate(
         f,
         starts,
@@ -129,7 +136,7 @@ def find_attractors(
         progress=progress,
     )
     scale = float(starts.double().square().mean().sqrt()) if len(starts) else 1.0
-    return attractors_of(f, orbits, scale, merge=merge, threshold=threshold, stability_cap=stability_cap)
+    return attractors_of(f, orbits, scale, merge=merge, threshold=threshold, stability_cap=stability_cap, polish=polish)
 
 
 def attractors_of(
@@ -140,19 +147,23 @@ def attractors_of(
     merge: str = "relative",
     threshold: float | None = None,
     stability_cap: int = 64,
+    polish: str | None = None,
     device: torch.device | None = None,
 ) -> AttractorSet:
     """`find_attractors` from its orbits on; `scale` is the root mean square of the starts' coordinates.
 
     The orbits are taken over: their ends are overwritten where an orbit is iterated on. They may be memory-mapped, and
-    on another device than f's, which is `device`. Raises ValueError for an unknown measure.
+    on another device than f's, which is `device`. Raises ValueError for an unknown name.
     """
-    _check_merge(merge)
+    _check(merge, polish)
     threshold = THRESHOLDS[merge] if threshold is None else threshold
-    return _Search(f, orbits, scale, merge, threshold, stability_cap, device or orbits.ends.device).run()
+    search = _Search(f, orbits, scale, merge, threshold, stability_cap, device or orbits.ends.device)
+    return search.run(polish is not None)
 
 
-def _check_merge(merge: str) -> None:
+def _check(merge: str, polish: str | None) -> None:
+    if polish is not None and polish not in METHODS:
+        raise ValueError(f"unknown polish {polish!r}: expected one of {', '.join(METHODS)}")
     if merge not in THRESHOLDS:
         raise ValueError(f"unknown merge {merge!r}: expected one of {', '.join(THRESHOLDS)}")
 
@@ -187,7 +198,7 @@ class _Search:
         self.merge, self.threshold, self.cap = merge, threshold, cap
         self.differentiable = True
 
-    def run(self) -> AttractorSet:
+    def run(self, polish: bool) -> AttractorSet:
         found = self._round()
         for _ in range(3):  # each round makes the errors that were refuted smaller, or gives up on them
             repels = found.radius > 1 + MARGIN
@@ -200,7 +211,8 @@ class _Search:
             errors[found.members] = torch.maximum(errors[found.members], hidden)
             self.orbits = replace(self.orbits, errors=errors)
             found = self._round()
-        return self._result(found)
+        result = self._result(found)
+        return self._polished(result) if polish and self.differentiable else result
 
     def _round(self) -> _Found:
         self.orbits = iterate_on(self.f, self.orbits, self._allowed() / 2, self.device)
@@ -288,6 +300,26 @@ class _Search:
             unresolved=int(self.orbits.converged.sum()) - int(settled[found.components].sum()),
             unstable=int(repels.sum()),
         )
+
+    def _polished(self, result: AttractorSet) -> AttractorSet:
+        """The attractors taken nearer to their fixed points, where they stay the same attractors."""
+        before, latents, errors = result.latents, result.latents.clone(), result.errors.clone()
+        for rows in torch.arange(len(before), device=before.device).split(AT_ONCE):
+            old = before[rows].to(self.device)
+            new, _ = anderson(self.f, old)
+            radius = spectral_radius(self.f, new)
+            floor, evaluations = rounding_floor(self.f, new)
+            slack = (1 - radius).abs().clamp(min=torch.finfo(new.dtype).eps)
+            error = (distance_to_fixed_point(self.f, new, radius) + floor / slack).to(errors)
+            moved = torch.linalg.vector_norm((new - old).flatten(1), dim=1).to(errors)
+            # The fixed point lies within the error of either, so the two may differ by the sum, and by no more.
+            same = (moved <= 2 * (errors[rows] + error)) & (radius.to(errors) <= 1 + MARGIN)
+            better = same & (error < errors[rows])
+            latents[rows[better]] = new.to(before)[better]
+            errors[rows[better]] = error[better]
+            self.orbits = replace(self.orbits, check_evaluations=self.orbits.check_evaluations + evaluations)
+        polished = int((errors < result.errors).sum())
+        return replace(result, latents=latents, errors=errors, polished=polished, orbits=self.orbits)
 
 
 def _noise(model: Any, n: int | None, seed: int) -> Tensor:

@@ -161,7 +161,7 @@ class _Recorder:
 
     def __init__(self, starts: Tensor, shape: torch.Size, max_steps: int) -> None:
         needed = starts.numel() * starts.element_size() * (max_steps + 1)
-        if needed > (free := _free_memory()):
+        if needed > (free := free_memory()):
             raise MemoryError(
                 f"{len(starts)} trajectories of up to {max_steps} steps take up to {needed / 2**30:.1f} GiB and "
                 f"{free / 2**30:.1f} GiB are free: take fewer starts or steps, or watch them with an observer"
@@ -176,7 +176,8 @@ class _Recorder:
         return [torch.stack(points) for points in self.points]
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
+    """Bytes that are free on this machine, or a modest guess."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not told by this system

@@ -1,5 +1,6 @@
 """Prototypes: the attractors that noise starts end in, decoded. From weights alone; the first question of every run."""
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.iterate import free_memory
 from fmprobe.dynamics.orbits import Status
 from fmprobe.probes.residuals import ResidualCurves
 from fmprobe.probes.search import Search
@@ -24,7 +26,7 @@ STABILITY_COST = 300  # evaluations of f that the Jacobian of one attractor cost
 class Plan:
     """What a run will do. The default tolerance and step limit are the paper's for foundation models (sec. 4).
 
-    `batch_size` and `seed` as in `find_attractors`; `stability_cap`: attractors whose Jacobian is examined.
+    `batch_size`, `seed` and `polish` as in `find_attractors`; `stability_cap`: attractors whose Jacobian is examined.
     `seconds_per_row`: measured cost of f.
     """
 
@@ -36,6 +38,7 @@ class Plan:
     merge: str = "relative"
     seed: int = 0
     stability_cap: int = 64
+    polish: str | None = None
     seconds_per_row: float = 0.0
 
     @property
@@ -50,14 +53,17 @@ class Plan:
 
 
 def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = None, **settings: Any) -> Plan:
-    """A plan that fits the device: what is None is chosen so that a run on a CPU takes minutes.
+    """A plan that fits the device: what is None is chosen so that a run on a CPU takes minutes, and half its memory.
 
     `settings`: further fields of `Plan`; those that are None keep their defaults.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     accelerated = model.device.type != "cpu"
-    settings.setdefault("batch_size", 256 if accelerated else 32)
-    cost = _seconds_per_row(model, min(8, settings["batch_size"]))
+    rows, before = min(8, settings.get("batch_size", 8)), _peak_memory()
+    cost = _seconds_per_row(model, rows)
+    if "batch_size" not in settings:
+        grown = max(_peak_memory() - before, 1) // rows
+        settings["batch_size"] = 256 if accelerated else max(1, min(32, free_memory() // (2 * grown)))
     if n is None:
         affordable = int(60 / (TYPICAL_STEPS * cost)) // 8 * 8
         n = 512 if accelerated else min(64, max(16, affordable))
@@ -112,6 +118,7 @@ def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None
         batch_size=plan.batch_size,
         merge=plan.merge,
         stability_cap=plan.stability_cap,
+        polish=plan.polish,
         observer=curves,
         progress=progress,
     )
@@ -144,6 +151,16 @@ def _decoded(
             decoded = [model.decode(block.to(model.device)).cpu() for block in blocks if len(block)]
         images = torch.cat(decoded) if decoded else torch.zeros(0, *model.image_shape)
     return Prototypes(attractors, images, curves, time.perf_counter() - began)
+
+
+def _peak_memory() -> int:
+    """Bytes that this process has held at most, where the system tells."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    kilobytes = sys.platform != "darwin"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if kilobytes else 1)
 
 
 def _seconds_per_row(model: Autoencoder, rows: int) -> float:

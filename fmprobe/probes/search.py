@@ -92,6 +92,7 @@ class Search:
             scale,
             merge=plan.merge,
             stability_cap=plan.stability_cap,
+            polish=plan.polish,
             device=self.model.device,
         )
         return found, self.curves.to_dict()

@@ -1,7 +1,9 @@
 """Runs that are killed or stopped go on and end as undisturbed ones; several processes end as one."""
 
 import os
+import shutil
 import signal
+import subprocess
 
 import pytest
 from support.runs import STARTS, launch, probe, results_of, shards_of, spawn, wait_for
@@ -82,7 +84,7 @@ def test_a_stopped_run_keeps_what_has_ended_and_says_how_to_go_on(undisturbed, t
     out, log = tmp_path / "run", tmp_path / "log"
     process = spawn(probe, out, seconds=QUICK, log=log)
     wait_for(lambda: len(shards_of(out)) >= 3)
-    os.kill(process.pid, number)
+    os.kill(process.pid or 0, number)
     process.join()
     assert process.exitcode == code
     line = log.read_text().splitlines()[-1]
@@ -168,6 +170,39 @@ def test_damaged_shards_are_found_again(undisturbed, tmp_path):
     cut.write_bytes(cut.read_bytes()[:-20])
     garbled.write_bytes(b"\xff" * 200)
     assert probe(out) == 0
+    assert same(out, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a disk of its own cannot be mounted here: no right to")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_a_run_with_one_line_and_the_next_goes_on(undisturbed, small_disk, capfd):
+    out = small_disk / "run"
+    kept, codes = 0, []
+    for size in (32, 80, 120, 140, 160, 180, 200, 240, 280, 320, 4096):  # kB; the page alone takes about 100
+        subprocess.run(["mount", "-o", f"remount,size={size}k", str(small_disk)], check=True)
+        codes.append(probe(out))
+        said = capfd.readouterr().err
+        assert "Traceback" not in said
+        if codes[-1] == 0:
+            break
+        assert codes[-1] == 2
+        (line,) = [line for line in said.splitlines() if line.startswith("fmprobe:")]
+        assert "cannot write" in line
+        assert "No space left" in line
+        assert not list(out.rglob(".*"))  # nothing half-written
+        assert len(shards_of(out)) >= kept or (out / "results.json").exists()
+        kept = len(shards_of(out))
+    assert codes[-1] == 0
+    assert codes.count(2) >= 3
     assert same(out, undisturbed)
 
 
