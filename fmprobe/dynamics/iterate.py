@@ -177,7 +177,13 @@ class _Recorder:
 
 
 def free_memory() -> int:
-    """Bytes that are free on this machine, or a modest guess."""
+    """Bytes that this machine can still give, or a modest guess."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux
+        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not told by this system

@@ -62,7 +62,7 @@ def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = 
     rows, before = min(8, settings.get("batch_size", 8)), _peak_memory()
     cost = _seconds_per_row(model, rows)
     if "batch_size" not in settings:
-        grown = max(_peak_memory() - before, 1) // rows
+        grown = max(1, (_peak_memory() - before) // rows)
         settings["batch_size"] = 256 if accelerated else max(1, min(32, free_memory() // (2 * grown)))
     if n is None:
         affordable = int(60 / (TYPICAL_STEPS * cost)) // 8 * 8
