@@ -168,6 +168,7 @@ class RunFolder:
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write `results.json`: from now on the run counts as done."""
         write_json(self.path / RESULTS, {"schema": SCHEMA, **results})
+        self.tell("finished")
 
 
 def _tidy(left: Iterable[Path]) -> None:

@@ -33,6 +33,12 @@ def listen() -> None:
         signal.signal(number, _on_signal)
 
 
+def ignore() -> None:
+    """From now on neither signal does anything: the process is about to end."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def section() -> Iterator[None]:
     """A part that must not be torn: a first signal waits until `pending` is asked or it ends; a second does not."""

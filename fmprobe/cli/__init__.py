@@ -12,7 +12,7 @@ from fmprobe.cli.probe import probe
 from fmprobe.cli.weights import weights
 from fmprobe.errors import InputError
 from fmprobe.sharing import Abandoned, is_main, launched, quiet_unless_main, team
-from fmprobe.stopping import Stopped, listen
+from fmprobe.stopping import Stopped, ignore, listen
 
 app = typer.Typer(
     help="Vision foundation models as dynamical systems: attractors of the latent map encode(decode(z)).",
@@ -51,11 +51,13 @@ def main() -> None:
         raise
     finally:
         if launched() > 1 and "torch" in sys.modules:
+            ignore()  # a launcher ends the others as soon as one has gone
             team().leave()
 
 
 def _give_up(line: str = "") -> None:
     """Print why, unless another process gave up before, and let the others end too."""
+    ignore()
     first = launched() == 1 or team().fail()
     if line and first:
         print(f"fmprobe: {line}", file=sys.stderr)

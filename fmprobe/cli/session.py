@@ -68,8 +68,7 @@ def open_run(
     manifest = {"model": str(name), "seed": seed, **load, **plan, "fmprobe": fmprobe.__version__}
     model = load_model(name, **load)
     manifest["fingerprint"] = model.provenance["fingerprint"]
-    folder = open_folder(out, manifest, resume)
-    folder.heard = (lambda line: typer.echo(line, err=True)) if verbose else None
+    folder = open_folder(out, manifest, resume, verbose)
     if folder.results is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
         shutil.rmtree(folder.path / "shards", ignore_errors=True)  # where a kill came just before
@@ -79,12 +78,16 @@ def open_run(
     return model, folder, folder.results or {}
 
 
-def open_folder(out: Path, manifest: Mapping[str, Any], resume: bool) -> RunFolder:
+def open_folder(out: Path, manifest: Mapping[str, Any], resume: bool, verbose: bool = False) -> RunFolder:
     """The run folder, opened by the main process; the others find what it left there."""
     from fmprobe.sharing import team
 
     with team().main_first():
-        return RunFolder.open(out, manifest, resume) if is_main() else RunFolder(out)
+        folder = RunFolder.open(out, manifest, resume) if is_main() else RunFolder(out)
+    folder.heard = (lambda line: typer.echo(line, err=True)) if verbose else None
+    if is_main():
+        folder.tell("begin", processes=team().size, results=folder.results is not None)
+    return folder
 
 
 def default_out(name: str, suffix: str = "") -> Path:
@@ -142,7 +145,6 @@ def _compute(model: "Autoencoder", folder: RunFolder, plan: Mapping[str, Any], s
         protocol = {"starts": "N(0, I)", **asdict(made), "rules": rules}
         results = {**head(model, protocol), **found.to_dict(), "total_seconds": round(time.perf_counter() - began, 1)}
         folder.finish(results)
-        folder.tell("finished", attractors=found.attractors.count)
         shutil.rmtree(folder.path / "shards", ignore_errors=True)
     team().barrier()
 

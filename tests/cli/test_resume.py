@@ -136,6 +136,15 @@ def test_an_error_of_one_process_ends_all_with_one_line(tmp_path):
     assert "Traceback" not in log.read_text()
 
 
+def test_verbose_tells_the_events(tmp_path, capfd):
+    assert probe(tmp_path / "run", "--verbose", n=4) == 0
+    said = capfd.readouterr().err
+    events = read_events(tmp_path / "run")
+    assert [event["event"] for event in events] == ["begin", "iterate", *["shard"] * 4, "finished"]
+    assert all(event["time"] > 1.6e9 for event in events)
+    assert "shard: search shards, orbits 1, process 0" in said
+
+
 def test_another_protocol_is_refused_and_no_resume_starts_anew(tmp_path, capfd):
     out = tmp_path / "run"
     process = spawn(probe, out, seconds=QUICK)

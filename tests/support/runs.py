@@ -35,18 +35,20 @@ def slow_model(seconds: float) -> fmprobe.Autoencoder:
     return model
 
 
-def probe(out: Path, *options: object, seconds: float = 0.0, n: int = STARTS) -> int:
-    """`fmprobe probe` with these options on the slow model; returns its exit code."""
-    arguments = ["fmprobe", "probe", "slow", "-o", out, "-n", n, "--max-steps", 200, "--batch-size", 8, *options]
-    with (
-        mock.patch("fmprobe.cli.session.load_model", return_value=slow_model(seconds)),
-        mock.patch.object(sys, "argv", [str(argument) for argument in arguments]),
-    ):
+def command(*arguments: object) -> int:
+    """The command line in this process; returns its exit code."""
+    with mock.patch.object(sys, "argv", ["fmprobe", *map(str, arguments)]):
         try:
             main()
         except SystemExit as end:
             return int(end.code or 0)
     return 0
+
+
+def probe(out: Path, *options: object, seconds: float = 0.0, n: int = STARTS) -> int:
+    """`fmprobe probe` with these options on the slow model."""
+    with mock.patch("fmprobe.cli.session.load_model", return_value=slow_model(seconds)):
+        return command("probe", "slow", "-o", out, "-n", n, "--max-steps", 200, "--batch-size", 8, *options)
 
 
 def results_of(out: Path) -> dict[str, Any]:
