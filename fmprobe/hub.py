@@ -71,7 +71,7 @@ def locate(name: str, revision: str | None = None) -> Checkpoint:
     """
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         found = next((f for f in (Path(name), Path(name) / "vae") if (f / CONFIG).is_file()), None)
         if found is None:
             raise InputError(f"{name} holds no {CONFIG}: expected a model folder in Hugging Face layout")

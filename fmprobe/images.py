@@ -5,6 +5,8 @@ A source is written `SOURCE[:split][#column]`; for an .npz file `FILE.npz:key`.
 
 import io
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -189,7 +191,7 @@ def _from_arrays(source: Source) -> Iterator[tuple[str, "Callable[[], Image.Imag
         with np.load(source.name, allow_pickle=False) as arrays:
             held = {key: arrays[key] for key in arrays if source.split in (None, key)}
             keys = list(arrays)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{source.name} cannot be read as .npz ({error}): expected arrays saved by numpy") from error
     key = source.split or next((k for k, array in held.items() if array.ndim >= 3), "")
     if key not in held:
@@ -211,6 +213,8 @@ def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Callable[
     import datasets
 
     name = source.name
+    logging = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is said below
     try:
         data: Any = datasets.load_dataset("parquet", data_files=name) if name.endswith(".parquet") else None
         data = datasets.load_dataset(name) if data is None else data
@@ -218,6 +222,8 @@ def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Callable[
         what = "cannot be read" if local else "is no folder or file here, and the hub gave no such data set"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{name} {what} ({reason[:200]}): check the name") from error
+    finally:
+        datasets.logging.set_verbosity(logging)
     splits = list(data)
     split = source.split or splits[0]
     if split not in splits:

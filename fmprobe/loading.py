@@ -176,9 +176,13 @@ def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
 
     if device is not None and device != "auto":
         try:
-            return torch.device(device)
+            chosen = torch.device(device)
         except RuntimeError as error:
             raise InputError(f"unknown device {device!r}: expected auto, cpu, cuda, cuda:N or mps") from error
+        there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        if (chosen.index or 0) >= there.get(chosen.type, 1):
+            raise InputError(f"device {device} is not here: auto takes the accelerator that is, else the CPU")
+        return chosen
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

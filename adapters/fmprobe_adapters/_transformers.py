@@ -27,7 +27,7 @@ def read_preprocessing(source: Source) -> Preprocessing:
         try:
             with quiet():
                 processor = AutoImageProcessor.from_pretrained(source.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{source.name} has no readable preprocessor_config.json, which states its pixel mean, deviation and "
                 f"size: add one, or pass processor=…"

@@ -11,9 +11,11 @@ Images = Annotated[int | None, typer.Option("--images", min=16, help="Training i
 Kind = Annotated[str, typer.Option(help="pixel: a decoder to images; latent: an autoencoder on features.")]
 Size = Annotated[str | None, typer.Option(help="tiny, small, base or large. [default: by device]")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps. [default: by device]")]
-Noise = Annotated[float | None, typer.Option(min=0, help="Of the latents, in deviations. [default: 3]")]
+Noise = Annotated[float | None, typer.Option(min=0, help="Of the latents, in deviations. [default: 2]")]
 Perceptual = Annotated[float | None, typer.Option(min=0, help="Weight of the encoder's own features. [default: 0]")]
-Contraction = Annotated[float | None, typer.Option(min=0, help="Weight of f's squared Jacobian norm. [default: 0]")]
+Contraction = Annotated[
+    float | None, typer.Option(min=0, help="Pixel: weight of f's squared Jacobian norm. [default: 0.015]")
+]
 Variant = Annotated[
     str | None,
     typer.Option(help="Latent: plain, denoising, contractive, variational, sparse or topk. [default: plain]"),
@@ -54,9 +56,12 @@ def fit_decoder(
     import fmprobe
     from fmprobe.cli.session import default_out, load_model, validation_line
     from fmprobe.sharing import is_main
+    from fmprobe.surrogates.artefact import check_place
     from fmprobe.surrogates.latent import LatentSurrogate
     from fmprobe.surrogates.pixel import PixelDecoder
 
+    folder = out or default_out(model, "-decoder")
+    check_place(folder)
     encoder = load_model(model, revision=revision, image_size=image_size, device=device, dtype=dtype, tokens=tokens)
     pixel = PixelDecoder.load(pixel_decoder, encoder) if pixel_decoder else None
     surrogate = fmprobe.fit_decoder(
@@ -78,7 +83,6 @@ def fit_decoder(
     )
     if pixel is not None and isinstance(surrogate, LatentSurrogate):
         surrogate.put_behind(pixel)
-    folder = out or default_out(model, "-decoder")
     if is_main():
         surrogate.save(folder)
     typer.echo(f"decoder     {folder}; validation: {validation_line(surrogate)}")

@@ -24,6 +24,7 @@ Distance = Annotated[str | None, typer.Option(help="euclidean, cosine or standar
 Aggregate = Annotated[str | None, typer.Option(help="mean, first, last, max, length or steps. [default: mean]")]
 Acceptance = Annotated[float | None, typer.Option(help="Share of in-distribution images to accept. [default: 0.95]")]
 Rule = Annotated[str | None, typer.Option(help="With --detector: the score that decides. [default: the detector's]")]
+Parquet = Annotated[bool, typer.Option("--parquet", help="With --detector: write scores.parquet beside the CSV.")]
 Controls = Annotated[
     bool, typer.Option("--controls/--no-controls", help="Add constant, noise, blurred, inverted images.")
 ]
@@ -43,6 +44,7 @@ def ood(
     acceptance: Acceptance = None,
     rule: Rule = None,
     controls: Controls = True,
+    parquet: Parquet = False,
     max_steps: o.MaxSteps = None,
     tol: o.Tol = None,
     measure: o.Measure = None,
@@ -75,8 +77,20 @@ def ood(
             )
         from fmprobe.cli.ood_score import score_source
 
-        score_source(detector, data, out, acceptance=acceptance, rule=rule, model=model, device=device, resume=resume)
+        score_source(
+            detector,
+            data,
+            out,
+            acceptance=acceptance,
+            rule=rule,
+            model=model,
+            device=device,
+            resume=resume,
+            parquet=parquet,
+        )
         return
+    if parquet:
+        raise InputError("--parquet is for the scores of new images: name a fitted detector with --detector DIR")
     if model is None:
         raise InputError("no model: name one to fit a detector for, or a fitted detector with --detector DIR")
     from fmprobe.cli.ood_compare import compare

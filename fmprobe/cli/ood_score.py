@@ -1,4 +1,4 @@
-"""fmprobe ood --detector: new images to a CSV, one row a file in input order, in blocks, which processes share."""
+"""fmprobe ood --detector: new images to a CSV or parquet, a row a file in input order; processes share the blocks."""
 
 import csv
 import hashlib
@@ -33,10 +33,12 @@ def score_source(
     model: str | None,
     device: str,
     resume: bool,
+    parquet: bool = False,
 ) -> Path:
-    """Score every image of `data` with a detector that was kept; returns the path of the CSV.
+    """Score every image of `data` with a detector that was kept; returns the path of the table.
 
     Rows that an interrupted run wrote are kept, their images skipped. A file that is no image gets a row that says so.
+    `parquet`: the finished table as `scores.parquet` too, numbers as float64 and `accepted` as a truth value.
     """
     from fmprobe.images import open_images
     from fmprobe.probes.ood.detector import TrajectoryDetector
@@ -71,12 +73,14 @@ def score_source(
         rows = _rows(table)
         ordered = [rows[name] for name, _ in found]
         write_atomically(table, lambda path: path.write_text(_text([COLUMNS, *ordered]), encoding="utf-8"))
+        if parquet:
+            _write_parquet(table.with_suffix(".parquet"), ordered)
         accepted = sum(row[1] == "yes" for row in ordered)
         unreadable = sum(bool(row[-1]) for row in ordered)
         counts = {"images": len(found), "accepted": accepted, "unreadable": unreadable}
         folder.finish({"ood_scores": {**counts, **manifest}})
         typer.echo(f"accepted    {accepted} of {len(found)}{f'; {unreadable} could not be read' if unreadable else ''}")
-        typer.echo(f"scores      {table}")
+        typer.echo(f"scores      {table}{' and .parquet' if parquet else ''}")
     return table
 
 
@@ -154,6 +158,23 @@ def _append(table: Path, rows: Iterable[Sequence[str]]) -> None:
             os.close(handle)
     except OSError as error:
         raise WriteError(table, error) from error
+
+
+def _write_parquet(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """The rows of the table with their types; empty where an image could not be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {}
+    for place, name in enumerate(COLUMNS):
+        values = [row[place] or None for row in rows]
+        if name == "accepted":
+            columns[name] = pa.array([None if value is None else value == "yes" for value in values], pa.bool_())
+        elif name in ("score", "trajectory", "first"):
+            columns[name] = pa.array([None if value is None else float(value) for value in values], pa.float64())
+        else:
+            columns[name] = pa.array(values, pa.string())
+    write_atomically(path, lambda temporary: pq.write_table(pa.table(columns), temporary))
 
 
 def _text(rows: Iterable[Sequence[str]]) -> str:

@@ -21,7 +21,7 @@ Compile = Annotated[str | None, typer.Option(help="f by torch.compile with this 
 Polish = Annotated[str | None, typer.Option(help="anderson: take attractors to the rounding floor of f.")]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bit for bit, in any batch; slower.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell every event of events.jsonl as it happens.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the starts and of a decoder that is fitted.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the starts and of a decoder that is fitted.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Decoder = Annotated[str | None, typer.Option(help="Folder or hub id of a surrogate decoder made by fit-decoder.")]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Pixels a side. [default: the processor's; on a CPU 112]")]

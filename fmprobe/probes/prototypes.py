@@ -12,6 +12,7 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.iterate import free_memory
 from fmprobe.dynamics.orbits import Status
+from fmprobe.errors import InputError
 from fmprobe.probes.residuals import ResidualCurves
 from fmprobe.probes.search import Search
 from fmprobe.runs import RunFolder
@@ -55,7 +56,8 @@ class Plan:
 def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = None, **settings: Any) -> Plan:
     """A plan that fits the device: what is None is chosen so that a run on a CPU takes minutes, and half its memory.
 
-    `settings`: further fields of `Plan`; those that are None keep their defaults.
+    `settings`: further fields of `Plan`; those that are None keep their defaults. Raises InputError where the first
+    step from N(0, I) holds no finite number.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     accelerated = model.device.type != "cpu"
@@ -165,10 +167,15 @@ def _peak_memory() -> int:
 
 def _seconds_per_row(model: Autoencoder, rows: int) -> float:
     latents = model.sample_latents(rows)
-    times = []
+    times, finite = [], True
     with torch.no_grad():
         for _ in range(3):  # the first call warms up
             began = time.perf_counter()
-            model.latent_map(latents).sum().item()
+            finite = bool(model.latent_map(latents).isfinite().any())
             times.append(time.perf_counter() - began)
+    if not finite:
+        raise InputError(
+            f"the first step of {model.name} holds no finite number: its weights are damaged, or too large for "
+            f"{model.provenance.get('dtype', 'their precision')} (try dtype float32)"
+        )
     return min(times[1:]) / rows

@@ -52,8 +52,7 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
         An earlier surrogate there is replaced. Raises InputError where `folder` holds other things or takes no files.
         """
         target = Path(folder)
-        if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file()):
-            raise InputError(f"{target} exists and is not a decoder's folder: choose another one")
+        check_place(target)
         scratch = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +103,17 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
     @classmethod
     def _load_as_pickle(cls, *_: Any, **__: Any) -> Any:
         raise InputError("the repository holds no model.safetensors, and pickled weights are not read")
+
+
+def check_place(folder: Path) -> None:
+    """Raise InputError where `folder` holds something that is no surrogate, or cannot be written, before any work."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file()):
+        raise InputError(f"{folder} exists and is not a decoder's folder: choose another one")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=there).cleanup()
+    except OSError as error:
+        raise InputError(f"cannot write the decoder to {folder}: {error.strerror}; choose another folder") from error
 
 
 def load_surrogate(path_or_id: str | Path, model: Autoencoder) -> "PixelDecoder | LatentSurrogate":

@@ -95,7 +95,12 @@ def train(
     the batch size. `trackers`: accelerate's `log_with`. Raises InputError where the batch cannot be shared.
     """
     # accelerate keeps one mixed precision a process, so a run's own is not given to it.
-    accelerator = Accelerator(cpu=device.type == "cpu", log_with=trackers, project_dir=folder)
+    try:
+        accelerator = Accelerator(cpu=device.type == "cpu", log_with=trackers, project_dir=folder)
+    except ValueError as error:  # of a name that accelerate does not know
+        raise InputError(f"unknown tracker {trackers!r}: {error}") from error
+    if trackers and not accelerator.log_with:
+        raise InputError(f"tracker {trackers!r} is not installed: pip install {trackers}")
     batch_size = min(schedule.batch_size, n)
     parts = accelerator.num_processes * schedule.accumulate
     if batch_size % parts:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -138,9 +139,14 @@ def test_a_detector_scores_a_folder_row_by_row_and_goes_on_where_it_was_cut(comp
             assert row[key] == expected[key] or float(row[key]) == pytest.approx(float(expected[key]), rel=1e-5)
 
     (folder / "zz.png").write_bytes((folder / "z, 0.png").read_bytes())
-    more = run(*arguments)
+    more = run(*arguments, "--parquet")
     assert "12 images, 10 scored already" in more.stdout
     rows = list(csv.DictReader((out / "scores.csv").read_text().splitlines()))
+    typed = pq.read_table(out / "scores.parquet").to_pylist()
+    assert [row["file"] for row in typed] == [row["file"] for row in rows]
+    for row, text in zip(typed, rows, strict=True):
+        assert row["score"] == (float(text["score"]) if text["score"] else None)
+        assert row["accepted"] is ({"yes": True, "no": False}.get(text["accepted"]))
     assert len(rows) == 12
     assert float(rows[-1]["score"]) == pytest.approx(float(rows[-2]["score"]), rel=1e-4)
 
@@ -168,6 +174,7 @@ def test_two_processes_score_as_one(compared, folder, tmp_path):
     [
         ([DEMO], "--data"),
         (["--data", "DIGITS"], "no model"),
+        ([DEMO, "--data", "DIGITS", "--parquet"], "--parquet"),
         ([DEMO, "--data", "DIGITS", "--acceptance", "2"], "--acceptance"),
         ([DEMO, "--data", "DIGITS", "--distance", "manhattan"], "euclidean, cosine, standardised"),
         ([DEMO, "--data", "nowhere.npz"], "does not exist"),

@@ -332,6 +332,13 @@ def test_thresholds_accept_the_share_asked_for():
             )
 
 
+def test_a_threshold_that_lets_diverged_orbits_in_says_so():
+    model = model_of(lambda z: torch.where(z.mean(-1, keepdim=True) > 0.5, 100 * z, 0.5 * z))
+    detector = fmprobe.TrajectoryDetector(model, max_steps=40).fit(0.4 * images(30), images(60, seed=1))
+    with pytest.warns(UserWarning, match="accepts everything"):
+        assert bool(detector.predict(images(20, seed=2), rule="trajectory").all())
+
+
 def test_two_sided_typicality_flags_both_ends():
     """Images darker and brighter than any seen lie nearer and farther than usual."""
     model = model_of(lambda z: 0.5 * z)

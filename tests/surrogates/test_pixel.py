@@ -1,4 +1,6 @@
 import json
+import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,29 @@ def test_hub_mixin_reads_what_was_saved(encoder, tmp_path):
     assert again.info["model"] == "tiny"
     again.save_pretrained(tmp_path / "e")
     assert PixelDecoder.load(tmp_path / "e", encoder).info == decoder.info
+
+
+def test_push_to_hub_sends_what_save_writes(encoder, tmp_path, monkeypatch):
+    sent = []
+
+    class Client:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, folder_path, repo_id, **_):
+            sent.append(repo_id)
+            shutil.copytree(folder_path, tmp_path / "hub")
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Client)
+    decoder = make(encoder)
+    decoder.push_to_hub("someone/decoder")
+    assert sent == ["someone/decoder"]
+    z = encoder.sample_latents(2)
+    assert torch.equal(decoder(z), PixelDecoder.load(tmp_path / "hub", encoder)(z))
+    assert "tiny" in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_saving_replaces_a_decoder_but_nothing_else(encoder, tmp_path):

@@ -1,5 +1,7 @@
 """What held-out in-distribution images say of a score: how typical a value is, and what a profile looks like."""
 
+import warnings
+
 import numpy as np
 
 from fmprobe.errors import InputError
@@ -66,6 +68,7 @@ class Calibration:
 
         The ceil((h + 1) * acceptance)-th smallest of h, which new images from the same source stay under with at least
         that probability (split conformal prediction), while h is large enough for it to exist; else the largest.
+        Warns where that is the score of orbits that diverge: then every image is accepted.
         """
         if not 0 < acceptance < 1:
             raise InputError(f"acceptance must lie between 0 and 1, got {acceptance}")
@@ -73,7 +76,14 @@ class Calibration:
             raise InputError(f"unknown score {name!r}: expected one of {', '.join(sorted(self._calibrated))}")
         held = np.sort(self._calibrated[name])
         place = int(np.ceil((self.n + 1) * acceptance - 1e-9))
-        return float(held[min(place, self.n) - 1])
+        threshold = float(held[min(place, self.n) - 1])
+        if threshold >= LARGEST:
+            warnings.warn(
+                f"more than {1 - acceptance:.0%} of the held-out images' orbits diverge or have no score, so {name!r} "
+                "accepts everything: lower the acceptance, or decide by another score",
+                stacklevel=2,
+            )
+        return threshold
 
     def _out_of_fold(self) -> Scores:
         """Each held-out image's profile scores by models fitted without it, so that thresholds are not too narrow."""
