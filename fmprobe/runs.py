@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,6 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.heard: Callable[[str], object] | None = None  # who is told each event as well
-        self._lock: _Lock | None = None
 
     @classmethod
     def open(cls, path: Path, manifest: Mapping[str, Any], resume: bool = True) -> "RunFolder":
@@ -106,14 +105,34 @@ class RunFolder:
             raise InputError(f"{path} is a file: name a folder for the results with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder._lock = _Lock(path)
-            _tidy(path.glob(f".{MANIFEST}.*.tmp"))
-            if not (any(path.iterdir()) and folder._goes_on(wanted, resume)):
-                write_json(path / MANIFEST, wanted)
-            _tidy(path.rglob(".*.tmp"))
+            with folder.locked():
+                _tidy(path.glob(f".{MANIFEST}.*.tmp"))
+                if not (any(path.iterdir()) and folder._goes_on(wanted, resume)):
+                    write_json(path / MANIFEST, wanted)
+                _tidy(path.rglob(".*.tmp"))
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror or error}; name another folder") from error
         return folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """While work goes on in the folder. Raises InputError where another process is at work there."""
+        if fcntl is None:
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"another run is at work in {self.path}: wait for its end, or name another --out"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            os.close(handle)
 
     def _goes_on(self, wanted: dict[str, Any], resume: bool) -> bool:
         """Whether the folder holds this run; one that is to be started anew is thrown away."""
@@ -192,26 +211,6 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
             event = json.loads(line)
             events += [event] if isinstance(event, dict) else []
     return events
-
-
-class _Lock:
-    """A folder's exclusive use, given up with the object or the process."""
-
-    def __init__(self, folder: Path) -> None:
-        self._handle = None
-        if fcntl is None:
-            return
-        self._handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another run is at work in {folder}: wait for its end, or name another --out") from error
-        except OSError:  # a file system without locks
-            return
-
-    def __del__(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
 
 
 # What of an attractor set is a tensor, under the names on disk.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.cli.session import default_out, head, load_model, open_folder, with_decoder
+from fmprobe.cli.session import at_work, default_out, head, load_model, open_folder, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder
 from fmprobe.sharing import is_main, launched
@@ -55,7 +55,8 @@ def compare(
             return folder.path
         if launched() > 1:
             typer.echo(f"detectors are fitted and compared by one process: the other {launched() - 1} end here")
-        results = _compute(model, folder, data, sources, settings, asked, seed, began)
+        with at_work(folder):
+            results = _compute(model, folder, data, sources, settings, asked, seed, began)
     if is_main():
         from fmprobe.report.ood import write_ood_report
 

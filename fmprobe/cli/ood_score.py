@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.cli.session import open_folder
+from fmprobe.cli.session import at_work, open_folder
 from fmprobe.errors import InputError, WriteError
-from fmprobe.runs import write_atomically
+from fmprobe.runs import RunFolder, write_atomically
 from fmprobe.sharing import is_main, team
 
 if TYPE_CHECKING:
@@ -56,6 +56,20 @@ def score_source(
     }
     folder = open_folder(out or Path("runs") / "ood-scores", manifest, resume)
     table = folder.path / TABLE
+    with at_work(folder):
+        _score_all(detector, found, folder, manifest, parquet)
+    return table
+
+
+def _score_all(
+    detector: "TrajectoryDetector",
+    found: Sequence[tuple[str, Any]],
+    folder: RunFolder,
+    manifest: Mapping[str, Any],
+    parquet: bool,
+) -> None:
+    """Write the table of the images found and the results, all processes together."""
+    table, rule, threshold = folder.path / TABLE, manifest["rule"], manifest["threshold"]
     with team().main_first():
         rows = _kept(table)
     team().barrier()  # all have read the table before one adds to it
@@ -81,7 +95,6 @@ def score_source(
         folder.finish({"ood_scores": {**counts, **manifest}})
         typer.echo(f"accepted    {accepted} of {len(found)}{f'; {unreadable} could not be read' if unreadable else ''}")
         typer.echo(f"scores      {table}{' and .parquet' if parquet else ''}")
-    return table
 
 
 def _load(folder: Path, model: str | None, device: str, kind: "type[TrajectoryDetector]") -> "TrajectoryDetector":

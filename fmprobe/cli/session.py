@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,8 @@ def open_run(
         shutil.rmtree(folder.path / "shards", ignore_errors=True)  # where a kill came just before
     else:
         model = with_decoder(model, seed)
-        _compute(model, folder, plan, seed, began)
+        with at_work(folder):
+            _compute(model, folder, plan, seed, began)
     return model, folder, folder.results or {}
 
 
@@ -88,6 +90,11 @@ def open_folder(out: Path, manifest: Mapping[str, Any], resume: bool, verbose: b
     if is_main():
         folder.tell("begin", processes=team().size, results=folder.results is not None)
     return folder
+
+
+def at_work(folder: RunFolder) -> AbstractContextManager[None]:
+    """While this launch's processes work in a folder, which the main one keeps others out of."""
+    return folder.locked() if is_main() else nullcontext()
 
 
 def default_out(name: str, suffix: str = "") -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.cli.session import load_model, open_run, search, tell, with_decoder
+from fmprobe.cli.session import at_work, load_model, open_run, search, tell, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, read_json, write_json
 from fmprobe.sharing import is_main
@@ -50,8 +50,9 @@ def run_weights(
     n_atoms = len(atoms_of(attractors, ends)[0])
     # Images first, so that a source that cannot be read costs nothing.
     sets = {source: held_out(model, source, images, n_atoms, seed) for source in dict.fromkeys(data)}
-    twin = _null_attractors(name, folder, results["protocol"], load, plan, seed) if null and n_atoms else None
-    found = _reconstruct_all(model, attractors, twin, folder, sets, settings)
+    with at_work(folder):
+        twin = _null_attractors(name, folder, results["protocol"], load, plan, seed) if null and n_atoms else None
+        found = _reconstruct_all(model, attractors, twin, folder, sets, settings)
     if is_main():
         results = {**results, "weights": {"data": found}}
         folder.finish(results)
