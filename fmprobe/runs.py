@@ -263,6 +263,8 @@ def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """A safetensors file, written in blocks of rows: the library's own writer holds all of it in memory twice."""
     import torch
 
+    from fmprobe.dynamics.paging import forget
+
     names = {
         torch.float32: "F32",
         torch.float64: "F64",
@@ -282,6 +284,7 @@ def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
             rows = max(1, WRITTEN_AT_ONCE // max(1, tensor[:1].numel() * tensor.element_size()))
             for block in tensor.detach().split(rows) if tensor.numel() else ():
                 file.write(block.cpu().contiguous().view(torch.uint8).numpy().data)
+                forget(block)
 
 
 def _sha256(path: Path) -> str:

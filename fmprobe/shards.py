@@ -4,6 +4,7 @@ A shard holds orbits in the order in which they ended, with the starts they belo
 starts, is its own. What no shard holds has still to be computed; that is all there is to resuming.
 """
 
+import math
 import mmap
 import os
 import tempfile
@@ -11,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fmprobe.dynamics.engine import Ended
 from fmprobe.dynamics.orbits import Orbits
+from fmprobe.dynamics.paging import forget, lies_in
 from fmprobe.errors import WriteError
 from fmprobe.runs import write_atomically
 
@@ -77,6 +78,7 @@ class Shards:
         for part, part_checks in self._read():
             index = part.pop("index")
             ends[index] = part.pop("ends")
+            forget(ends)
             for name, values in part.items():
                 whole = rows.setdefault(name, values.new_zeros(self.n, *values.shape[1:]))
                 whole[index] = values
@@ -106,7 +108,7 @@ def scratch(shape: tuple[int, ...], folder: Path) -> Tensor:
 
     Raises WriteError where the disk has no room for it.
     """
-    size = 4 * int(np.prod(shape))
+    size = 4 * math.prod(shape)
     if size == 0:
         return torch.zeros(shape)
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,4 +118,5 @@ def scratch(shape: tuple[int, ...], folder: Path) -> Tensor:
             os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
         except OSError as error:
             raise WriteError(folder, error) from error
-        return torch.from_numpy(np.ndarray(shape, np.float32, mmap.mmap(file.fileno(), size)))
+        mapped = mmap.mmap(file.fileno(), size)
+    return lies_in(torch.frombuffer(mapped, dtype=torch.float32).reshape(shape), mapped)

@@ -5,8 +5,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import typer
 import fmprobe
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, differences
-from fmprobe.sharing import is_main
+from fmprobe.sharing import is_main, launched
 
 if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
@@ -87,14 +87,18 @@ def open_folder(out: Path, manifest: Mapping[str, Any], resume: bool, verbose: b
     with team().main_first():
         folder = RunFolder.open(out, manifest, resume) if is_main() else RunFolder(out)
     folder.heard = (lambda line: typer.echo(line, err=True)) if verbose else None
-    if is_main():
-        folder.tell("begin", processes=team().size, results=folder.results is not None)
     return folder
 
 
-def at_work(folder: RunFolder) -> AbstractContextManager[None]:
+@contextmanager
+def at_work(folder: RunFolder) -> Iterator[None]:
     """While this launch's processes work in a folder, which the main one keeps others out of."""
-    return folder.locked() if is_main() else nullcontext()
+    if not is_main():
+        yield
+        return
+    with folder.locked():
+        folder.tell("begin", processes=launched())
+        yield
 
 
 def default_out(name: str, suffix: str = "") -> Path:

@@ -21,6 +21,7 @@ from fmprobe.dynamics.jacobian import (
 )
 from fmprobe.dynamics.merging import SWEEPS, THRESHOLDS, merge_ends, single_linkage
 from fmprobe.dynamics.orbits import Orbits
+from fmprobe.dynamics.paging import forget
 from fmprobe.dynamics.polish import METHODS, anderson
 from fmprobe.dynamics.settling import iterate_on
 
@@ -224,8 +225,11 @@ class _Search:
 
     def _allowed(self) -> Tensor:
         """Half the merge distance at each end."""
-        blocks = self.orbits.ends.flatten(1).split(AT_ONCE)
-        return torch.cat([Dissimilarity(b, self.merge, self.scale).as_distance(self.threshold) for b in blocks]) / 2
+        halves = []
+        for block in self.orbits.ends.flatten(1).split(AT_ONCE):
+            halves.append(Dissimilarity(block, self.merge, self.scale).as_distance(self.threshold) / 2)
+            forget(block)
+        return torch.cat(halves)
 
     def _representatives(self, members: Tensor, components: Tensor) -> Tensor:
         """Of each component the member with the smallest error, the lowest start among equals."""

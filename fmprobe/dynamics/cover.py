@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.dynamics.distances import Dissimilarity, euclidean
+from fmprobe.dynamics.paging import forget
 
 BLOCK = 256  # points taken at a time
 SLACK = 1e-3  # of a distance, by which rounding may have shortened it
@@ -29,7 +30,9 @@ class Points:
 
     def at(self, places: Tensor) -> Dissimilarity:
         """The points at some places, copied."""
-        return Dissimilarity(self.ends[self.members[places]], self.measure, self.scale)
+        rows = self.ends[self.members[places]]
+        forget(self.ends)
+        return Dissimilarity(rows, self.measure, self.scale)
 
     def reach(self, threshold: float) -> float:
         """The Euclidean distance that a threshold means, in units of `sizes`."""

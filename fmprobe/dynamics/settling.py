@@ -10,6 +10,7 @@ from torch import Tensor
 from fmprobe.dynamics.iterate import iterate
 from fmprobe.dynamics.jacobian import Function
 from fmprobe.dynamics.orbits import Orbits, Status
+from fmprobe.dynamics.paging import forget
 
 AT_ONCE = 1024  # orbits in memory together
 
@@ -30,6 +31,7 @@ def iterate_on(f: Function, orbits: Orbits, target: Tensor, device: torch.device
         before = orbits.errors[rows]
         for some in rows.split(max(batch_size, AT_ONCE)):
             orbits = _joined(orbits, some, _further(f, orbits, some, target, device), tol)
+            forget(orbits.ends)
         if not bool((orbits.errors[rows] < before).any()):
             break
     return orbits
@@ -61,7 +63,9 @@ def _steps_needed(orbits: Orbits, target: Tensor, measure: str) -> Tensor:
     elif measure == "rms":
         step = step * math.sqrt(orbits.ends[0:1].numel())
     else:
-        step = step * torch.linalg.vector_norm(orbits.ends.flatten(1), dim=1)
+        blocks = orbits.ends.flatten(1).split(AT_ONCE)
+        step = step * torch.cat([torch.linalg.vector_norm(block, dim=1) for block in blocks])
+        forget(orbits.ends)
     errors = orbits.errors.double()
     rate = errors / (step + errors)  # error = step * rate / (1 - rate)
     needed = (target / errors).log() / rate.log()
