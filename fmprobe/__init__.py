@@ -10,16 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder, from_functions
-    from fmprobe.convolutional import ConvAutoencoder, train_autoencoder
+    from fmprobe.convolutional import ConvAutoencoder, DenseAutoencoder, train_autoencoder
     from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+    from fmprobe.dynamics.fields import Plane, vector_field
     from fmprobe.dynamics.iterate import iterate
     from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
     from fmprobe.dynamics.orbits import Orbits, Status
     from fmprobe.errors import InputError
     from fmprobe.images import load_images
     from fmprobe.loading import load
+    from fmprobe.probes.alignment import compare
+    from fmprobe.probes.contraction import probe_contraction
+    from fmprobe.probes.convergence import probe_convergence
+    from fmprobe.probes.memorization import probe_memorization
     from fmprobe.probes.ood.detector import TrajectoryDetector
     from fmprobe.probes.ood.metrics import ood_metrics
+    from fmprobe.probes.residuals import probe_residuals
+    from fmprobe.probes.training import AttractorTracker
     from fmprobe.probes.weights import probe_weights
     from fmprobe.surrogates.fit import fit_decoder
     from fmprobe.surrogates.procedural import procedural_images
@@ -29,20 +36,29 @@ __version__ = version("fmprobe")
 
 # Names are resolved on first use, so that `import fmprobe` and the command line's help do not import torch.
 _HOMES = {
+    "AttractorTracker": "fmprobe.probes.training",
     "AttractorSet": "fmprobe.dynamics.attractors",
     "Autoencoder": "fmprobe.autoencoder",
     "InputError": "fmprobe.errors",
     "find_attractors": "fmprobe.dynamics.attractors",
     "ConvAutoencoder": "fmprobe.convolutional",
+    "DenseAutoencoder": "fmprobe.convolutional",
     "train_autoencoder": "fmprobe.convolutional",
     "load_images": "fmprobe.images",
     "fit_decoder": "fmprobe.surrogates.fit",
     "from_functions": "fmprobe.autoencoder",
+    "Plane": "fmprobe.dynamics.fields",
+    "vector_field": "fmprobe.dynamics.fields",
     "iterate": "fmprobe.dynamics.iterate",
     "Orbits": "fmprobe.dynamics.orbits",
     "Status": "fmprobe.dynamics.orbits",
     "load": "fmprobe.loading",
     "orthogonal_matching_pursuit": "fmprobe.dynamics.matching_pursuit",
+    "compare": "fmprobe.probes.alignment",
+    "probe_contraction": "fmprobe.probes.contraction",
+    "probe_residuals": "fmprobe.probes.residuals",
+    "probe_convergence": "fmprobe.probes.convergence",
+    "probe_memorization": "fmprobe.probes.memorization",
     "probe_weights": "fmprobe.probes.weights",
     "ood_metrics": "fmprobe.probes.ood.metrics",
     "TrajectoryDetector": "fmprobe.probes.ood.detector",
@@ -52,12 +68,16 @@ _HOMES = {
 
 __all__ = [
     "AttractorSet",
+    "AttractorTracker",
     "Autoencoder",
     "ConvAutoencoder",
+    "DenseAutoencoder",
     "InputError",
     "Orbits",
+    "Plane",
     "Status",
     "TrajectoryDetector",
+    "compare",
     "find_attractors",
     "fit_decoder",
     "from_functions",
@@ -66,10 +86,15 @@ __all__ = [
     "load_images",
     "ood_metrics",
     "orthogonal_matching_pursuit",
+    "probe_contraction",
+    "probe_convergence",
+    "probe_memorization",
+    "probe_residuals",
     "probe_weights",
     "procedural_images",
     "surrogate_report",
     "train_autoencoder",
+    "vector_field",
 ]
 
 

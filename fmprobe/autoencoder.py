@@ -66,6 +66,11 @@ class Autoencoder:
         """Whether f exists, so that there is something to iterate."""
         return self._latent_map is not None or self._decode is not None
 
+    @property
+    def maps_through_images(self) -> bool:
+        """Whether f is E after D, so that who follows f meets the images D(z) on the way."""
+        return self._latent_map is None and self._decode is not None
+
     def encode(self, images: Tensor) -> Tensor:
         """E: images `(B, *image_shape)` to latents `(B, *latent_shape)`.
 

@@ -1,31 +1,124 @@
-"""The paper's convolutional autoencoder and its training loop."""
+"""The paper's convolutional autoencoder, a fully connected one, their variants, and the training loop."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fmprobe.autoencoder import Autoencoder, from_functions
 from fmprobe.errors import InputError
 
+# What a variant's strength is by default, in the meaning that BottleneckAutoencoder states.
+STRENGTHS = {"plain": 0.0, "denoising": 0.3, "contractive": 0.1, "variational": 0.1, "sparse": 0.01, "masked": 0.5}
+VARIANTS = tuple(STRENGTHS)
+PATCH = 4  # pixels a side that are masked together
 
-class ConvAutoencoder(nn.Module):
-    """Four 3x3 stride-2 convolutions C -> w -> 2w -> 4w -> 8w, a linear bottleneck of k, and the mirror image.
 
-    Fumero et al., ICLR 2026, appendix (experimental details). Images `(B, *image_shape)`, latents `(B, k)`. The output
-    is linear: nothing bounds it but the training. Raises InputError for sizes below 1 or images under 16 pixels.
+class BottleneckAutoencoder(nn.Module):
+    """What the small autoencoders share: an encoder `down` to k numbers, a decoder `up`, and a loss by `variant`.
+
+    `variant`, and what its `strength` is: plain (none); denoising (deviation of the Gaussian noise on the images,
+    Vincent et al. 2008); contractive (weight of the encoder's squared Jacobian norm, Rifai et al. 2011, a Hutchinson
+    estimate, over k); variational (weight of the divergence against the squared error summed over pixels, Kingma and
+    Welling 2014; the mean is the code); sparse (weight of the mean absolute code); masked (share of 4x4 patches set to
+    zero, He et al. 2022). Images `(B, *image_shape)`, latents `(B, k)`, taken as they are. The output is linear:
+    nothing bounds it but the training. Raises InputError for an unknown variant or a strength outside its range.
     """
 
-    def __init__(self, k: int, width: int = 32, image_shape: tuple[int, int, int] = (1, 28, 28)) -> None:
+    down: nn.Module
+    up: nn.Module
+
+    def __init__(
+        self, k: int, image_shape: tuple[int, int, int], variant: str = "plain", strength: float | None = None
+    ) -> None:
         super().__init__()
+        if variant not in VARIANTS:
+            raise InputError(f"unknown variant {variant!r}: expected one of {', '.join(VARIANTS)}")
+        strength = STRENGTHS[variant] if strength is None else strength
+        most = {"plain": 0.0, "masked": 1.0}.get(variant, math.inf)
+        if not 0 <= strength <= most:
+            raise InputError(f"strength {strength} of the variant {variant}: expected 0 to {most:g}")
+        self.image_shape, self.k, self.variant, self.strength = image_shape, k, variant, strength
+        self.codes = 2 * k if variant == "variational" else k  # numbers that `down` gives
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.down(images)[:, : self.k]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.up(latents)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decode(self.encode(images))
+
+    def loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean squared error of `images` `(B, *image_shape)` with what the variant adds, drawn from `generator`."""
+
+        def normal(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator).to(like)
+
+        if self.variant == "denoising":
+            return F.mse_loss(self(images + self.strength * normal(images)), images)
+        if self.variant == "masked":
+            return F.mse_loss(self(images * self._kept(images, generator)), images)
+        if self.variant == "variational":
+            mean, log_variance = self.down(images).chunk(2, dim=1)
+            code = mean + (0.5 * log_variance).exp() * normal(mean)
+            divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+            return F.mse_loss(self.decode(code), images) + self.strength * divergence / images[0].numel()
+        images = images.detach().requires_grad_(self.variant == "contractive")
+        code = self.encode(images)
+        error = F.mse_loss(self.decode(code), images.detach())
+        if self.variant == "contractive":
+            (pulled,) = torch.autograd.grad((code * normal(code)).sum(), images, create_graph=True)
+            return error + self.strength * pulled.square().flatten(1).sum(1).mean() / self.k
+        return error + self.strength * code.abs().mean() if self.variant == "sparse" else error
+
+    def _kept(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """One for the pixels of patches that stay, zero for the others, `(B, 1, H, W)`."""
+        height, width = self.image_shape[1:]
+        grid = (len(images), 1, math.ceil(height / PATCH), math.ceil(width / PATCH))
+        kept = (torch.rand(grid, generator=generator) >= self.strength).to(images)
+        return kept.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)[:, :, :height, :width]
+
+    def autoencoder(self, name: str | None = None) -> Autoencoder:
+        """This network as what the probes take."""
+        made = from_functions(
+            self.encode,
+            self.decode,
+            image_shape=self.image_shape,
+            latent_shape=(self.k,),
+            name=name or type(self).__name__,
+            device=next(self.parameters()).device,
+        )
+        made.provenance |= {"variant": self.variant, "strength": self.strength}
+        return made
+
+
+class ConvAutoencoder(BottleneckAutoencoder):
+    """Four 3x3 stride-2 convolutions C -> w -> 2w -> 4w -> 8w, a linear bottleneck of k, and the mirror image.
+
+    Fumero et al., ICLR 2026, appendix (experimental details). Images, latents, `variant` and `strength` as in
+    `BottleneckAutoencoder`. Raises InputError also for sizes below 1 or images under 16 pixels.
+    """
+
+    def __init__(
+        self,
+        k: int,
+        width: int = 32,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        variant: str = "plain",
+        strength: float | None = None,
+    ) -> None:
+        super().__init__(k, image_shape, variant, strength)
         channels, height, breadth = image_shape
         if min(k, width, channels) < 1 or min(height, breadth) < 16:
             raise InputError(
                 f"ConvAutoencoder(k={k}, width={width}, image_shape={image_shape}): expected positive sizes and images "
                 "of at least 16 pixels a side"
             )
-        self.image_shape, self.k = image_shape, k
         widths = [channels, width, 2 * width, 4 * width, 8 * width]
         sizes = [(height, breadth)]
         for _ in range(4):
@@ -35,7 +128,7 @@ class ConvAutoencoder(nn.Module):
         down: list[nn.Module] = []
         for i in range(4):
             down += [nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1), nn.ReLU()]
-        self.down = nn.Sequential(*down, nn.Flatten(), nn.Linear(math.prod(self.inner), k))
+        self.down = nn.Sequential(*down, nn.Flatten(), nn.Linear(math.prod(self.inner), self.codes))
 
         up: list[nn.Module] = [nn.Linear(k, math.prod(self.inner)), nn.Unflatten(1, self.inner)]
         for i in range(4, 0, -1):
@@ -45,30 +138,40 @@ class ConvAutoencoder(nn.Module):
             up += [nn.ReLU(), layer]
         self.up = nn.Sequential(*up)
 
-    def encode(self, images: Tensor) -> Tensor:
-        return self.down(images)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.up(latents)
+class DenseAutoencoder(BottleneckAutoencoder):
+    """Pixels -> w -> w -> k and the mirror image, fully connected with ReLU between.
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.decode(self.encode(images))
+    Images, latents, `variant` and `strength` as in `BottleneckAutoencoder`. Raises InputError also for sizes below 1.
+    """
 
-    def autoencoder(self, name: str = "ConvAutoencoder") -> Autoencoder:
-        """This network as what the probes take."""
-        device = next(self.parameters()).device
-        return from_functions(
-            self.encode,
-            self.decode,
-            image_shape=self.image_shape,
-            latent_shape=(self.k,),
-            name=name,
-            device=device,
-        )
+    def __init__(
+        self,
+        k: int,
+        width: int = 512,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        variant: str = "plain",
+        strength: float | None = None,
+    ) -> None:
+        super().__init__(k, image_shape, variant, strength)
+        pixels = math.prod(image_shape)
+        if min(k, width, *image_shape) < 1:
+            raise InputError(
+                f"DenseAutoencoder(k={k}, width={width}, image_shape={image_shape}): sizes must be positive"
+            )
+        self.down = nn.Sequential(nn.Flatten(), *_layers(pixels, width, width, self.codes))
+        self.up = nn.Sequential(*_layers(k, width, width, pixels), nn.Unflatten(1, image_shape))
+
+
+def _layers(*widths: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for i in range(len(widths) - 1):
+        layers += [nn.Linear(widths[i], widths[i + 1]), nn.ReLU()]
+    return layers[:-1]
 
 
 def train_autoencoder(
-    model: ConvAutoencoder,
+    model: BottleneckAutoencoder,
     images: Tensor,
     *,
     epochs: int = 500,
@@ -76,31 +179,38 @@ def train_autoencoder(
     learning_rate: float = 5e-4,
     weight_decay: float = 1e-4,
     seed: int = 0,
+    callback: Callable[[int, nn.Module], object] | None = None,
     progress: bool | None = None,
 ) -> list[float]:
-    """Train on the squared error by the paper's recipe: Adam, its rate divided by 10 at half and three quarters.
+    """Train on the model's own loss by the paper's recipe: Adam, its rate divided by 10 at half and three quarters.
 
     `images` `(n, *image_shape)` in [0, 1], on any device. Returns the mean loss of each epoch. The order of the images
-    depends on `seed` alone, and the caller's random state is left as it was. Raises InputError for no images.
+    and all noise depend on `seed` alone, and the caller's random state is left as it was. `callback(epoch, model)`,
+    such as an `AttractorTracker`, is called before the training with 0 and after each epoch with 1, 2, …. The model is
+    left in eval mode. Raises InputError for no images.
     """
     from tqdm.auto import tqdm
 
     if len(images) == 0:
         raise InputError("cannot train on no images: pass at least one")
+    call = callback or (lambda epoch, model: None)
     device = next(model.parameters()).device
     optimiser: Any = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     milestones = sorted({max(1, epochs // 2), max(1, 3 * epochs // 4)})
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones)
-    order = torch.Generator().manual_seed(seed)
+    draws = torch.Generator().manual_seed(seed)
     losses = []
-    model.train()
     silent = None if progress is None else not progress
-    with tqdm(total=epochs, desc="training", unit="epoch", delay=2, disable=silent) as bar:
-        for _ in range(epochs):
+    forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with forked, tqdm(total=epochs, desc="training", unit="epoch", delay=2, disable=silent) as bar:
+        torch.manual_seed(seed)  # of layers that draw by themselves, such as dropout
+        model.train()
+        call(0, model)
+        for epoch in range(1, epochs + 1):
             total = 0.0
-            for rows in torch.randperm(len(images), generator=order).split(batch_size):
+            for rows in torch.randperm(len(images), generator=draws).split(batch_size):
                 batch = images[rows.to(images.device)].to(device)
-                loss = nn.functional.mse_loss(model(batch), batch)
+                loss = model.loss(batch, draws)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
@@ -109,5 +219,6 @@ def train_autoencoder(
             losses.append(total / len(images))
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
             bar.update()
+            call(epoch, model)
     model.eval()
     return losses

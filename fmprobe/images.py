@@ -146,6 +146,46 @@ def sample_images(
     return torch.stack([found[i * len(found) // count][1]() for i in range(count)])
 
 
+SMALL_SETS = {  # image shape, training and test part: of a folder such as the recipes', and on the hub
+    "mnist": ((1, 28, 28), "mnist.npz:x_{part}", "ylecun/mnist:{part}"),
+    "fashion_mnist": ((1, 28, 28), "fashion_mnist.npz:x_{part}", "zalando-datasets/fashion_mnist:{part}"),
+    "cifar10": ((3, 32, 32), "cifar10:{part}", "uoft-cs/cifar10:{part}"),
+}
+
+
+def load_small_set(
+    name: str, folder: str | Path | None = None, n_train: int | None = None, n_test: int | None = None
+) -> "tuple[Tensor, Tensor]":
+    """Training and test images of a small data set, the first `n_train` and `n_test`, all where None.
+
+    `name`: mnist, fashion_mnist or cifar10, in `folder` as files of that name, else on the hub; or digits, the 8x8 ones
+    of scikit-learn enlarged to 28x28, 1,437 to train and 360 to test in random order. Raises InputError for another
+    name, or as `load_images`.
+    """
+    if name == "digits":
+        return _digits(n_train, n_test)
+    if name not in SMALL_SETS:
+        raise InputError(f"unknown data set {name!r}: expected one of digits, {', '.join(SMALL_SETS)}")
+    shape, local, hub = SMALL_SETS[name]
+    source = hub if folder is None else f"{folder}/{local}"
+    train = load_images(source.format(part="train"), n_train, image_shape=shape)
+    return train, load_images(source.format(part="test"), n_test, image_shape=shape)
+
+
+def _digits(n_train: int | None, n_test: int | None) -> "tuple[Tensor, Tensor]":
+    import torch
+    from sklearn.datasets import load_digits
+
+    pixels = torch.from_numpy(load_digits(return_X_y=True)[0].reshape(-1, 1, 8, 8) / 16).float()
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+    large = torch.nn.functional.interpolate(pixels[order], size=28, mode="bilinear").clamp(0, 1)
+    train, test = large[:1437], large[1437:]
+    for part, n in ((train, n_train), (test, n_test)):
+        if n is not None and not 1 <= n <= len(part):
+            raise InputError(f"digits has {len(train)} training and {len(test)} test images, {n} were asked for")
+    return train[:n_train], test[:n_test]
+
+
 def _read(
     label: str,
     picture: "Callable[[], Image.Image]",

@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="how many images to train on, at most")
     parser.add_argument("-n", "--starts", type=int, default=1000)
     parser.add_argument("--width", type=int, default=16, help="of the convolutional autoencoder")
+    parser.add_argument("--overhead-steps", type=int, default=15, help="at ViT size; 0 leaves that part out")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -133,7 +134,8 @@ def main() -> None:
     draws = torch.Generator().manual_seed(options.seed)
     starts = 16 * torch.rand(options.starts, 2, generator=draws) - 8
     compare_with_everyday_loop(network.autoencoder(), starts)
-    measure_overhead(dimension=197 * 384, batch=8, steps=15)
+    if options.overhead_steps:
+        measure_overhead(dimension=197 * 384, batch=8, steps=options.overhead_steps)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--data", help="images to train a second decoder on, SOURCE[:split][#column]")
     parser.add_argument("--test", help="images that none is trained on")
     parser.add_argument("--image-size", type=int, help="pixels a side [the processor's; on a CPU 112]")
+    parser.add_argument("--images", type=int, help="training images of every surrogate [by device]")
+    parser.add_argument("--steps", type=int, help="training steps of every surrogate [by device]")
     parser.add_argument("--starts", type=int, default=16)
     parser.add_argument("--max-steps", type=int, default=200)
     parser.add_argument("--report", action="store_true", help="print surrogate_report too: five surrogates")
@@ -42,6 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = encoder(arguments.model, arguments.image_size)
+    training = {"n_images": arguments.images, "steps": arguments.steps}
     sets = {
         "mixture": as_pixels(procedural(model, HELD_OUT, HELD_OUT_FIRST, "all", 0)),
         "leaves": as_pixels(procedural(model, HELD_OUT, HELD_OUT_FIRST, "leaves", 0)),
@@ -52,7 +55,7 @@ def main() -> None:
     sources = {"procedural": None} | ({arguments.data: arguments.data} if arguments.data else {})
     for name, data in sources.items():
         began = time.perf_counter()
-        decoder = fmprobe.fit_decoder(model, data)
+        decoder = fmprobe.fit_decoder(model, data, **training)
         print(f"\npixel decoder on {name}: {time.perf_counter() - began:.0f} s, {settled(model, decoder, arguments)}")
         for label, images in sets.items():
             row = validate(model, decoder, images)
@@ -69,7 +72,7 @@ def main() -> None:
     print()
     for variant in VARIANTS:
         began = time.perf_counter()
-        surrogate = fmprobe.fit_decoder(model, kind="latent", variant=variant)
+        surrogate = fmprobe.fit_decoder(model, kind="latent", variant=variant, **training)
         error = surrogate.info["validation"]["held_out"]["feature_error"]
         print(
             f"latent {variant:12} {time.perf_counter() - began:4.0f} s, feature error {error:.3f}, "

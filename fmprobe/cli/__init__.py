@@ -4,11 +4,15 @@ import sys
 
 import typer
 
+from fmprobe.cli.compare import compare
 from fmprobe.cli.demo import demo
 from fmprobe.cli.fit_decoder import fit_decoder
+from fmprobe.cli.memorization import memorization
 from fmprobe.cli.models import models
 from fmprobe.cli.ood import ood
+from fmprobe.cli.output import with_output
 from fmprobe.cli.probe import probe
+from fmprobe.cli.report import report
 from fmprobe.cli.weights import weights
 from fmprobe.errors import InputError
 from fmprobe.sharing import Abandoned, is_main, launched, quiet_unless_main, team
@@ -21,11 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, probe, weights, ood, models):
-    app.command()(command)
-app.command("fit-decoder")(fit_decoder)
+for command in (demo, probe, weights, memorization, ood, compare, report, models):
+    app.command()(with_output(command))
+app.command("fit-decoder")(with_output(fit_decoder))
 # The same run under the name of its first product.
-app.command("prototypes", help="Extract a model's decoded attractors, one PNG each with an index.")(probe)
+app.command("prototypes", help="Extract a model's decoded attractors, one PNG each with an index.")(with_output(probe))
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from fmprobe.cli import options as o
 
 
-def demo(out: o.Out = None, seed: o.Seed = 0, resume: o.Resume = True) -> None:
+def demo(out: o.Out = None, seed: o.Seed = 0, resume: o.Resume = True) -> Path:
     """Probe the embedded model, a small ViT-MAE trained on scikit-learn's digits: offline, in under 90 seconds."""
     from importlib.resources import as_file, files
 
@@ -13,4 +13,6 @@ def demo(out: o.Out = None, seed: o.Seed = 0, resume: o.Resume = True) -> None:
 
     with as_file(files("fmprobe.demo") / "vit-mae-digits") as folder:
         load = {"revision": None, "decoder": None, "image_size": None, "device": "cpu", "dtype": None}
-        run_prototypes(str(folder), out or Path("runs/demo"), load=load, plan={"n": 64}, seed=seed, resume=resume)
+        return run_prototypes(
+            str(folder), out or Path("runs/demo"), load=load, plan={"n": 64}, seed=seed, resume=resume
+        )

@@ -1,6 +1,6 @@
 """fmprobe fit-decoder: a surrogate for an encoder that has no decoder, kept in a folder."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,7 +47,7 @@ def fit_decoder(
     image_size: o.ImageSize = None,
     tokens: o.Tokens = None,
     trackers: Trackers = None,
-) -> None:
+) -> dict[str, Any]:
     """Fit a surrogate to a frozen encoder; its folder goes into --decoder of the other commands.
 
     Without --data it is trained on procedural images, so no photograph is needed. Killed, and run again, it goes on
@@ -86,3 +86,4 @@ def fit_decoder(
     if is_main():
         surrogate.save(folder)
     typer.echo(f"decoder     {folder}; validation: {validation_line(surrogate)}")
+    return {"decoder": str(folder), "validation": surrogate.info["validation"]}

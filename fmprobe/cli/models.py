@@ -3,7 +3,7 @@
 import typer
 
 
-def models() -> None:
+def models() -> list[dict[str, str]]:
     """List the families of models that can be loaded by name."""
     from fmprobe.loading import adapters
 
@@ -14,3 +14,4 @@ def models() -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]

@@ -58,7 +58,7 @@ def ood(
     image_size: o.ImageSize = None,
     tokens: o.Tokens = None,
     resume: o.Resume = True,
-) -> None:
+) -> Path:
     """Tell images from elsewhere by their latent trajectories: compare scores, or apply a fitted detector.
 
     `fmprobe ood MODEL --data ID --ood A --ood B` fits a detector on a part of ID, keeps it, and writes a table of every
@@ -77,7 +77,7 @@ def ood(
             )
         from fmprobe.cli.ood_score import score_source
 
-        score_source(
+        table = score_source(
             detector,
             data,
             out,
@@ -88,14 +88,14 @@ def ood(
             resume=resume,
             parquet=parquet,
         )
-        return
+        return table.parent
     if parquet:
         raise InputError("--parquet is for the scores of new images: name a fitted detector with --detector DIR")
     if model is None:
         raise InputError("no model: name one to fit a detector for, or a fitted detector with --detector DIR")
     from fmprobe.cli.ood_compare import compare
 
-    compare(
+    return compare(
         model,
         data,
         ood or [],

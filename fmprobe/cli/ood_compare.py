@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
+from fmprobe.cli.output import tell as tell_all
 from fmprobe.cli.session import at_work, default_out, head, load_model, open_folder, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder
@@ -58,12 +59,12 @@ def compare(
         with at_work(folder):
             results = _compute(model, folder, data, sources, settings, asked, seed, began)
     if is_main():
-        from fmprobe.report.ood import write_ood_report
+        from fmprobe.report.html import write_report
 
-        write_ood_report(folder.path)
+        write_report(folder.path)
         tell(results["ood"])
         typer.echo(f"detector    {folder.path / 'detector'}")
-        typer.echo(f"report      {folder.path / 'report.html'}")
+        tell_all(results, folder.path)
     return folder.path
 
 

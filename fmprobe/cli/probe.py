@@ -1,5 +1,7 @@
 """fmprobe probe: what a model's latent map does, from its name alone."""
 
+from pathlib import Path
+
 from fmprobe.cli import options as o
 
 
@@ -26,14 +28,14 @@ def probe(
     deterministic: o.Deterministic = False,
     verbose: o.Verbose = False,
     resume: o.Resume = True,
-) -> None:
+) -> Path:
     """Find a model's attractors from noise starts and write a run folder with a report.
 
     An encoder without a decoder gets a surrogate, fitted on procedural images and kept in the cache.
     """
     from fmprobe.cli.session import run_prototypes
 
-    run_prototypes(
+    return run_prototypes(
         model,
         out,
         load={

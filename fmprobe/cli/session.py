@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
+from fmprobe.cli.output import tell
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, differences
 from fmprobe.sharing import is_main, launched
@@ -144,7 +145,7 @@ def with_decoder(model: "Autoencoder", seed: int) -> "Autoencoder":
 
 def _compute(model: "Autoencoder", folder: RunFolder, plan: Mapping[str, Any], seed: int, began: float) -> None:
     """Find the attractors, all processes together; the main one writes the results."""
-    from fmprobe.report.pictures import save_prototypes
+    from fmprobe.report.pictures import save_film, save_painted, save_prototypes
     from fmprobe.sharing import team
 
     found, made = search(model, folder, plan, seed, "shards")
@@ -152,9 +153,13 @@ def _compute(model: "Autoencoder", folder: RunFolder, plan: Mapping[str, Any], s
         found.attractors.save(folder.path / "attractors")
         if found.images is not None:
             save_prototypes(found.images, found.attractors, folder.path)
+        if found.film is not None:
+            save_film(found.film, folder.path)
+        shown = save_painted(model, folder.path)
         rules = found.attractors.orbits.protocol["rules"]
         protocol = {"starts": "N(0, I)", **asdict(made), "rules": rules}
-        results = {**head(model, protocol), **found.to_dict(), "total_seconds": round(time.perf_counter() - began, 1)}
+        seconds = round(time.perf_counter() - began, 1)
+        results = {**head(model, protocol), **found.to_dict(), **shown, "total_seconds": seconds}
         folder.finish(results)
         shutil.rmtree(folder.path / "shards", ignore_errors=True)
     team().barrier()
@@ -216,29 +221,6 @@ def head(model: "Autoencoder", protocol: Mapping[str, Any]) -> dict[str, Any]:
         "decodes_to_images": model.has_decoder,
         "protocol": dict(protocol),
     }
-
-
-def tell(results: Mapping[str, Any], folder: Path) -> None:
-    """The outcome in a few lines."""
-    orbits, attractors = results["orbits"]["noise"], results["attractors"]
-    statuses = ", ".join(f"{count} {name}" for name, count in orbits["status"].items() if count)
-    typer.echo(f"\norbits      {statuses} of {orbits['starts']}; median {orbits['steps']['median']:.0f} steps")
-    count = "unresolved" if attractors["count"] is None else str(attractors["count"])
-    merge = attractors["merge"]
-    more = f" by {merge['measure']} distance {merge['threshold']:g}"
-    more += "".join(f" ({also['count']} by {name} {also['threshold']:g})" for name, also in merge["also"].items())
-    if attractors["unresolved"]:
-        more += f"; {attractors['unresolved']} starts unresolved: they met the tolerance too far from a fixed point"
-    if attractors["unstable"]:
-        more += f"; {attractors['unstable']} unstable fixed points left out"
-    typer.echo(f"attractors  {count}{more}")
-    if attractors["sizes"]:
-        known = [radius for radius in attractors["spectral_radius"] if radius is not None]
-        radii = f"; spectral radius {min(known):.3f} to {max(known):.3f}" if known else ""
-        typer.echo(f"basins      {', '.join(map(str, attractors['sizes'][:12]))}{radii}")
-    if (results["decoder"] or {}).get("kind") == "surrogate":
-        typer.echo("decoder     a surrogate: these attractors are of encoder and surrogate together")
-    typer.echo(f"report      {folder / 'report.html'}")
 
 
 def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:

@@ -1,5 +1,6 @@
 """fmprobe weights: do a model's attractors, found from noise, reconstruct images of data sets it is shown?"""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,14 +36,14 @@ def weights(
     image_size: o.ImageSize = None,
     tokens: o.Tokens = None,
     resume: o.Resume = True,
-) -> None:
+) -> Path:
     """Reconstruct images from a model's attractors by matching pursuit, against bases of chance and of data.
 
     The attractors are those of `probe` under the same options: what its run folder holds is not computed again.
     """
     from fmprobe.cli.weights_run import run_weights
 
-    run_weights(
+    return run_weights(
         model,
         out,
         data=data,

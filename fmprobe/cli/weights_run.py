@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.cli.session import at_work, load_model, open_run, search, tell, with_decoder
+from fmprobe.cli.output import tell
+from fmprobe.cli.session import at_work, load_model, open_run, search, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, read_json, write_json
 from fmprobe.sharing import is_main
@@ -171,7 +172,7 @@ def _reconstruct(
     settings: Mapping[str, Any],
 ) -> None:
     """Write the curves of one data set to `path`, and a picture beside it."""
-    from fmprobe.report.pictures import save_reconstructions
+    from fmprobe.report.pictures import save_levels, save_reconstructions
 
     typer.echo(f"{source}: reconstructing {len(images)} images")
     arguments = dict(settings)
@@ -186,7 +187,8 @@ def _reconstruct(
     )
     picture = path.with_suffix(".png")
     save_reconstructions(curves, picture)
-    write_json(path, {**curves.to_dict(), "picture": picture.name})
+    frames = save_levels(curves, path.with_name(f"{path.stem}-frames.png"))
+    write_json(path, {**curves.to_dict(), "picture": picture.name, "frames": frames})
 
 
 def tell_curves(source: str, curves: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ from fmprobe.dynamics.orbits import Orbits
 from fmprobe.dynamics.paging import forget
 from fmprobe.dynamics.polish import METHODS, anderson
 from fmprobe.dynamics.settling import iterate_on
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 AT_ONCE = 1024  # ends that are in memory together, where they are read from disk
 MARGIN = 1e-3  # beyond the accuracy of the spectral radius, an eigenvalue above 1 means an unstable fixed point
@@ -88,6 +92,17 @@ class AttractorSet:
         from fmprobe.runs import load_attractors
 
         return load_attractors(Path(folder))
+
+    def plot(self) -> "Figure":
+        """Sizes of the basins, and the count against the merge threshold, as a matplotlib figure."""
+        from fmprobe.report.notebook import figure_of
+
+        return figure_of("attractors", self.to_dict())
+
+    def _repr_html_(self) -> str:
+        from fmprobe.report.notebook import html_of
+
+        return html_of({"orbits": {"noise": self.orbits.to_dict()}, "attractors": self.to_dict()}, self.plot())
 
 
 def find_attractors(

@@ -3,7 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,14 @@ from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.iterate import free_memory
 from fmprobe.dynamics.orbits import Status
 from fmprobe.errors import InputError
+from fmprobe.probes.film import Film, film
 from fmprobe.probes.residuals import ResidualCurves
 from fmprobe.probes.search import Search
 from fmprobe.runs import RunFolder
 from fmprobe.sharing import Team
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CURVES = 32  # starts whose residual curves are kept
 TYPICAL_STEPS = 100  # that a start takes, for the estimate before a run
@@ -82,16 +86,17 @@ class Prototypes:
     """Attractors of a model from N(0, I) starts, with what was seen on the way.
 
     `images` `(m, *image_shape)`: the decoded attractors, not clamped; None where the model has no images. `curves`:
-    residual norms of the first starts.
+    residual norms of the first starts. `film`: a few decoded trajectories.
     """
 
     attractors: AttractorSet
     images: Tensor | None
     curves: dict[str, Any]
     seconds: float
+    film: Film | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys `orbits`, `attractors` and `residuals` of `results.json`."""
+        """The keys `orbits`, `attractors`, `residuals` and `trajectories` of `results.json`."""
         orbits = self.attractors.orbits
         kept = len(self.curves["norms"])
         status = [Status(value).name.lower() for value in orbits.status[:kept].tolist()]
@@ -99,8 +104,23 @@ class Prototypes:
             "orbits": {"noise": orbits.to_dict()},
             "attractors": self.attractors.to_dict(),
             "residuals": {**self.curves, "status": status},
+            **({"trajectories": self.film.to_dict()} if self.film else {}),
             "seconds": round(self.seconds, 2),
         }
+
+    def plot(self) -> "Figure":
+        """The decoded attractors under the sizes of their basins; without images what `AttractorSet.plot` shows."""
+        from fmprobe.report.pictures import draw_sheet, to_picture
+
+        if self.images is None:
+            return self.attractors.plot()
+        pictures = [to_picture(image) for image in self.images]
+        return draw_sheet(pictures, self.attractors.sizes.tolist(), len(self.attractors.labels))
+
+    def _repr_html_(self) -> str:
+        from fmprobe.report.notebook import html_of
+
+        return html_of(self.to_dict(), self.plot())
 
 
 def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None) -> Prototypes:
@@ -152,7 +172,8 @@ def _decoded(
             blocks = attractors.latents.split(plan.batch_size)
             decoded = [model.decode(block.to(model.device)).cpu() for block in blocks if len(block)]
         images = torch.cat(decoded) if decoded else torch.zeros(0, *model.image_shape)
-    return Prototypes(attractors, images, curves, time.perf_counter() - began)
+    shown = film(model, attractors, plan.seed)
+    return Prototypes(attractors, images, curves, time.perf_counter() - began, shown)
 
 
 def _peak_memory() -> int:

@@ -1,8 +1,19 @@
-"""Residual curves: how the step of each orbit falls, or does not."""
+"""Residual curves: how the step of each orbit falls, or does not, in latent space and in the images."""
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 POINTS = 80  # of a curve that are kept, evenly spread over the logarithm of the step
 
 
@@ -49,3 +60,107 @@ class ResidualCurves:
             values = row[self.steps <= taken].tolist()
             curves.append([float(f"{v:.4g}") if v == v and v != float("inf") else None for v in values])
         return {"steps": self.steps.tolist(), "norms": curves}
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Norms along n orbits of T steps, float32 `(n, T)`; column t - 1 belongs to step t.
+
+    `latent`: ||z[t] - z[t-1]||. `output`: ||D(z[t]) - D(z[t-1])||, not clamped, None where the model has no images.
+    `norm`: ||z[t]||. Nan from where an orbit is not finite. `start_norm` `(n,)`: ||z[0]||. `starts`: what they are.
+    """
+
+    latent: Tensor
+    output: Tensor | None
+    norm: Tensor
+    start_norm: Tensor
+    starts: str
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The key `residual_curves` of `results.json`: quantiles over starts at each step, of those that are finite."""
+        curves = {"latent": self.latent, "output": self.output, "norm": self.norm}
+        return {
+            "starts": self.starts,
+            "n": len(self.latent),
+            "seed": self.seed,
+            "steps": list(range(1, self.latent.shape[1] + 1)),
+            "finite": (self.latent == self.latent).sum(0).tolist(),
+            "start_norm": float(self.start_norm.median()),
+            **{name: None if values is None else _quantiles(values) for name, values in curves.items()},
+        }
+
+    def plot(self) -> "Figure":
+        """Median and quantiles of each norm against the step (Fumero et al., ICLR 2026, fig. 12, 16, 17)."""
+        from fmprobe.report.residuals import plot_residuals
+
+        return plot_residuals(self.to_dict())
+
+
+def probe_residuals(
+    model: Autoencoder,
+    images: Tensor | None = None,
+    *,
+    n: int = 32,
+    steps: int = 100,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Residuals:
+    """Residual of latents and of images, and norm of latents, step by step (Fumero et al., ICLR 2026, fig. 12, 16, 17).
+
+    Starts are `images` `(n, *image_shape)`, encoded, or `n` draws from N(0, I) by `seed`. Each takes all `steps`,
+    settled or not. Raises InputError where the model has no latent map, and for numbers below 1.
+    """
+    count = n if images is None else len(images)
+    if min(count, steps, batch_size) < 1:
+        raise InputError(f"residual curves need starts, steps and a batch, got {count}, {steps} and {batch_size}")
+    blocks = []
+    with torch.no_grad():
+        for first in range(0, count, batch_size):
+            size = min(batch_size, count - first)
+            if images is None:
+                latents = model.sample_latents(size, seed, first)
+            else:
+                latents = model.encode(images[first : first + size].to(model.device))
+            blocks.append(_follow(model, latents, steps))
+    curves = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    what = "N(0, I)" if images is None else "images, encoded"
+    return Residuals(
+        curves["latent"], curves.get("output"), curves["norm"], curves["start_norm"][:, 0], starts=what, seed=seed
+    )
+
+
+def _follow(model: Autoencoder, latents: Tensor, steps: int) -> dict[str, Tensor]:
+    """The curves of one batch, and the norms of its starts; no "output" where there are no images."""
+    rows: dict[str, list[Tensor]] = {"start_norm": [_norms(latents)], "latent": [], "norm": []}
+    image, reuse = None, model.maps_through_images
+    if model.has_decoder:
+        image = model.decode(latents)
+        rows["output"] = []
+    for _ in range(steps):
+        after = model.encode(image) if reuse and image is not None else model.latent_map(latents)
+        rows["latent"].append(_norms(after - latents))
+        if image is not None:
+            painted = model.decode(after)
+            rows["output"].append(_norms(painted - image))
+            image = painted
+        rows["norm"].append(_norms(after))
+        latents = after
+    return {name: torch.stack(row, dim=1) for name, row in rows.items()}
+
+
+def _norms(values: Tensor) -> Tensor:
+    """Row by row, on the CPU, nan where not finite."""
+    norms = torch.linalg.vector_norm(values.flatten(1).float(), dim=1).cpu()
+    return torch.where(norms.isfinite(), norms, torch.nan)
+
+
+def _quantiles(values: Tensor) -> dict[str, list[float | None]]:
+    """By name of the quantile, one value a step, None where no orbit is finite."""
+    table: dict[str, list[float | None]] = {f"q{round(100 * q)}": [] for q in QUANTILES}
+    for column in values.T:
+        known = column[column == column].double().numpy()
+        found = np.quantile(known, QUANTILES) if len(known) else [None] * len(QUANTILES)
+        for row, value in zip(table.values(), found, strict=True):
+            row.append(None if value is None else float(f"{value:.6g}"))
+    return table

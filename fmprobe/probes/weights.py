@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,15 +13,16 @@ from fmprobe.dynamics.attractors import AttractorSet
 from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
 from fmprobe.errors import InputError
 from fmprobe.probes.dictionaries import bootstrap, effective_rank, make_dictionaries
+from fmprobe.probes.result import Result
 
 RESAMPLES = 1000
-PICTURES = 4  # images whose reconstructions are kept, at three levels
+PICTURES, PICTURE_LEVELS = 4, 8  # images whose reconstructions are kept, and levels at which, at most
 CODES_AT_ONCE = 1 << 30  # bytes
 LEAST_MSE = 1e-10  # a perfect image counts as 100 dB
 
 
 @dataclass(frozen=True)
-class WeightCurves:
+class WeightCurves(Result):
     """Error of sparse reconstructions against the number of atoms, for the model's atoms and for every baseline.
 
     `subject`: what the model's atoms are, "attractors" or "ends after T steps". `levels`: numbers of atoms.
@@ -34,6 +35,7 @@ class WeightCurves:
     "image" and "D(E(x))" `(1, images, C, H, W)`.
     """
 
+    key: ClassVar[str] = "weights"
     subject: str
     levels: list[int]
     images: int
@@ -85,7 +87,7 @@ def probe_weights(
         )
         count = len(found.atoms[found.subject])
         levels = sorted({min(k, count) for k in atoms or [2**i for i in range(count.bit_length())] + [count]})
-        shown = sorted({levels[0], levels[len(levels) // 2], levels[-1]})
+        shown = [levels[k] for k in sorted({round(k) for k in np.linspace(0, len(levels) - 1, PICTURE_LEVELS)})]
         measure = _Measure(model, images, latents, batch_size)
         own, picture = measure(latents)
         zero, _ = measure(torch.zeros_like(latents))

@@ -1,124 +1,156 @@
-"""report.html: one self-contained page of a run folder."""
+"""report.html: one self-contained page of one run folder or several side by side."""
 
 import base64
-import csv
-import math
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmprobe.dynamics.orbits import Status
 from fmprobe.errors import InputError
-from fmprobe.report.plots import COLOURS, merge_sweep, residual_curves, to_svg, weight_curves
-from fmprobe.runs import RunFolder, write_atomically
+from fmprobe.report.rendering import render, rounded, text_of
+from fmprobe.report.run import Run
+from fmprobe.report.sections import SECTIONS, Section
+from fmprobe.report.summary import summary
+from fmprobe.runs import write_atomically
 
-IN_GALLERY = 64  # pictures on the page; the folder holds all
+RUN_FACTS = ("command", "date", "device", "fmprobe", "total_seconds")
 
 
-def write_report(folder: Path) -> Path:
-    """Make `report.html` from what a finished run left in its folder; returns its path.
+def write_report(folders: Path | Sequence[Path], out: Path | None = None) -> Path:
+    """Make one page of what finished runs left in their folders; returns its path.
 
-    Raises InputError where the folder holds no finished run.
+    `out`: the file; by default `report.html` in the first folder. Raises InputError where a folder holds no finished
+    run, or what it holds does not fit together; nothing is written then.
     """
-    from jinja2 import Environment, PackageLoader
-
-    results = RunFolder(folder).results
-    if results is None:
-        raise InputError(f"{folder} holds no results.json: the run has not finished; run its command again")
-    environment = Environment(loader=PackageLoader("fmprobe.report", "."), autoescape=True, trim_blocks=True)
-    environment.filters["rounded"] = rounded
-    page = environment.get_template("template.html").render(
-        results=results,
-        gallery=_gallery(folder) if results.get("decodes_to_images", True) else [],
-        statuses=_statuses(results["orbits"]["noise"]),
-        residuals=to_svg(residual_curves(results["residuals"], _tol_norm(results)), "Residual curves"),
-        sweep=to_svg(merge_sweep(results["attractors"]["merge"]), "Attractors against merge threshold"),
-        weights=_weights(folder, results.get("weights") or {"data": {}}),
-        facts=facts_of(results),
-    )
-    path = folder / "report.html"
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    folders = [folders] if isinstance(folders, Path) else list(folders)
+    page = make_page([Run(folder, i) for i, folder in enumerate(folders)])
+    path = out or folders[0] / "report.html"
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file for the report with --out")
+    try:
+        write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; name another file with --out") from error
     return path
 
 
-def _gallery(folder: Path) -> list[dict[str, Any]]:
-    index = folder / "prototypes" / "index.csv"
-    if not index.is_file():
-        raise InputError(f"{index} is missing: run the command again with --no-resume")
-    with index.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    largest = max((int(row["basin_size"]) for row in rows), default=1)
-    gallery = []
-    for row in rows[:IN_GALLERY]:
-        name = Path(row["file"]).name  # the index is a file like any other: no path out of the folder
-        data = base64.b64encode((folder / "prototypes" / name).read_bytes()).decode()
-        # The area of a picture grows with its basin, within bounds that keep small ones visible.
-        width = 64 + 128 * math.sqrt(int(row["basin_size"]) / largest)
-        gallery.append({**row, "src": f"data:image/png;base64,{data}", "width": round(width)})
-    return gallery
+def make_page(runs: Sequence[Run]) -> str:
+    """The page as text."""
+    script = text_of("page.js")
+    labels = _labels(runs)
+    sections = [
+        {"title": section.title, "anchor": section.anchor, "lead": section.lead, "columns": columns}
+        for section in SECTIONS
+        if (columns := _columns(section, runs, labels))
+    ]
+    per_run = [_checked(run, "summary", lambda run: dict(summary(run.results))) for run in runs]
+    return render(
+        "page.html",
+        names=labels,
+        labels=labels,
+        subtitle=_subtitle(runs),
+        summary=_side_by_side(per_run),
+        notes=[note for run, label in zip(runs, labels, strict=True) for note in _notes(run, label)],
+        sections=sections,
+        commands=[(label, run.results.get("command", "not recorded")) for run, label in zip(runs, labels, strict=True)],
+        facts=_facts(runs),
+        style=text_of("style.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
 
 
-def _weights(folder: Path, weights: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of each data set that was reconstructed: curves, the sheet of pictures, and the numbers."""
-    sets = []
-    for i, (source, curves) in enumerate(weights["data"].items()):
-        sheet = folder / "weights" / Path(curves["picture"]).name
-        if not sheet.is_file():
-            raise InputError(f"{sheet} is missing: run the command again with --no-resume")
-        plots = [
-            to_svg(weight_curves(curves, metric, label), f"{label}, {source}, {i}")
-            for metric, label in (("image_mse", "image MSE"), ("latent_mse", "latent MSE"), ("psnr", "PSNR (dB)"))
-        ]
-        data = base64.b64encode(sheet.read_bytes()).decode()
-        sets.append({"source": source, "plots": plots, "src": f"data:image/png;base64,{data}", **curves})
-    return sets
-
-
-def _statuses(orbits: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Names of the runs, with their folders where two runs share a name."""
+    names = [run.name for run in runs]
     return [
-        {
-            "name": status.name.lower(),
-            "count": orbits["status"][status.name.lower()],
-            "share": 100 * orbits["status"][status.name.lower()] / max(1, orbits["starts"]),
-            "colour": COLOURS[status.name.lower()],
-            "meaning": status.meaning,
-        }
-        for status in Status
+        f"{name} ({run.folder.name})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)
     ]
 
 
-def _tol_norm(results: Mapping[str, Any]) -> float | None:
-    """The tolerance as a norm, where it is one number for all latents."""
-    protocol = results["protocol"]
-    if protocol["measure"] == "squared":
-        return math.sqrt(protocol["tol"])
-    if protocol["measure"] == "rms":
-        return protocol["tol"] * math.sqrt(math.prod(results["model"]["latent_shape"]))
-    return None
+def _subtitle(runs: Sequence[Run]) -> str:
+    if all("orbits" in run.results for run in runs):
+        starts = " and ".join(rounded(run.results["orbits"]["noise"]["starts"]) for run in runs)
+        return f"Attractors of the latent map f(z) = E(D(z)) from {starts} starts drawn from N(0, I), not from data."
+    return "The latent map f(z) = E(D(z)), iterated."
 
 
-def facts_of(results: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-    """Provenance and protocol, flattened to rows of a table."""
-    return {
-        "Model": _rows(results["model"]),
-        "Decoder": _rows(results["decoder"] or {}),
-        "Protocol": _rows(results["protocol"]),
-        "Run": [(key, results[key]) for key in ("command", "date", "device", "fmprobe", "total_seconds")],
-    }
+def _columns(section: Section, runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """What a section shows of each run that has its key; an empty body is left out."""
+    columns = []
+    for run, label in zip(runs, labels, strict=True):
+        if run.results.get(section.key) is not None:
+            body = _checked(run, section.title, lambda run: section.body(run.results[section.key], run))
+            columns += [{"label": label, "body": body}] if body else []
+    return columns
 
 
-def _rows(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
+def _checked(run: Run, what: str, make: Callable[[Run], Any]) -> Any:
+    """What `make` makes of a run; an InputError that names the folder where the run's content does not allow it."""
+    from jinja2 import UndefinedError
+
+    try:
+        return make(run)
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, UndefinedError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(
+            f"{run.folder / 'results.json'} does not hold what the section {what!r} needs ({reason}): "
+            "run the command again with --no-resume"
+        ) from error
+
+
+def _notes(run: Run, label: str) -> list[dict[str, str]]:
+    """What a reader must know before looking at anything."""
+    results, notes = run.results, []
+    found = results.get("attractors") or {}
+    if (results.get("decoder") or {}).get("kind") == "surrogate":
+        notes.append(
+            (
+                "The decoder is a surrogate.",
+                "The encoder has none of its own, so this is a finding on the encoder and a decoder fitted to it "
+                "together; what holds for the encoder alone needs a second surrogate to compare with.",
+            )
+        )
+    if found.get("unresolved"):
+        notes.append(
+            (
+                f"{found['unresolved']} starts are unresolved.",
+                "Their steps fell below the tolerance, but so slowly that the fixed point may be farther away than "
+                "half the merge distance. They belong to no attractor; the count is a lower bound.",
+            )
+        )
+    if found.get("unstable"):
+        notes.append((f"{found['unstable']} unstable fixed points", "were reached and left out: they attract nothing."))
+    return [{"run": label, "title": title, "text": text} for title, text in notes]
+
+
+def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Rows of several runs by name, in the order in which the names first come."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [(name, [rounded(row.get(name, "")) for row in rows]) for name in names]
+
+
+def _facts(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[str], bool]]]:
+    """Provenance and protocol as tables: name, value a run, and whether the runs differ in it."""
+    tables = {}
+    for title, key in (("Protocol", "protocol"), ("Model", "model"), ("Decoder", "decoder"), ("Run", None)):
+        kept = [_run_facts(run) if key is None else run.results.get(key) or {} for run in runs]
+        per_run = [flattened(content) for content in kept]
+        tables[title] = [(name, values, len(set(values)) > 1) for name, values in _side_by_side(per_run)]
+    return tables
+
+
+def _run_facts(run: Run) -> dict[str, Any]:
+    return {name: run.results.get(name) for name in RUN_FACTS}
+
+
+def flattened(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: "outer: inner" to value."""
+    if not isinstance(content, Mapping):
+        return {prefix.removesuffix(": ") or "value": content}
+    rows: dict[str, Any] = {}
     for key, value in content.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        rows += _rows(value, f"{name}: ") if isinstance(value, Mapping) else [(name, value)]
+        rows |= flattened(value, f"{prefix}{key}: ".replace("_", " "))
     return rows
-
-
-def rounded(value: Any) -> str:
-    """A value as the page shows it."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(rounded(item) for item in value)
-    return "–" if value is None else str(value)

@@ -1,46 +1,37 @@
-"""The report of `fmprobe ood`: histograms and the table of every score on every set."""
+"""The section of `fmprobe ood`: histograms and the table of every score on every set."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmprobe.errors import InputError
-from fmprobe.report.html import facts_of, rounded
-from fmprobe.report.plots import axes, to_svg
-from fmprobe.runs import RunFolder, write_atomically
+from fmprobe.report.plots import axes
+from fmprobe.report.rendering import plot, render
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
-# Okabe and Ito 2008; in-distribution is the filled grey one.
-LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
+    from fmprobe.report.run import Run
+
+# Okabe and Ito 2008, without the yellow that white hides; in-distribution is the filled grey one.
+LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 
 
-def write_ood_report(folder: Path) -> Path:
-    """Make `report.html` from what a finished run of `fmprobe ood` left in its folder; returns its path.
-
-    Raises InputError where the folder holds no such run.
-    """
-    from jinja2 import Environment, PackageLoader
-
-    results = RunFolder(folder).results
-    if results is None or "ood" not in results:
-        raise InputError(f"{folder} holds no finished run of fmprobe ood: run its command again")
-    ood = results["ood"]
-    environment = Environment(loader=PackageLoader("fmprobe.report", "."), autoescape=True, trim_blocks=True)
-    environment.filters["rounded"] = rounded
-    sets = [name for name in ood["sets"] if name != "in-distribution"]
-    page = environment.get_template("ood.html").render(
-        results=results,
-        ood=ood,
+def ood(found: Mapping[str, Any], run: "Run") -> "Markup":
+    """The sets, the histograms and the table."""
+    sets = [name for name in found["sets"] if name != "in-distribution"]
+    return render(
+        "ood.html",
+        ood=found,
         sets=sets,
-        best={name: max(row["sets"][name]["auroc"] for row in ood["scores"]) for name in sets},
-        plots={name: to_svg(histogram(h), f"Histogram of {name}") for name, h in ood["histograms"].items()},
-        facts=facts_of(results),
+        best={name: max(row["sets"][name]["auroc"] for row in found["scores"]) for name in sets},
+        plots={name: plot(histogram(h), f"Histogram of {name}", run) for name, h in found["histograms"].items()},
     )
-    path = folder / "report.html"
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    return path
+
+
+def scored(found: Mapping[str, Any], run: "Run") -> "Markup":
+    """What a detector said of new images."""
+    names = ("images", "accepted", "unreadable", "rule", "threshold", "data")
+    return render("table.html", title="Scored images", head=None, rows=[(name, found[name]) for name in names])
 
 
 def histogram(content: Mapping[str, Any]) -> "Figure":
@@ -57,5 +48,5 @@ def histogram(content: Mapping[str, Any]) -> "Figure":
             ax.stairs(
                 shares, edges, color=LINES[i % len(LINES)], lw=1.4, ls="-" if i < len(LINES) else "--", label=name
             )
-    ax.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8)
     return figure

@@ -1,7 +1,5 @@
-"""Plots of what a run found, as inline SVG; nothing is computed here."""
+"""Plots of what a run found; nothing is computed here."""
 
-import io
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +39,36 @@ def residual_curves(residuals: Mapping[str, Any], tol_norm: float | None) -> "Fi
 
 def merge_sweep(merge: Mapping[str, Any]) -> "Figure":
     """Number of distinct ends against the merge threshold, the one used marked."""
-    figure, ax = axes(f"merge threshold ({merge['measure']} distance)", "distinct ends")
+    figure, ax = axes("", "")
+    _draw_sweep(ax, merge)
+    return figure
+
+
+def basins_and_sweep(attractors: Mapping[str, Any]) -> "Figure":
+    """Sizes of the basins, and beside them the count of distinct ends against the merge threshold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    basins, sweep = figure.subplots(1, 2)
+    sizes = attractors["sizes"]
+    basins.bar(range(1, len(sizes) + 1), sizes, color=COLOURS["converged"])
+    basins.set_xlabel("attractor, largest basin first")
+    basins.set_ylabel("starts in its basin")
+    _draw_sweep(sweep, attractors["merge"])
+    for ax in (basins, sweep):
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_sweep(ax: Any, merge: Mapping[str, Any]) -> None:
     thresholds = [float(value) for value in merge["sweep"]]
     ax.plot(thresholds, list(merge["sweep"].values()), "o-", color=COLOURS["converged"], lw=1.5, ms=4)
     ax.axvline(merge["threshold"], color="grey", ls="--", lw=1)
+    ax.set_xlabel(f"merge threshold ({merge['measure']} distance)")
+    ax.set_ylabel("distinct ends")
     ax.set_xscale("log")
     ax.set_ylim(bottom=0)
     ax.yaxis.get_major_locator().set_params(integer=True)
-    return figure
 
 
 def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure":
@@ -65,18 +85,6 @@ def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure
     ax.set_xticks(curves["levels"], [str(level) for level in curves["levels"]])
     ax.legend(frameon=False, fontsize=8)
     return figure
-
-
-def to_svg(figure: "Figure", title: str) -> str:
-    """An SVG element that scales, with a title for those who cannot see it."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # Identifiers must not meet those of another plot on the page.
-    prefix = re.sub(r"\W", "", title)
-    svg = re.sub(r'(id="|url\(#|href="#)', rf"\1{prefix}-", svg)
-    return re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img"><title>{title}</title>', svg, count=1)
 
 
 def axes(x: str, y: str) -> "tuple[Figure, Any]":

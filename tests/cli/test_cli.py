@@ -54,7 +54,7 @@ def test_the_demo_leaves_a_complete_run_folder(demo_run):
     assert done.returncode == 0, done.stderr
     names = {path.name for path in out.iterdir()}
     written = {"manifest.json", "events.jsonl", "results.json", "attractors"}
-    assert names == written | {"prototypes", "prototypes.png", "report.html"}
+    assert names == written | {"prototypes", "prototypes.png", "trajectories.png", "report.html"}
     results = json.loads((out / "results.json").read_text())
     noise, attractors = results["orbits"]["noise"], results["attractors"]
     assert noise["starts"] == 64
@@ -94,7 +94,7 @@ def test_the_report_is_one_file_that_asks_for_nothing(demo_run):
         "2505.22785",
     ):
         assert text in page
-    assert page.count("<img") == json.loads((demo_run[0] / "results.json").read_text())["attractors"]["count"]
+    assert page.count('class="tile"') == json.loads((demo_run[0] / "results.json").read_text())["attractors"]["count"]
 
 
 def test_a_finished_run_is_told_again_and_another_is_refused(demo_run):

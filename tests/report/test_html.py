@@ -1,51 +1,31 @@
 """The page of a run: made of what is on disk, and of nothing outside the folder."""
 
 import json
+import os
+import random
+from copy import deepcopy
+from typing import Any
 
 import pytest
-from PIL import Image
+from support.reports import add, head, ood_facts, prototypes_run, with_weights, write
 
 import fmprobe
+from fmprobe.report import html
 from fmprobe.report.html import write_report
-from fmprobe.report.pictures import to_picture
+from fmprobe.report.pictures import save_frames, to_picture
+from fmprobe.report.sections import SECTIONS
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A finished run, small and made by hand."""
-    noise = {
-        "starts": 4,
-        "status": {"converged": 2, "cycle": 0, "slow": 1, "wandering": 1, "diverged": 0},
-        "steps": {"median": 7.0, "p90": 9.0, "max": 10},
-    }
-    merge = {"measure": "relative", "threshold": 0.01, "sweep": {"0.001": 2, "0.01": 1}, "also": {}}
-    attractors = {"count": 1, "unresolved": 1, "unstable": 0, "sizes": [2], "spectral_radius": [0.5], "merge": merge}
-    results = {
-        "schema": 1,
-        "fmprobe": "0",
-        "command": "fmprobe probe <script>alert(1)</script>",
-        "date": "today",
-        "device": "cpu",
-        "total_seconds": 1.0,
-        "model": {"id": "acme/<b>model</b>", "image_shape": [3, 8, 8], "latent_shape": [2]},
-        "decoder": {"kind": "own"},
-        "protocol": {"measure": "squared", "tol": 1e-5},
-        "orbits": {"noise": noise},
-        "attractors": attractors,
-        "residuals": {"steps": [1, 2], "norms": [[1.0, 0.1], [1.0, None]], "status": ["converged", "slow"]},
-    }
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    (tmp_path / "prototypes").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "prototypes" / "0000.png")
-    (tmp_path / "prototypes" / "index.csv").write_text(
-        "file,basin_size,basin_share,lowest_start,spectral_radius,error\n0000.png,2,0.5,0,0.5000,0.001\n"
-    )
-    return tmp_path
+    return prototypes_run(tmp_path / "run", name="acme/<b>model</b>")
 
 
 def test_names_are_text_not_markup(folder):
     page = write_report(folder).read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 1  # the page's own, whose hash the policy names
+    assert "alert(1)&lt;/script&gt;" in page
     assert "<b>model" not in page
     assert "acme/&lt;b&gt;model" in page
 
@@ -56,18 +36,99 @@ def test_unresolved_starts_are_said(folder):
 
 def test_an_index_cannot_lead_out_of_the_folder(folder, tmp_path_factory):
     secret = tmp_path_factory.mktemp("elsewhere") / "secret.png"
-    secret.write_bytes(b"secret")
+    secret.write_bytes((folder / "prototypes" / "0000.png").read_bytes())
     index = folder / "prototypes" / "index.csv"
     index.write_text(index.read_text().replace("0000.png", str(secret)))
-    with pytest.raises((fmprobe.InputError, FileNotFoundError)):
+    with pytest.raises(fmprobe.InputError, match=r"secret\.png"):
         write_report(folder)
 
 
-def test_an_unfinished_run_has_no_report(folder):
-    (folder / "results.json").unlink()
-    with pytest.raises(fmprobe.InputError, match="has not finished"):
+@pytest.mark.parametrize("name", ["results.json", "prototypes/index.csv", "prototypes/0000.png", "trajectories.png"])
+def test_a_link_cannot_lead_out_of_the_folder(folder, tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.write_bytes((folder / name).read_bytes())
+    (folder / name).unlink()
+    os.symlink(outside, folder / name)
+    with pytest.raises(fmprobe.InputError, match="nothing else is read"):
         write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results.json", b"{", "not JSON"),
+        ("results.json", b"[]", "not a JSON object"),
+        ("results.json", b'{"schema": 99}', "schema 99"),
+        ("results.json", b'{"schema": 1, "attractors": 3}', "results.json"),
+        ("prototypes/index.csv", b"\xff\xfe", "no table"),
+        ("prototypes/index.csv", b"file,basin_size\n0000.png,77\n", "does not list the attractors"),
+        ("prototypes/0000.png", b"<svg/>", "no PNG"),
+        ("trajectories.png", None, "cannot be read"),
+        ("results.json", None, "has not finished"),
+    ],
+)
+def test_a_folder_that_was_tampered_with_ends_in_one_line(folder, name, content, message):
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(fmprobe.InputError, match=message) as caught:
+        write_report(folder)
+    assert "\n" not in str(caught.value)
     assert not (folder / "report.html").exists()
+
+
+def test_no_change_of_any_value_ends_in_a_traceback(folder, monkeypatch):
+    """Seeded changes of single values, all over results.json: a page, or one line that says what is wrong."""
+    whole = json.loads((with_weights(folder) / "results.json").read_text()) | {"ood": ood_facts()}
+    places = _places(whole)
+    rng = random.Random(0)
+    refused = []
+    for place in rng.sample(places, 32):
+        monkeypatch.setattr(html, "SECTIONS", [section for section in SECTIONS if section.key == place[0]])
+        changed = deepcopy(whole)
+        parent: Any = changed  # descends to what holds the value
+        for key in place[:-1]:
+            parent = parent[key]
+        parent[place[-1]] = rng.choice([None, "text", -1, [], {}, [[]], 1e400])
+        write(folder, changed)
+        try:
+            write_report(folder)
+        except fmprobe.InputError as error:
+            refused.append(str(error))
+    assert len(refused) > 5
+    assert not any("\n" in line for line in refused)
+
+
+def _places(content, above=()):
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    found = []
+    for key, value in items:
+        found += [(*above, key), *_places(value, (*above, key))]
+    return found
+
+
+def test_runs_stand_side_by_side_and_differences_are_marked(folder, tmp_path):
+    other = prototypes_run(tmp_path / "other", name="acme/other")
+    add(other, "protocol", {"measure": "rms", "tol": 1e-5, "rules": {"rate_window": 32}})
+    page = write_report([folder, other], tmp_path / "both.html").read_text()
+    assert not (folder / "report.html").exists()
+    assert page.count('class="gallery') == 2
+    assert page.count("<h2 id=") == len(set(page.split("<h2 id=")[1:]))
+    assert '<td class="differs">rms</td>' in page
+    assert "<td>32</td><td>32</td>" in page
+
+
+def test_a_run_of_ood_and_a_table_of_scores_have_pages(tmp_path):
+    compared, scored = tmp_path / "compared", tmp_path / "scored"
+    compared.mkdir()
+    scored.mkdir()
+    write(compared, {**head("acme/model"), "ood": ood_facts()})
+    page = write_report(compared).read_text()
+    assert "<b>80.0</b>" in page
+    assert "70 to 90" in page
+    rule = {"rule": "joined", "threshold": 1.5, "data": "folder"}
+    write(scored, {"schema": 1, "ood_scores": {"images": 3, "accepted": 2, "unreadable": 0, **rule}})
+    assert "2 of 3 by &#39;joined&#39;" in write_report(scored).read_text()
 
 
 def test_pictures_clamp_and_keep_their_size():
@@ -77,3 +138,18 @@ def test_pictures_clamp_and_keep_their_size():
     assert picture.size == (7, 5)
     assert picture.getpixel((0, 0)) == (255, 255, 255)
     assert to_picture(torch.full((1, 5, 7), torch.nan)).getpixel((0, 0)) == 0
+
+
+def test_frames_lie_edge_to_edge_a_row_an_orbit(tmp_path):
+    import torch
+    from PIL import Image
+
+    values = torch.arange(6.0).reshape(2, 3, 1, 1, 1) / 5
+    save_frames(values.expand(2, 3, 1, 4, 6), tmp_path / "frames.png")
+    with Image.open(tmp_path / "frames.png") as sprite:
+        assert sprite.size == (18, 8)
+        grey = sprite.convert("L")
+        assert [grey.getpixel((x, y)) for y in (1, 5) for x in (2, 8, 14)] == [0, 51, 102, 153, 204, 255]
+    save_frames(torch.zeros(1, 2, 3, 300, 150), tmp_path / "large.png")
+    with Image.open(tmp_path / "large.png") as sprite:
+        assert sprite.size == (2 * 48, 96)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fmprobe.probes.ood.detector import TrajectoryDetector
 from fmprobe.probes.ood.metrics import CONVENTION, ood_metrics
 from fmprobe.probes.ood.split import split_by_content, without
 from fmprobe.probes.ood.trajectory import LARGEST
+from fmprobe.probes.result import Result
 
 SHARES = (2, 1, 1)  # of the in-distribution images: fit, held out, test
 PARTS = ("first", "mean", "last", "max", "length", "steps")
@@ -26,9 +27,10 @@ BOOTSTRAP = 500
 
 
 @dataclass(frozen=True)
-class OODResult:
+class OODResult(Result):
     """What `probe_ood` found: the fitted detector, and JSON-ready facts as `results.json` keeps them under `ood`."""
 
+    key: ClassVar[str] = "ood"
     detector: TrajectoryDetector
     facts: dict[str, Any]
 

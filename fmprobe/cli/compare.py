@@ -1,0 +1,73 @@
+"""fmprobe compare: are the latent vector fields of two models the same, up to a map between their spaces?"""
+
+from typing import Annotated
+
+import typer
+
+from fmprobe.cli import options as o
+
+A = Annotated[str, typer.Argument(metavar="A", help="Hub id (ORG/NAME) or local folder in Hugging Face layout.")]
+B = Annotated[str, typer.Argument(metavar="B", help="The other model.")]
+Data = Annotated[str, typer.Option(help="Images that both are shown, SOURCE[:split][#column].")]
+Images = Annotated[int, typer.Option("--images", min=12, help="Of --data, spread evenly: two thirds fit the maps.")]
+Maps = Annotated[
+    list[str] | None, typer.Option("--map", help="orthogonal, linear or relative. Repeatable. [default: all that can]")
+]
+Anchors = Annotated[int, typer.Option(min=2, help="Images that relative representations are relative to.")]
+Null = Annotated[bool, typer.Option("--null/--no-null", help="Compare A with B's architecture at random, or not.")]
+Ceiling = Annotated[bool, typer.Option("--ceiling/--no-ceiling", help="Compare A with A under weight noise, or not.")]
+Noise = Annotated[float, typer.Option(min=0, help="Of the ceiling, relative to each weight tensor's size.")]
+DecoderB = Annotated[str | None, typer.Option(help="As --decoder, which is A's, for B.")]
+
+
+def compare(
+    model_a: A,
+    model_b: B,
+    data: Data,
+    images: Images = 96,
+    maps: Maps = None,
+    anchors: Anchors = 64,
+    null: Null = True,
+    ceiling: Ceiling = True,
+    noise: Noise = 0.01,
+    out: o.Out = None,
+    max_steps: o.MaxSteps = None,
+    tol: o.Tol = None,
+    measure: o.Measure = None,
+    batch_size: o.BatchSize = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = None,
+    seed: o.Seed = 0,
+    decoder: o.Decoder = None,
+    decoder_b: DecoderB = None,
+    image_size: o.ImageSize = None,
+    tokens: o.Tokens = None,
+    resume: o.Resume = True,
+) -> None:
+    """Compare the latent vector fields of two models on shared images, beside a null and a ceiling.
+
+    Maps between the two latent spaces are fitted on a part of the images; on the rest: error of the map, cosine of the
+    fields, agreement of basins, distance of attractor sets, and relative representations along the iteration.
+    """
+    from fmprobe.cli.compare_run import run_compare
+
+    run_compare(
+        (model_a, model_b),
+        out,
+        data=data,
+        images=images,
+        null=null,
+        ceiling=noise if ceiling else None,
+        load={"image_size": image_size, "tokens": tokens, "device": device, "dtype": dtype},
+        decoders=(decoder, decoder_b),
+        settings={
+            "maps": maps,
+            "anchors": anchors,
+            "max_steps": max_steps,
+            "tol": tol,
+            "measure": measure,
+            "batch_size": batch_size,
+        },
+        seed=seed,
+        resume=resume,
+    )

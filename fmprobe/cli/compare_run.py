@@ -1,0 +1,176 @@
+"""What fmprobe compare does: load both, their null and their ceiling, compare, write, tell."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+import fmprobe
+from fmprobe.cli.session import MEASURES, default_out, head, load_model, with_decoder
+from fmprobe.errors import InputError
+from fmprobe.runs import RunFolder, write_atomically
+
+if TYPE_CHECKING:
+    from fmprobe.autoencoder import Autoencoder
+
+BUDGET = 180.0  # seconds that the orbits of a run on a CPU may take, where nobody says how many steps
+STEPS = (20, 500)  # bounds of the step limit chosen by it
+LABELS = {"subject": "A and B", "null": "A and random weights", "ceiling": "A and A with weight noise"}
+
+
+def run_compare(
+    names: tuple[str, str],
+    out: Path | None,
+    *,
+    data: str,
+    images: int,
+    null: bool,
+    ceiling: float | None,
+    load: Mapping[str, Any],
+    decoders: tuple[str | None, str | None],
+    settings: Mapping[str, Any],
+    seed: int,
+    resume: bool,
+) -> Path:
+    """From two models' names and shared images to a run folder whose results hold the key `alignment`.
+
+    `ceiling`: the weight noise, None for no ceiling. Returns the folder.
+    """
+    began = time.perf_counter()
+    _check(settings)
+    out = out or default_out(names[0], f"-and-{default_out(names[1]).name}")
+    asked = {"null": null, "ceiling": ceiling, "data": data, "images": images, "decoders": list(decoders)}
+    manifest = {"models": list(names), "seed": seed, **asked, **load, **settings, "fmprobe": fmprobe.__version__}
+    loaded = [load_model(name, decoder=d, **load) for name, d in zip(names, decoders, strict=True)]
+    manifest["fingerprints"] = [model.provenance["fingerprint"] for model in loaded]
+    folder = RunFolder.open(out, manifest, resume)
+    if (results := folder.results) is not None:
+        typer.echo(f"{out} holds this run already (--no-resume runs it again)")
+    else:
+        results = _compute(names, loaded, folder, asked, load, settings, seed, began)
+    tell(results["alignment"])
+    typer.echo(f"\nresults     {folder.path / 'results.json'}")
+    typer.echo(f"figure      {folder.path / 'alignment.png'}")
+    return folder.path
+
+
+def _compute(
+    names: tuple[str, str],
+    loaded: "list[Autoencoder]",
+    folder: RunFolder,
+    asked: Mapping[str, Any],
+    load: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    seed: int,
+    began: float,
+) -> dict[str, Any]:
+    pictures = [_images(model, asked["data"], asked["images"]) for model in loaded]  # first: a bad source costs nothing
+    a, b = (with_decoder(model, seed) for model in loaded)
+    twins = {}
+    if asked["null"]:
+        typer.echo("\nthe null: the architecture of B with random weights (--no-null leaves it out)")
+        twins["null"] = with_decoder(load_model(names[1], random_weights=0, **load), seed)
+    if asked["ceiling"] is not None:
+        twins["ceiling"] = _disturbed(names[0], a, asked["ceiling"], load, seed)
+    chosen = _settings([a, b, *twins.values()], settings, len(pictures[0]))
+    found = fmprobe.compare(a, b, pictures[0], images_b=pictures[1], seed=seed, **twins, **chosen)
+    figure = found.plot()
+    write_atomically(folder.path / "alignment.png", lambda path: figure.savefig(path, format="png", dpi=120))
+    first, second = (head(model, {}) for model in (a, b))
+    results = {
+        **first,
+        "protocol": {"data": asked["data"], "weight_noise": asked["ceiling"], **found.protocol},
+        "other": {key: second[key] for key in ("model", "decoder")},
+        "alignment": found.to_dict(),
+        "total_seconds": round(time.perf_counter() - began, 1),
+    }
+    folder.finish(results)
+    return results
+
+
+def _images(model: "Autoencoder", source: str, n: int) -> Any:
+    from fmprobe.images import sample_images
+
+    return sample_images(source, n, **model.image_arguments)
+
+
+def _disturbed(name: str, model: "Autoencoder", noise: float, load: Mapping[str, Any], seed: int) -> "Autoencoder":
+    """The model once more, with noise on its weights; a surrogate decoder stays as it is."""
+    from fmprobe.probes.perturbation import perturbed_checkpoint
+
+    typer.echo(f"\nthe ceiling: A with weight noise of {noise:.1%} (--no-ceiling leaves it out)")
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = perturbed_checkpoint(name, Path(scratch) / Path(name).resolve().name, noise=noise, seed=seed)
+        twin = load_model(str(copy), decoder=None, **load)
+    return twin if model.surrogate is None else twin.with_decoder(model.surrogate)
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    from fmprobe.probes.latent_maps import FITS
+
+    if (measure := settings["measure"]) is not None and measure not in MEASURES:
+        raise InputError(f"--measure {measure!r} is not known: expected one of {', '.join(MEASURES)}")
+    if unknown := [name for name in settings["maps"] or () if name not in FITS]:
+        raise InputError(f"--map {unknown[0]!r} is not known: expected some of {', '.join(FITS)}")
+
+
+def _settings(models: "list[Autoencoder]", settings: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """What was asked for, the published tolerance, and on a CPU a step limit that the budget affords."""
+    from fmprobe.probes.alignment import DRIFT_STEPS
+    from fmprobe.probes.prototypes import make_plan
+
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    plans = [make_plan(model, n=8, max_steps=1) for model in models]
+    chosen.setdefault("batch_size", plans[0].batch_size)
+    chosen.setdefault("tol", plans[0].tol)
+    cost = sum(plan.seconds_per_row for plan in plans)  # of one step of an image in every network
+    if "max_steps" not in chosen:
+        affordable = int(BUDGET / (n * cost)) if models[0].device.type == "cpu" else STEPS[1]
+        chosen["max_steps"] = min(STEPS[1], max(STEPS[0], affordable))
+    chosen["drift_steps"] = [step for step in DRIFT_STEPS if step <= chosen["max_steps"]]
+    most = n * chosen["max_steps"] * cost
+    typer.echo(f"\n{n} images, at most {chosen['max_steps']} steps of orbits: at most {most / 60:.1f} min")
+    return chosen
+
+
+def tell(alignment: Mapping[str, Any]) -> None:
+    """Every figure of the two models beside the null's and the ceiling's."""
+    shown = {name: alignment[name] for name in LABELS if alignment[name] is not None}
+    typer.echo("\n" + " " * 44 + "".join(f"{LABELS[name]:>28}" for name in shown))
+    for key in alignment["subject"]["maps"]:
+        rows = [found["maps"].get(key) for found in shown.values()]
+        _line(f"{key}: error of the map, held out", [row and _number(row["fit_error"]) for row in rows])
+        _line("  cosine of the fields, median (10, 90%)", [row and _cosine(row["cosine"]) for row in rows])
+        _line("  basins, adjusted Rand", [row and _number(row["basins"]["adjusted_rand"]) for row in rows])
+        _line("  basins, Jaccard (chance)", [row and _jaccard(row["basins"]) for row in rows])
+        _line("  attractor sets, Chamfer over spread", [row and _number(row["chamfer"]) for row in rows])
+    drifts = [found["drift"] for found in shown.values()]
+    for i in sorted({0, len(drifts[0]["steps"]) // 2, len(drifts[0]["steps"]) - 1}):
+        title = f"relative representations agree at step {drifts[0]['steps'][i]}"
+        _line(title, [_number(drift["agreement"][i]) for drift in drifts])
+    attractors = [f"{f['orbits']['a']['attractors']} and {f['orbits']['b']['attractors']}" for f in shown.values()]
+    _line("attractors", [text.replace("None", "unresolved") for text in attractors])
+    reasons = {row["basins"]["reason"] for found in shown.values() for row in found["maps"].values()}
+    for reason in sorted(reasons - {None}):
+        typer.echo(f"basins: – where {reason}")
+    for name, reason in alignment["absent"].items():
+        typer.echo(f"{name}: absent, {reason}")
+
+
+def _line(title: str, cells: list[str | None]) -> None:
+    typer.echo(f"{title:44}" + "".join(f"{cell or '–':>28}" for cell in cells))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _cosine(row: Mapping[str, Any]) -> str:
+    return "–" if not row["known"] else f"{row['q50']:.3f} ({row['q10']:.2f}, {row['q90']:.2f})"
+
+
+def _jaccard(row: Mapping[str, Any]) -> str:
+    return "–" if row["jaccard"] is None else f"{row['jaccard']:.3f} ({row['jaccard_chance']:.3f})"

@@ -1,0 +1,116 @@
+"""What fmprobe memorization does: open the run, read the images, hold the attractors against them, keep it, tell."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+import fmprobe
+from fmprobe.cli.session import open_run, tell, with_decoder
+from fmprobe.images import sample_images
+from fmprobe.runs import read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmprobe.probes.memorization import Memorization
+
+BATCH = 32
+
+
+def run_memorization(
+    name: str,
+    out: Path | None,
+    *,
+    data: str,
+    test: str | None,
+    images: int,
+    ends: bool,
+    load: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    seed: int,
+    resume: bool,
+) -> Path:
+    """From a model's name and images to a run folder whose results hold the key `memorization`; returns the folder."""
+    model, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume)
+    model = with_decoder(model, seed)
+    sources = {"train": data} | ({"test": test} if test else {})
+    sets = {part: sample_images(source, images, seed=seed, **model.image_arguments) for part, source in sources.items()}
+    kept = folder.path / "memorization" / "memorization.json"
+    identity = _identity({"sources": sources, "ends": ends, "seed": seed}, sets)
+    if kept.is_file() and read_json(kept)["identity"] == identity:
+        typer.echo(f"{kept} holds this already")
+        entry = read_json(kept)
+    else:
+        attractors = fmprobe.AttractorSet.load(folder.path / "attractors")
+        typer.echo(f"holding {len(attractors)} attractors against {len(sets['train'])} images of {data}")
+        found = fmprobe.probe_memorization(
+            model,
+            sets["train"],
+            sets.get("test"),
+            attractors=attractors,
+            ends=ends,
+            seed=seed,
+            batch_size=plan.get("batch_size") or BATCH,
+        )
+        entry = {**found.to_dict(), "sources": sources, "identity": identity}
+        _save(found, sets["train"], entry, kept)
+    results = {**results, "memorization": entry}
+    folder.finish(results)
+    from fmprobe.report.html import write_report
+
+    write_report(folder.path)
+    tell_memorization(entry)
+    tell(results, folder.path)
+    return folder.path
+
+
+def _save(found: "Memorization", train: "Tensor", entry: Mapping[str, Any], kept: Path) -> None:
+    """The pairs, then the JSON, which completes them."""
+    from fmprobe.report.memorization import save_pairs
+
+    shutil.rmtree(kept.parent, ignore_errors=True)  # pairs of other images, of which there may be more
+    save_pairs(found.decoded, train, found.nearest, kept.parent)
+    write_json(kept, entry)
+
+
+def _identity(settings: Mapping[str, Any], sets: "Mapping[str, Tensor]") -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for images in sets.values():
+        digest.update(images.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tell_memorization(entry: Mapping[str, Any]) -> None:
+    """Values at the nearest training image by row and measure, errors, rank and the terms of the bound."""
+    measures = list(entry["levels"])
+    typer.echo(f"\nnearest of {entry['images']['train']} training images, mean ± deviation")
+    typer.echo(f"{'':34}" + "".join(f"{measure:>19}" for measure in measures))
+    for row in entry["levels"][measures[0]]:
+        levels = [entry["levels"][measure][row] for measure in measures]
+        if row == entry["subject"] or any(levels):
+            count = levels[0]["count"] if levels[0] else 0
+            cells = "".join(f"{_spread(level):>19}" for level in levels)
+            typer.echo(f"{f'{row} ({count})':34}{cells}")
+    errors = ", ".join(f"{part} {error:.4g}" for part, error in entry["errors"].items())
+    typer.echo(f"error       mean squared, a pixel: {errors}")
+    if entry["rank"]["attractors"] is not None:
+        rank = entry["rank"]
+        typer.echo(
+            f"rank        {rank['attractors']} at 90% of variance (as many training images: {rank['train_images']})"
+        )
+    for part, terms in (entry["bound"] or {}).items():
+        coverage = (terms["lipschitz"] or 0) ** 2 * terms["coverage_error"]
+        right = f"2 x ({terms['prototype_error']:.4g} prototype + {coverage:.4g} coverage)"
+        alone = f"without the factor 2 it holds for {terms['holds_as_printed']:.0%} of the images"
+        typer.echo(f"bound       {part}: {terms['error']:.4g} <= {right}; {alone}")
+    if entry["warning"]:
+        typer.echo(f"warning     {entry['warning']}")
+
+
+def _spread(level: Mapping[str, float] | None) -> str:
+    return "none" if level is None else f"{level['mean']:.3f} ± {level['std']:.3f}"

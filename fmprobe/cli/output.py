@@ -1,0 +1,58 @@
+"""What a command prints: a compact table at its end, JSON alone under --json, nothing under --quiet."""
+
+import functools
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON alone; messages go to stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no messages and no table.")]
+
+
+def with_output(command: Callable[..., Any]) -> Callable[..., None]:
+    """A command with the options --json and --quiet.
+
+    It returns what --json prints: the folder of a run, whose results.json that is, or the content itself.
+    """
+
+    @functools.wraps(command)
+    def run(*, as_json: bool, quiet: bool, **arguments: Any) -> None:
+        out = sys.stdout
+        if quiet:
+            os.environ["TQDM_DISABLE"] = "1"  # before anything imports it
+        with ExitStack() as stack:
+            elsewhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if quiet else sys.stderr
+            stack.enter_context(redirect_stdout(elsewhere if quiet or as_json else out))
+            found = command(**arguments)
+        if as_json:
+            print(json.dumps(_content(found), indent=2, default=str), file=out)
+
+    own = inspect.signature(command)
+    added = {"as_json": Json, "quiet": Quiet}
+    parameters = [
+        *own.parameters.values(),
+        *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=a) for n, a in added.items()),
+    ]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, **added}
+    return run
+
+
+def _content(found: Any) -> Any:
+    from fmprobe.runs import RESULTS, read_json
+
+    return {"folder": str(found), **read_json(found / RESULTS)} if isinstance(found, Path) else found
+
+
+def tell(results: Mapping[str, Any], folder: Path) -> None:
+    """The outcome as a table of names and values, the report's path last."""
+    from fmprobe.report.summary import as_table, summary
+
+    typer.echo("\n" + as_table([*summary(results), ("report", str(folder / "report.html"))]))

@@ -1,0 +1,21 @@
+"""fmprobe report: one page of one run folder, or of several side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Runs = Annotated[list[Path], typer.Argument(help="Folders of finished runs.")]
+File = Annotated[Path | None, typer.Option("--out", "-o", help="The page. [default: report.html in the first folder]")]
+
+
+def report(runs: Runs, out: File = None) -> dict[str, str]:
+    """Make one self-contained page of finished runs: attractors, trajectories, curves, tables, protocol.
+
+    Several runs are shown side by side, and what their protocols do not share is marked.
+    """
+    from fmprobe.report.html import write_report
+
+    path = write_report(runs, out)
+    typer.echo(f"report      {path}")
+    return {"report": str(path)}

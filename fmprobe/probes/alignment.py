@@ -1,0 +1,305 @@
+"""Alignment: do two networks have the same latent vector field, up to a map between their spaces?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.distances import chamfer
+from fmprobe.dynamics.fields import cosine_of, field_at
+from fmprobe.errors import InputError
+from fmprobe.probes.latent_maps import FITS, ORTHOGONAL, LatentMap, Relative, fit_relative
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIT_SHARE = 2 / 3  # of the images, on which the maps are fitted; the others are measured on
+LEAST = 12  # images
+SHUFFLES = 200  # of basins, for the chance level of the Jaccard index
+DRIFT_STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
+JACOBIANS = 8  # attractors of a network whose stability is examined
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How well the fields of two networks agree, beside what chance and an almost equal network give.
+
+    `subject`: A against B. `null`: A against the architecture of B with random weights. `ceiling`: A against itself
+    with its weights a little disturbed. Each is a dict: `maps`, by name, with `fit_error` (squared error of the map on
+    held-out images over their variance; 0 perfect, 1 as bad as the mean), `cosine` of the fields at held-out images,
+    `basins` (`adjusted_rand`, `jaccard` of pairs of images that share a basin and its `jaccard_chance`, None with a
+    `reason` where orbits do not settle or there is but one basin) and `chamfer` of the attractor sets in units of the
+    spread of held-out images; `drift` of relative representations along the iteration; `orbits` of either network.
+    `absent`: why something is missing.
+    """
+
+    subject: dict[str, Any]
+    null: dict[str, Any] | None
+    ceiling: dict[str, Any] | None
+    absent: dict[str, str]
+    protocol: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The key `alignment` of `results.json`."""
+        return {name: getattr(self, name) for name in ("subject", "null", "ceiling", "absent", "protocol")}
+
+    def plot(self) -> "Figure":
+        """Cosine of the fields by map, and agreement of relative representations along the iteration."""
+        from fmprobe.report.alignment import plot_alignment
+
+        return plot_alignment(self.to_dict())
+
+
+@dataclass(frozen=True)
+class _Settings:
+    maps: tuple[str, ...]
+    anchors: int
+    drift_steps: tuple[int, ...]
+    search: dict[str, Any]  # of find_attractors
+
+    @property
+    def batch_size(self) -> int:
+        return self.search["batch_size"]
+
+
+def compare(
+    model_a: Autoencoder,
+    model_b: Autoencoder,
+    images: Tensor,
+    *,
+    images_b: Tensor | None = None,
+    null: Autoencoder | None = None,
+    ceiling: Autoencoder | None = None,
+    maps: Sequence[str] | None = None,
+    anchors: int = 64,
+    drift_steps: Sequence[int] = DRIFT_STEPS,
+    tol: float = 1e-6,
+    measure: str = "squared",
+    max_steps: int = 500,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Alignment:
+    """Compare the latent vector fields of two networks (Fumero et al., ICLR 2026, sec. 6, asks for it).
+
+    `images` `(n, *image_shape)`, of which two thirds, drawn by `seed`, fit the maps between latents and the others are
+    measured on; `images_b`: the same pictures as B takes them, where it takes others. `maps`: of "orthogonal" (left out
+    by default where dimensions differ), "linear" and "relative". Steps of A, mapped, are held against steps of B at
+    the mapped points (or, for "relative", at the same images), and so are the basins; attractors are those that the
+    held-out images lead to, in each network. `null`: a network like B with random weights; `ceiling`: one like A with a
+    little weight noise (`fmprobe.probes.perturbation.perturbed`); both undergo the same as B, maps included.
+
+    Raises InputError where a network has no latent map or takes no images, for fewer than 12 images, for unknown maps,
+    and where an orthogonal map is asked for between different dimensions.
+    """
+    _check(model_a, model_b, images, images_b, maps)
+    search = {"tol": tol, "measure": measure, "max_steps": max_steps, "batch_size": batch_size}
+    chosen = tuple(maps or FITS)
+    settings = _Settings(
+        maps=chosen,
+        anchors=anchors,
+        drift_steps=tuple(sorted({0, *drift_steps})),
+        search={**search, "stability_cap": JACOBIANS, "progress": False},
+    )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    fitted = round(FIT_SHARE * len(images))
+    other = images if images_b is None else images_b
+    a = _Side(model_a, images[order], fitted, settings)
+    b = _Side(model_b, other[order], fitted, settings)
+    absent = {}
+    if a.fit.shape[1] != b.fit.shape[1] and maps is None:
+        absent[ORTHOGONAL] = f"latents of {a.fit.shape[1]} and of {b.fit.shape[1]} values"
+        settings = _Settings(
+            tuple(m for m in chosen if m != ORTHOGONAL), anchors, settings.drift_steps, settings.search
+        )
+    found: dict[str, dict[str, Any] | None] = {"null": None, "ceiling": None}
+    for name, model, its_images in (("null", null, other), ("ceiling", ceiling, images)):
+        if model is None:
+            absent[name] = "no such network was given"
+        else:
+            found[name] = _compare(a, _Side(model, its_images[order], fitted, settings), settings)
+    protocol = {
+        "images": len(images),
+        "fitted_on": fitted,
+        "seed": seed,
+        "anchors": min(anchors, fitted),
+        "shuffles": SHUFFLES,
+        "models": [model_a.name, model_b.name],
+        **search,
+    }
+    return Alignment(_compare(a, b, settings), found["null"], found["ceiling"], absent, protocol)
+
+
+class _Side:
+    """One network: its latents of the images, flat, on the CPU, and where those of the held-out ones lead."""
+
+    def __init__(self, model: Autoencoder, images: Tensor, fitted: int, settings: _Settings) -> None:
+        self.model, self.settings = model, settings
+        with torch.no_grad():
+            blocks = [model.encode(x.to(model.device)).flatten(1).cpu() for x in images.split(settings.batch_size)]
+        latents = torch.cat(blocks)
+        self.fit, self.held_out = latents[:fitted], latents[fitted:]
+
+    def shaped(self, flat: Tensor) -> Tensor:
+        return flat.reshape(-1, *self.model.latent_shape).to(self.model.device)
+
+    def steps_at(self, flat: Tensor) -> Tensor:
+        """V at flat latents, flat."""
+        return field_at(self.model.latent_map, self.shaped(flat), self.settings.batch_size).flatten(1).cpu()
+
+    def attractors_from(self, flat: Tensor) -> AttractorSet:
+        return find_attractors(self.model, starts=self.shaped(flat), **self.settings.search)
+
+    @cached_property
+    def attractors(self) -> AttractorSet:
+        """Those that the held-out images lead to."""
+        return self.attractors_from(self.held_out)
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """V at the held-out images."""
+        return self.steps_at(self.held_out)
+
+    @cached_property
+    def path(self) -> list[Tensor]:
+        """Flat latents of the held-out images at the steps of which the drift is taken."""
+        wanted, flat, points = self.settings.drift_steps, self.held_out, []
+        for step in range(wanted[-1] + 1):
+            if step in wanted:
+                points.append(flat)
+            if step < wanted[-1]:
+                flat = flat + self.steps_at(flat)
+        return points
+
+
+def _compare(a: _Side, b: _Side, settings: _Settings) -> dict[str, Any]:
+    """All figures of one pair of networks."""
+    fitted: dict[str, LatentMap] = {}
+    for name in settings.maps:
+        more = {"anchors": settings.anchors} if FITS[name] is fit_relative else {}
+        fitted[name] = FITS[name](a.fit, b.fit, **more)
+    return {
+        "maps": {name: _under_map(a, b, latent_map) for name, latent_map in fitted.items()},
+        "drift": _drift(a, b, fit_relative(a.fit, b.fit, settings.anchors)),
+        "orbits": {
+            name: {"attractors": side.attractors.count, "status": side.attractors.orbits.counts()}
+            for name, side in (("a", a), ("b", b))
+        },
+    }
+
+
+def _under_map(a: _Side, b: _Side, latent_map: LatentMap) -> dict[str, Any]:
+    points = latent_map.counterpart(a.held_out, b.held_out)
+    own = points is b.held_out
+    start_a, start_b = latent_map.from_a(a.held_out), latent_map.from_b(points)
+    step_a = latent_map.from_a(a.held_out + a.steps) - start_a
+    step_b = latent_map.from_b(points + (b.steps if own else b.steps_at(points))) - start_b
+    reached = b.attractors if own else b.attractors_from(points)
+    common = latent_map.from_b(b.held_out)
+    spread = float((common - common.mean(0)).double().square().sum(1).mean().sqrt())
+    return {
+        **latent_map.facts,
+        "fit_error": _share(start_a - common, common - common.mean(0)),
+        "cosine": _quantiles(cosine_of(step_a, step_b)),
+        "basins": basin_agreement(a.attractors.labels.cpu(), reached.labels.cpu()),
+        "chamfer": _chamfer(
+            latent_map.from_a(a.attractors.latents.flatten(1).cpu()),
+            latent_map.from_b(b.attractors.latents.flatten(1).cpu()),
+            spread,
+        ),
+    }
+
+
+def basin_agreement(a: Tensor, b: Tensor, shuffles: int = SHUFFLES) -> dict[str, Any]:
+    """Adjusted Rand index (Hubert and Arabie 1985) and Jaccard index of pairs, of two labellings `(n,)`; -1 is none.
+
+    Only starts that settled in both count. The chance level of the Jaccard index is its mean over `shuffles` random
+    permutations of one labelling. Both are None, with the `reason`, where fewer than two starts settled in both or
+    either labelling has one basin, on which everything would agree.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    both = (a >= 0) & (b >= 0)
+    x, y = a[both].numpy(), b[both].numpy()
+    row: dict[str, Any] = {"starts": len(a), "settled_in_both": len(x), "basins": [len(set(x)), len(set(y))]}
+    reason = None
+    if len(x) < 2:
+        reason = f"{len(x)} of {len(a)} starts settled in both networks"
+    elif min(row["basins"]) < 2:
+        reason = "the starts share one basin in a network"
+    if reason is not None:
+        return {**row, "adjusted_rand": None, "jaccard": None, "jaccard_chance": None, "reason": reason}
+    rng = np.random.default_rng(0)
+    chance = np.mean([pair_jaccard(x, rng.permutation(y)) for _ in range(shuffles)])
+    rand, jaccard = float(adjusted_rand_score(x, y)), pair_jaccard(x, y)
+    return {**row, "adjusted_rand": rand, "jaccard": jaccard, "jaccard_chance": float(chance), "reason": None}
+
+
+def pair_jaccard(x: np.ndarray, y: np.ndarray) -> float:
+    """Pairs that share a basin in both labellings, over pairs that do in at least one."""
+    from sklearn.metrics.cluster import pair_confusion_matrix
+
+    (_, one), (other, both) = pair_confusion_matrix(x, y)
+    return float(both / (both + one + other)) if both + one + other else 1.0
+
+
+def _drift(a: _Side, b: _Side, relative: Relative) -> dict[str, Any]:
+    """Relative representations of the held-out images along both iterations.
+
+    `agreement`: correlation over anchors between the two networks' representations of an image, mean over images.
+    `a`, `b`: root mean squared change of a cosine since step 0.
+    """
+    rows: dict[str, list[float | None]] = {"agreement": [], "a": [], "b": []}
+    first = None
+    for z, w in zip(a.path, b.path, strict=True):
+        x, y = relative.from_a(z), relative.from_b(w)
+        first = first or (x, y)
+        rows["agreement"].append(_mean(cosine_of(x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True))))
+        for name, here, start in (("a", x, first[0]), ("b", y, first[1])):
+            rows[name].append(_mean((here - start).double().square().mean(1).sqrt()))
+    return {"steps": list(a.settings.drift_steps), **rows}
+
+
+def _chamfer(a: Tensor, b: Tensor, spread: float) -> float | None:
+    """In units of `spread`; None where a set is empty."""
+    if not len(a) or not len(b) or not spread > 0:
+        return None
+    return chamfer(a, b, "euclidean") / spread
+
+
+def _share(error: Tensor, whole: Tensor) -> float | None:
+    total = float(whole.double().square().sum())
+    share = float(error.double().square().sum()) / total if total > 0 else float("nan")
+    return share if np.isfinite(share) else None
+
+
+def _quantiles(values: Tensor) -> dict[str, float | int | None]:
+    known = values[values == values].numpy()
+    if not len(known):
+        return {"known": 0, "mean": None, "q10": None, "q50": None, "q90": None}
+    low, median, high = np.quantile(known, (0.1, 0.5, 0.9))
+    mean = float(known.mean())
+    return {"known": len(known), "mean": mean, "q10": float(low), "q50": float(median), "q90": float(high)}
+
+
+def _mean(values: Tensor) -> float | None:
+    known = values[values.isfinite()]
+    return float(known.mean()) if len(known) else None
+
+
+def _check(a: Autoencoder, b: Autoencoder, images: Tensor, images_b: Tensor | None, maps: Sequence[str] | None) -> None:
+    for model in (a, b):
+        if not model.has_latent_map:
+            raise InputError(f"{model.name} has no latent map: give it a decoder (`fmprobe fit-decoder`)")
+        if not model.image_shape:
+            raise InputError(f"{model.name} takes no images, and shared images are what latents are matched by")
+    if len(images) < LEAST or (images_b is not None and len(images_b) != len(images)):
+        given = len(images) if images_b is None else f"{len(images)} and {len(images_b)}"
+        raise InputError(f"two networks are compared on {LEAST} images or more, the same for both: got {given}")
+    if unknown := [name for name in maps or () if name not in FITS]:
+        raise InputError(f"unknown map {unknown[0]!r}: expected some of {', '.join(FITS)}")

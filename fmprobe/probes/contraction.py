@@ -1,0 +1,250 @@
+"""Contraction: does f bring points together, over N(0, I) inputs at large, and locally along trajectories?"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.jacobian import NotDifferentiableError, spectral_norm, spectral_radius
+from fmprobe.errors import InputError
+from fmprobe.seeding import normal_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUANTILES = (0.1, 0.5, 0.9)
+DISTANCE = 1e-2  # of the pairs of a local Lipschitz estimate, relative to the norm of the point
+DIRECTIONS = 4  # pairs a point
+INPUT_SEED = 1  # beyond the seed of the starts, so that images are not made of the same numbers
+
+
+class Spread:
+    """Standard deviations of rows `(B, …)` that come in batches, in float64, one running sum a coordinate."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = self.squares = torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        values = rows.detach().flatten(1).cpu().double()
+        self.count += len(values)
+        self.total = self.total + values.sum(0)
+        self.squares = self.squares + values.square().sum(0)
+
+    @property
+    def pooled(self) -> float:
+        """Of all values of all rows together, about their one mean."""
+        n = self.count * self.total.numel()
+        return float((self.squares.sum() / n - (self.total.sum() / n) ** 2).clamp(min=0).sqrt())
+
+    @property
+    def across(self) -> float:
+        """Between rows: the root of the variance of a coordinate over rows, averaged over coordinates."""
+        means = self.total / self.count
+        return float((self.squares / self.count - means.square()).clamp(min=0).mean().sqrt())
+
+
+def std_ratio(function: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) -> dict[str, float | None]:
+    """Standard deviation of what `function` gives over that of what it takes (Fumero et al., ICLR 2026, fig. 6).
+
+    `inputs`: batches `(B, …)`. "pooled": of all values together, which sees the offsets between coordinates that
+    are the same for every input. "across": over inputs, coordinate by coordinate, which does not, and so is below 1
+    exactly where outputs lie closer together than inputs. None where an output is not finite. Raises InputError for
+    fewer than two inputs.
+    """
+    before, after = Spread(), Spread()
+    with torch.no_grad():
+        for batch in inputs:
+            before.add(batch)
+            after.add(function(batch))
+    if before.count < 2:
+        raise InputError(f"a standard deviation needs two inputs or more, got {before.count}")
+    ratios = {"pooled": after.pooled / before.pooled, "across": after.across / before.across}
+    return {name: value if np.isfinite(value) else None for name, value in ratios.items()}
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """How much a model contracts.
+
+    `std_ratio`: by map ("f", "E", "D", those that there are), as `std_ratio`, on N(0, I) inputs of the map's shape.
+    `steps`: of the trajectories that were looked at. `norms`, `radii` `(starts, steps)`: spectral norm and radius of
+    J_f there, nan where the orbit is not finite; None where f has no derivative or the model no f. `local`
+    `(starts, steps)`: largest ||f(a) - f(b)|| / ||a - b|| of a few pairs close by, a lower bound of the norm.
+    `distant` `(starts // 2,)`: the same of pairs of starts. `absent`: why something is missing.
+    """
+
+    std_ratio: dict[str, dict[str, float | None]]
+    steps: list[int]
+    norms: Tensor | None
+    radii: Tensor | None
+    local: Tensor | None
+    distant: Tensor | None
+    absent: dict[str, str]
+    protocol: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The key `contraction` of `results.json`: quantiles over starts, and shares of starts below 1, by step."""
+        along = {
+            name: None if values is None else [_summary(column) for column in values.T]
+            for name, values in (("norms", self.norms), ("radii", self.radii), ("local", self.local))
+        }
+        return {
+            "std_ratio": self.std_ratio,
+            "steps": self.steps,
+            **along,
+            "distant": None if self.distant is None else _summary(self.distant),
+            "absent": self.absent,
+            "protocol": self.protocol,
+        }
+
+    def plot(self) -> "Figure":
+        """Spectral norm, radius and local Lipschitz estimate against the step."""
+        from fmprobe.report.contraction import plot_contraction
+
+        return plot_contraction(self.to_dict())
+
+
+def probe_contraction(
+    model: Autoencoder,
+    *,
+    n: int = 256,
+    starts: int = 8,
+    steps: tuple[int, ...] = (0, 1, 3, 10, 30),
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Contraction:
+    """Contraction of a model (Fumero et al., ICLR 2026, def. 3, fig. 6).
+
+    `n` N(0, I) inputs for the ratios of standard deviations; `starts` trajectories from N(0, I), at whose `steps` the
+    Jacobian is examined. An encoder without a latent map has the ratio of E alone. Raises InputError for fewer than
+    two inputs or starts, or steps that are negative.
+    """
+    if min(n, starts) < 2 or not steps or min(steps) < 0:
+        raise InputError(
+            f"contraction needs two inputs and starts or more, and steps from 0 up: got {n}, {starts}, {steps}"
+        )
+    ratios, absent = _ratios(model, n, seed, batch_size), {}
+    steps = tuple(sorted(set(steps)))
+    norms = radii = local = distant = None
+    if model.has_latent_map:
+        points = _trajectory(model, model.sample_latents(starts, seed), steps, batch_size)
+        norms, radii, reason = _jacobians(model, points, batch_size)
+        if reason:
+            absent["norms"] = absent["radii"] = reason
+        local = torch.stack([local_lipschitz(model.latent_map, z, seed=seed, batch_size=batch_size) for z in points], 1)
+        distant = _distant(model, points, steps, batch_size) if steps[0] == 0 else None
+    else:
+        absent["f"] = f"{model.name} has no latent map: the encoder alone was looked at"
+    protocol = {
+        "inputs": n,
+        "starts": starts,
+        "seed": seed,
+        "relative_distance": DISTANCE,
+        "pairs_a_point": DIRECTIONS,
+    }
+    return Contraction(ratios, list(steps), norms, radii, local, distant, absent, protocol)
+
+
+def local_lipschitz(f: Callable[[Tensor], Tensor], latents: Tensor, *, seed: int = 0, batch_size: int = 32) -> Tensor:
+    """Largest ||f(z + e) - f(z)|| / ||e|| over a few random e, `(m,)`, on the CPU; nan where f is not finite.
+
+    e has 1% of the norm of z, or of sqrt(d) where that is more. Random directions seldom meet the steepest one, so this
+    is a lower bound of what a spectral norm says.
+    """
+    flat = latents.flatten(1)
+    d = flat.shape[1]
+    length = DISTANCE * torch.linalg.vector_norm(flat, dim=1).clamp(min=d**0.5)
+    ratios = []
+    with torch.no_grad():
+        values = _batched(f, latents, batch_size)
+        for i in range(DIRECTIONS):
+            noise = torch.from_numpy(normal_rows(len(flat), d, seed + 2, first=i * len(flat))).to(flat)
+            moved = flat + noise * (length / torch.linalg.vector_norm(noise, dim=1))[:, None]
+            changed = _batched(f, moved.reshape(latents.shape), batch_size)
+            ratios.append(_ratio(changed - values, moved - flat))
+    return torch.stack(ratios).amax(0)
+
+
+def _ratios(model: Autoencoder, n: int, seed: int, batch_size: int) -> dict[str, dict[str, float | None]]:
+    """By map that the model has."""
+
+    def latents() -> Iterable[Tensor]:
+        return (model.sample_latents(min(batch_size, n - i), seed, i) for i in range(0, n, batch_size))
+
+    def images() -> Iterable[Tensor]:
+        size = int(np.prod(model.image_shape))
+        for i in range(0, n, batch_size):
+            rows = normal_rows(min(batch_size, n - i), size, seed + INPUT_SEED, i)
+            yield torch.from_numpy(rows).reshape(-1, *model.image_shape).to(model.device)
+
+    found = {}
+    if model.has_latent_map:
+        found["f"] = std_ratio(model.latent_map, latents())
+    if model.image_shape:
+        found["E"] = std_ratio(model.encode, images())
+    if model.has_decoder:
+        found["D"] = std_ratio(model.decode, latents())
+    return found
+
+
+def _trajectory(model: Autoencoder, latents: Tensor, steps: tuple[int, ...], batch_size: int) -> list[Tensor]:
+    """Latents of all orbits at the steps wanted."""
+    points = []
+    with torch.no_grad():
+        for step in range(steps[-1] + 1):
+            if step in steps:
+                points.append(latents)
+            if step < steps[-1]:
+                latents = _batched(model.latent_map, latents, batch_size)
+    return points
+
+
+def _jacobians(
+    model: Autoencoder, points: list[Tensor], batch_size: int
+) -> tuple[Tensor | None, Tensor | None, str | None]:
+    """Spectral norms and radii `(starts, steps)` on the CPU, or why there are none."""
+    columns: list[list[Tensor]] = [[], []]
+    try:
+        for latents in points:
+            finite = latents.flatten(1).isfinite().all(1)
+            for column, measure in zip(columns, (spectral_norm, spectral_radius), strict=True):
+                values = torch.full((len(latents),), torch.nan)
+                parts = [measure(model.latent_map, block) for block in latents[finite].split(batch_size) if len(block)]
+                if parts:
+                    values[finite.cpu()] = torch.cat(parts).cpu().float()
+                column.append(values)
+    except NotDifferentiableError as error:
+        return None, None, str(error)
+    return torch.stack(columns[0], 1), torch.stack(columns[1], 1), None
+
+
+def _distant(model: Autoencoder, points: list[Tensor], steps: tuple[int, ...], batch_size: int) -> Tensor:
+    """||f(a) - f(b)|| / ||a - b|| of successive pairs of starts."""
+    starts = points[0][: len(points[0]) // 2 * 2]
+    after = points[1] if len(steps) > 1 and steps[1] == 1 else None
+    with torch.no_grad():
+        after = _batched(model.latent_map, starts, batch_size) if after is None else after[: len(starts)]
+    return _ratio(after[::2] - after[1::2], starts[::2] - starts[1::2])
+
+
+def _ratio(after: Tensor, before: Tensor) -> Tensor:
+    ratio = torch.linalg.vector_norm(after.flatten(1), dim=1) / torch.linalg.vector_norm(before.flatten(1), dim=1)
+    return torch.where(ratio.isfinite(), ratio, torch.nan).cpu()
+
+
+def _batched(f: Callable[[Tensor], Tensor], latents: Tensor, batch_size: int) -> Tensor:
+    return torch.cat([f(block) for block in latents.split(batch_size)])
+
+
+def _summary(values: Tensor) -> dict[str, float | int | None]:
+    """Quantiles of what is known, and the share of it below 1."""
+    known = values[values == values].double().numpy()
+    if not len(known):
+        return {"known": 0, "share_below_1": None, **{f"q{round(100 * q)}": None for q in QUANTILES}}
+    quantiles = {f"q{round(100 * q)}": float(f"{np.quantile(known, q):.6g}") for q in QUANTILES}
+    return {"known": len(known), "share_below_1": float((known < 1).mean()), **quantiles}

@@ -1,0 +1,67 @@
+"""A film of a few orbits: what the decoder paints at chosen steps on the way from noise to where they end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.attractors import AttractorSet
+from fmprobe.dynamics.orbits import Status
+
+STARTS = 6  # that are shown
+AMONG = 32  # the first starts, of which these are taken
+STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True)
+class Film:
+    """Decoded trajectories: `frames` `(starts, steps, C, H, W)`, not clamped; an orbit that has ended stays at its end.
+
+    `starts`: their numbers. `steps`: of the frames; the last frame shows the orbit's end, whenever that was. `ended`:
+    the step at which each ended. `status`: how, by name.
+    """
+
+    frames: Tensor
+    starts: list[int]
+    steps: list[int]
+    ended: list[int]
+    status: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `results.json` keeps: everything but the frames."""
+        return {name: getattr(self, name) for name in ("starts", "steps", "ended", "status")}
+
+
+def film(model: Autoencoder, attractors: AttractorSet, seed: int = 0) -> Film | None:
+    """Follow a few of the N(0, I) starts of `attractors` again, under the same `seed`, and decode them.
+
+    Among the first starts one of every status is taken before a second of any. None where the model has no images or
+    there are no starts.
+    """
+    orbits = attractors.orbits
+    if not model.has_decoder or not model.image_shape or not len(orbits):
+        return None
+    chosen = _varied(orbits.status[:AMONG].tolist())
+    ended = orbits.steps[chosen]
+    steps = [step for step in STEPS if step < int(ended.max())] or [0]
+    ends = orbits.ends[chosen].to(model.device)
+    latents = model.sample_latents(min(AMONG, len(orbits)), seed=seed)[chosen]
+    still = ended.to(model.device).reshape(-1, *[1] * (latents.ndim - 1))
+    frames = []
+    with torch.no_grad():
+        for step in range(steps[-1] + 1):
+            if step:
+                latents = model.latent_map(latents)
+            if step in steps:
+                frames.append(model.decode(torch.where(still > step, latents, ends)).cpu())
+        frames.append(model.decode(ends).cpu())
+    status = [Status(value).name.lower() for value in orbits.status[chosen].tolist()]
+    return Film(torch.stack(frames, dim=1), chosen, steps, ended.tolist(), status)
+
+
+def _varied(status: list[int]) -> list[int]:
+    """Places of up to STARTS values: the first of each kind, then the second of each, in the order of the places."""
+    rank = [status[:place].count(value) for place, value in enumerate(status)]
+    return sorted(sorted(range(len(status)), key=lambda place: (rank[place], place))[:STARTS])

@@ -1,0 +1,228 @@
+"""Memorization: are a model's attractors its training images?"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.distances import nearest
+from fmprobe.errors import InputError
+from fmprobe.probes.dictionaries import atoms_of
+from fmprobe.seeding import generator
+
+MEASURES = ("cosine", "centred cosine", "euclidean")
+NULLS = 256  # decoded noise starts and noise images that the attractors are held against
+EXPLAINED = 0.9  # share of the variance that the rank is counted at (fig. 13)
+FEW_STEPS, SMALL_RADIUS = 3, 0.05  # median steps and largest spectral radius up to which f counts as near constant
+
+
+@dataclass(frozen=True)
+class Memorization:
+    """How near decoded attractors are to training images, beside what is as near without memory.
+
+    `subject`: what was decoded, "attractors" or "ends after T steps", of which there are `count`. `levels`: by measure
+    ("cosine", larger is nearer; "centred cosine", of the images less the training mean; "euclidean", smaller is nearer)
+    and by row, mean, deviation and number of the values at the nearest training image; None where there is nothing.
+    Rows: the subject; "test images"; "reconstructed test images"; "decoded starts", D of N(0, I); "noise images", of
+    uniform pixels; "mean image" of the training set. `nearest`: for each of the subject the training image nearest by
+    cosine, and `nearest_cosine` its value. `errors`: mean squared error a pixel of D(E(x)). `rank`: see
+    `rank_at`. `bound`: see `bound_terms`. `warning`: that there is no attractor, or why f may be near constant, so that
+    the values say little. `decoded` `(count, *image_shape)` is not in `to_dict`.
+    """
+
+    subject: str
+    count: int
+    levels: dict[str, dict[str, Any]]
+    nearest: list[int]
+    nearest_cosine: list[float]
+    errors: dict[str, float]
+    rank: dict[str, int | None]
+    bound: dict[str, dict[str, Any]] | None
+    orbits: dict[str, Any]
+    images: dict[str, int]
+    warning: str | None
+    decoded: Tensor
+
+    @property
+    def coefficient(self) -> float | None:
+        """Mean cosine of the decoded attractors to their nearest training image; None where there is none."""
+        row = self.levels["cosine"][self.subject]
+        return row["mean"] if row else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The key `memorization` of `results.json`."""
+        return {"coefficient": self.coefficient} | {k: v for k, v in vars(self).items() if k != "decoded"}
+
+
+def probe_memorization(
+    model: Autoencoder,
+    train: Tensor,
+    test: Tensor | None = None,
+    *,
+    attractors: AttractorSet | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    ends: bool = False,
+    batch_size: int = 256,
+    **search: Any,
+) -> Memorization:
+    """mem(z*) = max over training images x of cos(D(z*), x) (Fumero et al., ICLR 2026, sec. 4, fig. 2, 13, 14).
+
+    `train`, `test`: images `(N, *image_shape)` in [0, 1]. `attractors`: those of `find_attractors`, or found now from
+    `n` draws of N(0, I) by `seed`, `search` being further arguments of it. `ends`: take the distinct last latents of
+    all finite orbits, settled or not. Where nothing converged the values are None and the count 0.
+
+    Raises InputError for no images, latents of them that are not finite, or a model that has no decoder.
+    """
+    if not len(train) or (test is not None and not len(test)):
+        raise InputError("memorization needs training images, and test images where they are given: got none")
+    if attractors is None:
+        attractors = find_attractors(model, n, seed=seed, batch_size=batch_size, **search)
+    subject = f"ends after {attractors.orbits.protocol['max_steps']} steps" if ends else "attractors"
+    latents = atoms_of(attractors, ends)[0].reshape(-1, *model.latent_shape)
+    sets = {"train": train} if test is None else {"train": train, "test": test}
+    with torch.no_grad():
+        decoded = _decoded(model, latents, batch_size)
+        codes = {name: _encoded(model, images, batch_size) for name, images in sets.items()}
+        if not all(bool(rows.isfinite().all()) for rows in codes.values()):
+            raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
+        rebuilt = {name: _decoded(model, rows, batch_size) for name, rows in codes.items()}
+        noise = model.sample_latents(NULLS, seed)
+        rows = {
+            subject: decoded,
+            "test images": test,
+            "reconstructed test images": rebuilt.get("test"),
+            "decoded starts": _decoded(model, noise, batch_size),
+            "noise images": _noise_images(model, seed),
+            "mean image": train.mean(0, keepdim=True),
+        }
+        values = {measure: _values(measure, rows, train) for measure in MEASURES}
+        bound = {
+            name: bound_terms(images, rebuilt[name], codes[name], latents, decoded) if len(latents) else None
+            for name, images in sets.items()
+        }
+    own = values["cosine"][subject]
+    return Memorization(
+        subject=subject,
+        count=len(latents),
+        levels={measure: {name: _summary(found) for name, found in of.items()} for measure, of in values.items()},
+        nearest=own[1].tolist() if own else [],
+        nearest_cosine=own[0].tolist() if own else [],
+        errors={name: float((rebuilt[name] - sets[name]).double().square().mean()) for name in sets},
+        rank=_ranks(decoded, train),
+        bound={name: terms for name, terms in bound.items() if terms} or None,
+        orbits=attractors.orbits.to_dict() | {"protocol": attractors.orbits.protocol},
+        images={name: len(images) for name, images in sets.items()},
+        warning=_warning(attractors),
+        decoded=decoded,
+    )
+
+
+def bound_terms(images: Tensor, rebuilt: Tensor, codes: Tensor, attractors: Tensor, decoded: Tensor) -> dict[str, Any]:
+    """The terms of ||x - F(x)||^2 <= 2 ||x - D(P(E(x)))||^2 + 2 L_D^2 ||E(x) - P(E(x))||^2, P = nearest attractor.
+
+    Fumero et al., ICLR 2026, prop. 3.2, A.8, where the factor 2 is missing that (a+b)^2 <= 2a^2 + 2b^2 needs. Means
+    over the images of squared norms: `error`, the left side, `prototype_error` and `coverage_error`; `lipschitz`, the
+    largest ||D(E(x)) - D(P(E(x)))|| / ||E(x) - P(E(x))|| on these images, a lower estimate of L_D (None where all lie
+    on attractors); `factor`, 2; `holds_as_printed`, the share of images for which the bound holds without it.
+    """
+    distance, index = nearest(codes.flatten(1), attractors.flatten(1))
+    coverage = distance.double().square()
+    prototype = (images - decoded[index.to(decoded.device)]).double().flatten(1).square().sum(1)
+    error = (images - rebuilt).double().flatten(1).square().sum(1)
+    apart = torch.linalg.vector_norm((rebuilt - decoded[index.to(decoded.device)]).double().flatten(1), dim=1)
+    away = coverage > 0
+    squared = float((apart[away].square() / coverage[away]).max()) if bool(away.any()) else 0.0
+    return {
+        "error": float(error.mean()),
+        "prototype_error": float(prototype.mean()),
+        "coverage_error": float(coverage.mean()),
+        "lipschitz": math.sqrt(squared) if bool(away.any()) else None,
+        "factor": 2,
+        "holds_as_printed": float((error <= prototype + squared * coverage).double().mean()),
+    }
+
+
+def rank_at(rows: Tensor, share: float = EXPLAINED, centred: bool = True) -> int:
+    """Number of singular values of `rows` `(m, d)`, less their mean if `centred`, that explain `share` of the variance.
+
+    Fumero et al., ICLR 2026, fig. 13. 0 for rows that do not vary (or are zero).
+    """
+    rows = rows.double()
+    size = float(rows.square().sum())
+    rows = rows - rows.mean(0) if centred else rows
+    gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
+    variances = torch.linalg.eigvalsh(gram).clamp(min=0).flip(0)
+    total = float(variances.sum())
+    if total <= 1e-14 * size:  # the resolution of float32: what is left are roundings
+        return 0
+    return int((variances.cumsum(0) < share * total).sum()) + 1
+
+
+def _ranks(decoded: Tensor, train: Tensor) -> dict[str, int | None]:
+    """Of the decoded attractors, centred and as they are, and of as many training images, which is what could be."""
+    rows, images = decoded.flatten(1), train[: len(decoded)].flatten(1)
+    if not len(rows):
+        return {"attractors": None, "attractors_uncentred": None, "train_images": None}
+    return {
+        "attractors": rank_at(rows),
+        "attractors_uncentred": rank_at(rows, centred=False),
+        "train_images": rank_at(images),
+    }
+
+
+def _values(measure: str, rows: dict[str, Tensor | None], train: Tensor) -> dict[str, tuple[Tensor, Tensor] | None]:
+    """Of each row's images the value at the nearest training image, and which that is."""
+    flat = train.flatten(1)
+    shift = flat.mean(0) if measure == "centred cosine" else torch.zeros_like(flat[0])
+    kind = "euclidean" if measure == "euclidean" else "cosine"
+    found: dict[str, tuple[Tensor, Tensor] | None] = {}
+    for name, images in rows.items():
+        if images is None or not len(images):
+            found[name] = None
+            continue
+        distance, index = nearest(images.flatten(1).to(flat) - shift, flat - shift, kind)
+        found[name] = (distance if kind == "euclidean" else 1 - distance, index)
+    return found
+
+
+def _summary(found: tuple[Tensor, Tensor] | None) -> dict[str, float] | None:
+    if found is None:
+        return None
+    values = found[0].double()
+    return {"mean": float(values.mean()), "std": float(values.std(correction=0)), "count": len(values)}
+
+
+def _warning(attractors: AttractorSet) -> str | None:
+    """Signs that f takes everything to nearly the same place, or that there is nothing to be measured."""
+    if not len(attractors):
+        return f"none of {len(attractors.orbits)} orbits led to a known attractor"
+    steps, radius = float(attractors.orbits.steps.double().median()), attractors.spectral_radius
+    radius = radius[radius.isfinite()]
+    signs = []
+    if len(attractors) == 1:
+        signs.append("there is one attractor")
+    if steps <= FEW_STEPS:
+        signs.append(f"half of the orbits end within {steps:g} steps")
+    if len(radius) and float(radius.max()) <= SMALL_RADIUS:
+        signs.append(f"no spectral radius exceeds {float(radius.max()):.2g}")
+    return f"f is near constant: {', '.join(signs)}" if signs else None
+
+
+def _encoded(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:
+    return torch.cat([model.encode(block.to(model.device)) for block in images.split(batch_size)])
+
+
+def _decoded(model: Autoencoder, latents: Tensor, batch_size: int) -> Tensor:
+    """On the CPU, `(0, *image_shape)` for no latents."""
+    blocks = [model.decode(block).cpu() for block in latents.split(batch_size) if len(block)]
+    return torch.cat(blocks) if blocks else torch.zeros(0, *model.image_shape)
+
+
+def _noise_images(model: Autoencoder, seed: int) -> Tensor:
+    pixels = generator(seed, NULLS).random((NULLS, *model.image_shape), dtype="float32")
+    return torch.from_numpy(pixels)

@@ -1,0 +1,65 @@
+"""Networks that are almost the same: a little noise on the weights, as a ceiling for comparisons."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fmprobe.errors import InputError
+
+NOISE = 0.01  # relative to the root mean square of each tensor
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def perturb(tensors: Mapping[str, Tensor], noise: float = NOISE, seed: int = 0) -> dict[str, Tensor]:
+    """Each floating-point tensor plus `noise` times its root mean square times N(0, 1), in its own precision."""
+    generator = torch.Generator().manual_seed(seed)
+    changed = {}
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        if not tensor.is_floating_point():
+            changed[name] = tensor
+            continue
+        drawn = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+        values = tensor.float()
+        changed[name] = (values + noise * values.square().mean().sqrt() * drawn).to(tensor.dtype)
+    return changed
+
+
+def perturbed(module: Network, noise: float = NOISE, seed: int = 0) -> Network:
+    """A copy of a torch module with its weights disturbed, as `perturb`."""
+    twin = copy.deepcopy(module)
+    twin.load_state_dict(perturb(twin.state_dict(), noise, seed))
+    return twin
+
+
+def perturbed_checkpoint(
+    name: str, folder: Path, *, revision: str | None = None, noise: float = NOISE, seed: int = 0
+) -> Path:
+    """A copy of a checkpoint in `folder` with its weights disturbed, to be loaded by that name; returns `folder`.
+
+    `name`: hub id or local folder in Hugging Face layout. Raises InputError where there is no such model.
+    """
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from fmprobe.hub import locate
+    from fmprobe.loading import adapters, kind_of
+
+    checkpoint = locate(name, revision)
+    kind = kind_of(checkpoint.config)
+    family = next((adapter for adapter in adapters().values() if kind in adapter.kinds), None)
+    if family is None:
+        raise InputError(f"{name} is of type {kind!r}, which no adapter covers")
+    for optional in ("preprocessor_config.json", "processor_config.json"):
+        checkpoint.fetch(optional)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, path in enumerate(checkpoint.fetch_weights(family.weights)):
+        save_file(perturb(load_file(path), noise, seed + i), folder / path.name, metadata={"format": "pt"})
+    for path in checkpoint.folder.glob("*.json"):
+        shutil.copyfile(path, folder / path.name)
+    return folder

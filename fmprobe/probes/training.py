@@ -1,0 +1,251 @@
+"""Training dynamics: how attractors form while an autoencoder learns, measured from a callback that changes nothing."""
+
+import json
+import random
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.distances import chamfer, nearest
+from fmprobe.dynamics.merging import THRESHOLDS
+from fmprobe.errors import InputError
+from fmprobe.probes.memorization import rank_at
+from fmprobe.probes.ood.metrics import ood_metrics
+from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, follow
+
+KINDS = ("train", "test", "noise")
+
+
+class AttractorTracker:
+    """A callback that measures, at chosen epochs, where the latent map leads (Fumero et al., ICLR 2026, fig. 3).
+
+    Plain loops and `train_autoencoder(callback=…)` call it, `tracker(epoch, model)`; loops under accelerate too, with
+    the prepared model, on every process: the first measures. A transformers Trainer takes `tracker.for_trainer()`.
+    Training with it gives the same weights as without: modes, gradients and random states are as before.
+
+    `train`, `test`: images `(N, *image_shape)`. `starts`: the budget, at most as many of the first training images, of
+    the first test images and of draws of N(0, I) by `seed`. `epochs`: every so many, or the chosen ones.
+    `path`: a file to which each record is appended as a line of JSON at once; `records` keeps them too. `adapt`: makes
+    an Autoencoder of the model in training, by default its own `autoencoder()`. `tol`, `measure`, `max_steps` and
+    `batch_size` as in `iterate`; ends are one attractor where cos > 1 - `threshold` (the paper's 0.99). Raises
+    InputError for no images or starts.
+    """
+
+    def __init__(
+        self,
+        train: Tensor,
+        test: Tensor,
+        *,
+        starts: int = 256,
+        epochs: int | Collection[int] = 1,
+        path: str | Path | None = None,
+        adapt: Callable[[Any], Autoencoder] | None = None,
+        seed: int = 0,
+        tol: float = 1e-6,
+        measure: str = "squared",
+        max_steps: int = 1000,
+        batch_size: int = 256,
+        threshold: float = THRESHOLDS["cosine"],
+        stability_cap: int = 8,
+    ) -> None:
+        if min(len(train), len(test), starts) < 1 or (isinstance(epochs, int) and epochs < 1):
+            raise InputError(
+                f"AttractorTracker: {len(train)} training and {len(test)} test images, starts={starts}, "
+                f"epochs={epochs}: expected at least 1 of each"
+            )
+        self.train, self.test, self.starts, self.epochs = train, test, starts, epochs
+        self.path = Path(path) if path is not None else None
+        self.adapt = adapt or _own_autoencoder
+        self.seed, self.batch_size, self.threshold = seed, batch_size, threshold
+        self.orbits: dict[str, Any] = {"tol": tol, "measure": measure, "max_steps": max_steps, "batch_size": batch_size}
+        self.search = {**self.orbits, "merge": "cosine", "threshold": threshold, "stability_cap": stability_cap}
+        self.records: list[dict[str, Any]] = []
+
+    def __call__(self, epoch: int, model: Any) -> dict[str, Any] | None:
+        """Measure if this is a chosen epoch and the first process; returns the record, or None."""
+        chosen = epoch % self.epochs == 0 if isinstance(self.epochs, int) else epoch in self.epochs
+        if not chosen or _rank() != 0:
+            return None
+        began = time.perf_counter()
+        model = _unwrapped(model)
+        with unchanged(model):
+            record = {"epoch": epoch, **self.measure(self.adapt(model))}
+        record["cost"]["seconds"] = round(time.perf_counter() - began, 3)
+        self.records.append(record)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+        return record
+
+    def for_trainer(self) -> Any:
+        """This tracker as a `transformers.TrainerCallback`, called before the training and after each epoch."""
+        from transformers import TrainerCallback
+
+        tracker = self
+
+        class TrackerCallback(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                tracker(0, kwargs["model"])
+
+            def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                tracker(round(state.epoch), kwargs["model"])
+
+        return TrackerCallback()
+
+    def measure(self, model: Autoencoder) -> dict[str, Any]:
+        """One record, JSON-ready; what cannot be said, where nothing settled, is None.
+
+        For each kind of start: `starts`, `status`, `converged` (share), `count` of distinct attractors (None where all
+        are unresolved), `distinct`, the count over the starts, and the median of the `steps`. `chamfer`: similarity of
+        the sets from training and noise starts, 1 for equal sets. `matched`: share of each set that has a member of the
+        other within the threshold. `fpr95`: noise trajectories taken for training ones, by mean distance to the
+        training attractors. `memorization`: by kind, as in `probe_memorization`; `rank` likewise. `spectral_radius` of
+        the first training attractors. `cost`: rows of f computed, products with its derivatives not counted, and, from
+        `__call__`, seconds.
+        """
+        f = _Counted(model.latent_map)
+        with torch.no_grad():
+            latents = {
+                "train": self._encode(model, self.train[: self.starts]),
+                "test": self._encode(model, self.test[: self.starts]),
+                "noise": model.sample_latents(self.starts, self.seed),
+            }
+            test_error = self._error(model, self.test)
+            usable = {kind: rows[rows.flatten(1).isfinite().all(1)] for kind, rows in latents.items()}
+        found = {
+            kind: find_attractors(f, starts=usable[kind], progress=False, **self.search)
+            for kind in KINDS
+            if len(usable[kind])
+        }
+        with torch.no_grad():
+            images = {kind: self._decode(model, found[kind]) for kind in ("train", "noise") if kind in found}
+            fpr95 = self._fpr95(f, usable, found.get("train"))
+        radius = found["train"].spectral_radius if "train" in found else torch.zeros(0)
+        radius = radius[radius.isfinite()]
+        return {
+            **{kind: _summary(found.get(kind), len(latents[kind])) for kind in KINDS},
+            **self._compare(found),
+            "fpr95": fpr95,
+            "memorization": {kind: self._memorization(rows) for kind, rows in images.items()},
+            "rank": {kind: rank_at(rows.flatten(1)) if len(rows) else None for kind, rows in images.items()},
+            "test_error": test_error,
+            "spectral_radius": {"mean": float(radius.mean()), "max": float(radius.max())} if len(radius) else None,
+            "cost": {"evaluations": f.rows},
+        }
+
+    def _compare(self, found: dict[str, AttractorSet]) -> dict[str, Any]:
+        """Of the attractors from training images and from noise."""
+        sets = [found[kind].latents.flatten(1) for kind in ("train", "noise") if kind in found]
+        if len(sets) < 2 or not all(map(len, sets)):
+            return {"chamfer": None, "matched": None}
+        train, noise = sets
+        near = {"train": nearest(train, noise, "cosine")[0], "noise": nearest(noise, train, "cosine")[0]}
+        matched = {kind: float((distance < self.threshold).double().mean()) for kind, distance in near.items()}
+        return {"chamfer": 1 - chamfer(train, noise), "matched": {**matched, "threshold": self.threshold}}
+
+    def _fpr95(self, f: "_Counted", latents: dict[str, Tensor], train: AttractorSet | None) -> float | None:
+        if train is None or not len(train) or min(len(latents["train"]), len(latents["noise"])) < 2:
+            return None
+        reference = Reference(train.latents, torch.ones_like(train.latents[0].flatten()), {})
+        settings = TrajectorySettings(**self.orbits)
+        to_attractors = Nearest(reference, "euclidean")
+        scores = {kind: follow(f, latents[kind], to_attractors, settings)["mean"] for kind in ("train", "noise")}
+        return ood_metrics(scores["train"], scores["noise"])["fpr95"]
+
+    def _memorization(self, decoded: Tensor) -> dict[str, float] | None:
+        decoded = decoded[decoded.flatten(1).isfinite().all(1)]
+        if not len(decoded):
+            return None
+        cosine = 1 - nearest(decoded.flatten(1), self.train.flatten(1).to(decoded), "cosine")[0].double()
+        return {"mean": float(cosine.mean()), "std": float(cosine.std(correction=0))}
+
+    def _error(self, model: Autoencoder, images: Tensor) -> float | None:
+        total = 0.0
+        for block in images.to(model.device).split(self.batch_size):
+            total += float((model.decode(model.encode(block)) - block).double().square().sum())
+        error = total / images.numel()
+        return error if np.isfinite(error) else None
+
+    def _encode(self, model: Autoencoder, images: Tensor) -> Tensor:
+        return torch.cat([model.encode(block) for block in images.to(model.device).split(self.batch_size)])
+
+    def _decode(self, model: Autoencoder, found: AttractorSet) -> Tensor:
+        blocks = [model.decode(block).cpu() for block in found.latents.split(self.batch_size) if len(block)]
+        return torch.cat(blocks) if blocks else torch.zeros(0, *model.image_shape)
+
+
+class _Counted:
+    """f, counting the rows that it is asked for."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        self.f, self.rows = f, 0
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        self.rows += len(latents)
+        return self.f(latents)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode and wants no gradients; after, it and all random states are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    wants = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the caller's own state
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            model.eval().requires_grad_(False)
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for parameter, wanted in wants:
+                parameter.requires_grad_(wanted)
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _summary(found: AttractorSet | None, starts: int) -> dict[str, Any]:
+    if found is None:
+        return {"starts": starts, "status": {}, "converged": 0.0, "count": 0, "distinct": 0.0, "steps": None}
+    return {
+        "starts": starts,
+        "status": found.orbits.counts(),
+        "converged": int(found.orbits.converged.sum()) / starts,
+        "count": found.count,
+        "distinct": None if found.count is None else found.count / starts,
+        "steps": float(found.orbits.steps.double().median()),
+    }
+
+
+def _unwrapped(model: Any) -> Any:
+    """The network inside data-parallel and torch.compile's wrappers."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def _own_autoencoder(model: Any) -> Autoencoder:
+    if not hasattr(model, "autoencoder"):
+        raise InputError(
+            f"AttractorTracker does not know how {type(model).__name__} encodes and decodes: pass adapt=, a function "
+            "from the model to an Autoencoder, such as one that calls fmprobe.from_functions or fmprobe.load"
+        )
+    return model.autoencoder()
+
+
+def _rank() -> int:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if ready else 0

@@ -1,0 +1,99 @@
+"""Turning values into markup: templates, numbers as text, figures as inline SVG."""
+
+import io
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    from fmprobe.report.run import Run
+
+# Drawn in colours that follow the page, light or dark, where there is one.
+INKS = {
+    "#000000": "currentColor",
+    "#808080": "var(--soft, #808080)",
+    "#cccccc": "var(--line, #cccccc)",
+    "#ffffff": "var(--page, transparent)",
+    "#0072b2": "var(--blue, #0072b2)",
+}
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fmprobe.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"rounded": rounded, "percent": percent}
+    return environment
+
+
+def render(template: str, **values: Any) -> "Markup":
+    """A template of the folder `templates` with its values, as markup."""
+    from markupsafe import Markup
+
+    return Markup(_environment().get_template(template).render(**values))
+
+
+def text_of(name: str) -> "Markup":
+    """A file of the folder `templates`, as it is."""
+    from importlib.resources import files
+
+    from markupsafe import Markup
+
+    return Markup((files("fmprobe.report") / "templates" / name).read_text(encoding="utf-8"))
+
+
+def rounded(value: Any) -> str:
+    """A value as the page shows it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(rounded(item) for item in value)
+    return "–" if value is None else str(value)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share in percent, without the sign."""
+    return f"{100 * share:.{digits}f}"
+
+
+def plot(figure: "Figure", title: str, run: "Run | None" = None) -> "Markup":
+    """A figure for the page of a run; the title says in words what it shows."""
+    from markupsafe import Markup, escape
+
+    svg = to_svg(figure, str(escape(title)), f"r{run.index if run else 0}-{title}")
+    return Markup(f'<div class="plot">{svg}</div>')
+
+
+def to_svg(figure: "Figure", title: str, prefix: str | None = None) -> str:
+    """An SVG element that scales and takes the page's colours, with a title for those who cannot see it.
+
+    Identifiers carry the `prefix`, so that they do not meet those of another plot on the page.
+    """
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fmprobe"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    prefix = re.sub(r"\W+", "-", prefix or title)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", svg)
+    svg = re.sub("|".join(INKS), lambda found: INKS[found[0]], svg)
+    svg = svg.replace("<text ", '<text fill="currentColor" ').replace("<text>", '<text fill="currentColor">')
+    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)  # the page's
+    viewbox = re.search(r'viewBox="[\d. ]*"', svg)
+    head = f'<svg {viewbox[0] if viewbox else ""} role="img" aria-labelledby="{prefix}-title">'
+    return f'{head}<title id="{prefix}-title">{title}</title>{svg[svg.index(">") + 1 :]}'

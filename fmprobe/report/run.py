@@ -1,0 +1,126 @@
+"""A finished run folder as a report reads it: checked, and never a byte from outside the folder."""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmprobe.errors import InputError
+from fmprobe.runs import RESULTS, SCHEMA
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LARGEST_FILE = 64 << 20  # bytes of a file that is read
+BUDGET = 32 << 10  # bytes of a picture on the page
+QUALITIES = (90, 80, 65, 45)  # of a JPEG, the first that keeps to the budget
+
+
+class Run:
+    """The results of one run folder, and the pictures and tables beside them.
+
+    `index`: its place among the runs of a page. Raises InputError where the folder holds no finished run of this
+    version's schema.
+    """
+
+    def __init__(self, folder: Path, index: int = 0) -> None:
+        self.folder, self.index = folder, index
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder: name the folder of a run")
+        if not (folder / RESULTS).exists():
+            raise InputError(f"{folder} holds no {RESULTS}: the run has not finished; run its command again")
+        self.results: dict[str, Any] = self._parse(RESULTS)
+        if self.results.get("schema") != SCHEMA:
+            raise InputError(
+                f"{folder / RESULTS} is of schema {self.results.get('schema')!r}, and this version reads {SCHEMA}: "
+                "make the report with the version that made the run"
+            )
+
+    def _parse(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads(self.read(name))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.folder / name} is not JSON ({error}): {_AGAIN}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{self.folder / name} is not a JSON object: {_AGAIN}")
+        return content
+
+    @cached_property
+    def name(self) -> str:
+        """What the run is called on the page: its model, or else its folder."""
+        model = self.results.get("model")
+        known = model.get("id") if isinstance(model, Mapping) else None
+        return (Path(str(known)).name if Path(str(known)).is_absolute() else str(known)) if known else self.folder.name
+
+    def read(self, *parts: str) -> bytes:
+        """The bytes of a file of the folder. Raises InputError where it is missing, too large or lies elsewhere."""
+        path = self.folder.joinpath(*parts)
+        try:
+            real = path.resolve(strict=True)
+            if not real.is_relative_to(self.folder.resolve()) or not real.is_file():
+                raise InputError(f"{path} is no file of the run folder, and nothing else is read: {_AGAIN}")
+            if real.stat().st_size > LARGEST_FILE:
+                raise InputError(f"{path} is larger than {LARGEST_FILE >> 20} MiB, as no run leaves it: {_AGAIN}")
+            return real.read_bytes()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path} cannot be read ({_reason(error)}): {_AGAIN}") from error
+
+    def rows(self, *parts: str) -> list[dict[str, str]]:
+        """The rows of a CSV file."""
+        try:
+            return list(csv.DictReader(io.StringIO(self.read(*parts).decode("utf-8"), newline="")))
+        except (ValueError, csv.Error) as error:
+            raise InputError(f"{self.folder.joinpath(*parts)} is no table ({error}): {_AGAIN}") from error
+
+    def picture(self, *parts: str, side: int | None = None, budget: int = BUDGET) -> "Picture":
+        """A PNG of the folder for the page, by the last part of its name.
+
+        One of more than `budget` bytes is made at most `side` pixels and a JPEG.
+        """
+        from PIL import Image
+
+        parts = (*parts[:-1], Path(parts[-1]).name)
+        data = self.read(*parts)
+        try:
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            path = self.folder.joinpath(*parts)
+            raise InputError(f"{path} is no PNG that can be shown ({error}): {_AGAIN}") from error
+        kind, size = "png", image.size
+        if len(data) > budget:
+            small = image.convert("RGB")
+            if side:
+                small.thumbnail((side, side))
+            kind, data = "jpeg", _within(small, budget)
+        return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", *size)
+
+
+def _within(image: "Image", budget: int) -> bytes:
+    """A JPEG that keeps to a number of bytes, or of the lowest quality."""
+    data = b""
+    for quality in QUALITIES:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        data = buffer.getvalue()
+        if len(data) <= budget:
+            break
+    return data
+
+
+class Picture:
+    """A picture as a data URI, with its original size in pixels."""
+
+    def __init__(self, src: str, width: int, height: int) -> None:
+        self.src, self.width, self.height = src, width, height
+
+
+_AGAIN = "run the command again with --no-resume"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

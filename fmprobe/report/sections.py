@@ -1,0 +1,118 @@
+"""The sections of a report, in order: each shown for the runs whose results hold its key.
+
+A new probe adds one line here: its key, a title, how to read it, and a function of its entry and the run; for a probe
+that is shown by plots alone, `drawn` makes that function of its figures.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fmprobe.report import attractors, ood, surrogate, weights
+from fmprobe.report.rendering import plot, render
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    from fmprobe.report.run import Run
+
+Body = Callable[[Mapping[str, Any], "Run"], "Markup"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """`key` of results.json, what stands above, and `body`, which makes markup of the entry."""
+
+    key: str
+    title: str
+    lead: str
+    body: Body
+
+    @property
+    def anchor(self) -> str:
+        """Its address on the page."""
+        return re.sub(r"\W+", "-", self.title.lower())
+
+
+def drawn(**figures: "Callable[[Mapping[str, Any]], Figure]") -> Body:
+    """A body of plots alone: functions of the entry by what each shows, underscores for spaces."""
+
+    def body(entry: Mapping[str, Any], run: "Run") -> "Markup":
+        from markupsafe import Markup
+
+        plots = [plot(figure(entry), name.replace("_", " "), run) for name, figure in figures.items()]
+        return Markup('<div class="plots">{}</div>').format(Markup("").join(plots))
+
+    return body
+
+
+def tabled(title: str, *names: str) -> Body:
+    """A body that lists values of the entry by their names."""
+
+    def body(entry: Mapping[str, Any], run: "Run") -> "Markup":
+        rows = [(name.replace("_", " "), entry[name]) for name in names]
+        return render("table.html", title=title, head=None, rows=rows)
+
+    return body
+
+
+SECTIONS = (
+    Section(
+        "attractors",
+        "Decoded attractors",
+        "Sized by basin: the share of the starts that end there. ρ is the spectral radius of the Jacobian at the "
+        "attractor: the nearer to 1, the slower the approach.",
+        attractors.gallery,
+    ),
+    Section(
+        "trajectories",
+        "On the way",
+        "A few starts, decoded step by step from noise to where they end. The last frame is the end of each orbit, "
+        "settled or not.",
+        attractors.film,
+    ),
+    Section(
+        "orbits",
+        "How the orbits ended",
+        "Each start is judged by its own orbit. Only those that converged can belong to an attractor.",
+        attractors.statuses,
+    ),
+    Section(
+        "residuals",
+        "Residual curves",
+        "One line a start: how far a step moves the latent, up to the step at which it ended.",
+        attractors.residuals,
+    ),
+    Section(
+        "attractors",
+        "Attractors against the merge threshold",
+        "How many ends count as distinct if nearer ones are merged. A plateau around the dashed line is a count to "
+        "trust.",
+        attractors.sweep,
+    ),
+    Section(
+        "weights",
+        "Weight probing",
+        "Images the search never saw are encoded, and their latents reconstructed by Orthogonal Matching Pursuit from "
+        "the first 1, 2, … atoms of a dictionary. If the model's atoms do better than as many atoms of chance, the "
+        "weights hold something about such images. Bands are 95% bootstrap intervals over images; the lowest error of "
+        "a column is bold. PCA sees images of the same data set: a reference, not a rival.",
+        weights.weights,
+    ),
+    Section(
+        "ood",
+        "Images from elsewhere",
+        "Which scores tell images from elsewhere from in-distribution ones. No set from elsewhere decided anything.",
+        ood.ood,
+    ),
+    Section("ood_scores", "Scored images", "What a detector that was kept says of new images.", ood.scored),
+    Section(
+        "decoder",
+        "The surrogate",
+        "The encoder has no decoder of its own. The latent map is that of encoder and surrogate together, and its "
+        "findings are not the encoder's.",
+        surrogate.quality,
+    ),
+)

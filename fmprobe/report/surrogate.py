@@ -1,0 +1,46 @@
+"""The section on a surrogate decoder: what it was trained on, and how well it reconstructs."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from fmprobe.report.attractors import SPRITE, sprite_of
+from fmprobe.report.rendering import render, rounded
+
+if TYPE_CHECKING:
+    from fmprobe.report.run import Run
+
+HEAD = {
+    "l1": "L1",
+    "l1_median": "L1 of the median colour",
+    "feature_error": "relative feature error",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+}
+
+
+def quality(decoder: Mapping[str, Any], run: "Run") -> Markup:
+    """Its data and its errors on images it was not trained on, with pictures; nothing for a model's own."""
+    if decoder.get("kind") != "surrogate":
+        return Markup("")
+    validation = decoder.get("validation") or {}
+    columns = [key for key in HEAD if any(key in row for row in validation.values())]
+    rows = [(name.replace("_", " "), *(row.get(key) for key in columns)) for name, row in validation.items()]
+    body = Markup("<p>{}, trained on {}.</p>").format(decoder.get("architecture"), _told(decoder.get("data")))
+    if rows:
+        body += render(
+            "table.html", title="Errors of the surrogate", head=["images", *(HEAD[key] for key in columns)], rows=rows
+        )
+    if kept := run.results.get("reconstructions"):
+        picture = run.picture(kept["picture"], budget=SPRITE)
+        sprite = sprite_of(picture, 2, kept["images"], run)
+        body += render("reconstructions.html", film=sprite)
+    return body
+
+
+def _told(data: Any) -> str:
+    """Training data in words: a mapping as "key value" pairs."""
+    if isinstance(data, Mapping):
+        return "; ".join(f"{key.replace('_', ' ')} {rounded(value)}" for key, value in data.items())
+    return rounded(data)

@@ -1,0 +1,140 @@
+"""Do networks contract before they are trained (Fumero et al., ICLR 2026, fig. 6)?
+
+    python recipes/contraction.py                   # 12 backbones of timm, 64 inputs of 112 px, 3 seeds; minutes
+    python recipes/contraction.py --full            # 1000 inputs of 224 px, 10 seeds
+    python recipes/contraction.py --probe           # J_f along trajectories of the demo model, trained and random
+
+Each backbone is made with random weights as timm initialises them, in eval mode (batch normalisation is then the
+identity), and fed N(0, I) images as they are, without a normalisation of pixels. Two outputs are measured:
+`forward_features`, which in transformers ends with a LayerNorm that sets its deviation to 1 whatever came before, and
+the 1000 logits. The ratio of standard deviations, output over input, is taken twice: over all values together
+("pooled"), and over inputs, coordinate by coordinate ("across"), which no offset can raise. One backbone is in memory
+at a time.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fmprobe
+from fmprobe.probes.contraction import std_ratio
+from fmprobe.runs import write_json
+from fmprobe.seeding import normal_rows
+
+BACKBONES = (
+    "resnet18",
+    "resnet50",
+    "densenet121",
+    "vgg11_bn",
+    "mobilenetv3_large_100",
+    "efficientnet_b0",
+    "regnety_008",
+    "convnext_tiny",
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "mixer_s32_224",
+)
+OUTPUTS = ("features", "logits")
+
+
+def images(n: int, side: int, seed: int, device: torch.device, batch: int = 16) -> Iterator[Tensor]:
+    for first in range(0, n, batch):
+        rows = normal_rows(min(batch, n - first), 3 * side * side, seed, first)
+        yield torch.from_numpy(rows).reshape(-1, 3, side, side).to(device)
+
+
+def backbone(name: str, side: int, seed: int) -> Any:
+    import timm
+
+    torch.manual_seed(seed)
+    try:  # transformers and mixers fix their size when they are made
+        module = timm.create_model(name, pretrained=False, img_size=side)
+    except TypeError:  # convolutional networks take any
+        module = timm.create_model(name, pretrained=False)
+    return module.eval().requires_grad_(False)
+
+
+def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Ratios by output and kind, one a seed."""
+    row: dict[str, Any] = {f"{output} {kind}": [] for output in OUTPUTS for kind in ("pooled", "across")}
+    for seed in range(arguments.seeds):
+        module = backbone(name, arguments.side, seed).to(device)
+        outputs = {
+            "features": module.forward_features,
+            "logits": lambda x, module=module: module.forward_head(module.forward_features(x)),
+        }
+        for output, function in outputs.items():
+            ratios = std_ratio(function, images(arguments.inputs, arguments.side, 1000 + seed, device))
+            for kind, value in ratios.items():
+                row[f"{output} {kind}"].append(value)
+    return row
+
+
+def tell(name: str, row: dict[str, Any], seconds: float) -> None:
+    cells = []
+    for values in row.values():
+        known = [value for value in values if value is not None]
+        cells.append(f"{np.mean(known):9.2e} ± {np.std(known):7.1e}" if known else f"{'not finite':>19}")
+    print(f"{name:30}{'  '.join(cells)}  {seconds:5.0f} s", flush=True)
+
+
+def table(arguments: argparse.Namespace) -> None:
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    print(f"{arguments.inputs} inputs of {arguments.side} px, {arguments.seeds} seeds: mean ± deviation over seeds")
+    print(f"{'':30}" + "".join(f"{f'{output} {kind}':>19}  " for output in OUTPUTS for kind in ("pooled", "across")))
+    rows = {}
+    for name in arguments.backbones:
+        began = time.perf_counter()
+        rows[name] = measure(name, arguments, device)
+        tell(name, rows[name], time.perf_counter() - began)
+    for column in next(iter(rows.values())):
+        below = sum(all(value is not None and value < 1 for value in row[column]) for row in rows.values())
+        print(f"{column}: below 1 under every seed for {below} of {len(rows)} backbones")
+    protocol = {"inputs": arguments.inputs, "side": arguments.side, "seeds": arguments.seeds, "mode": "eval"}
+    write_json(arguments.out / "contraction.json", {"protocol": protocol, "backbones": rows})
+
+
+def probe(arguments: argparse.Namespace) -> None:
+    """The spectral norm and radius of J_f along trajectories, of a trained network and of its untrained twin."""
+    folder = str(Path(fmprobe.__file__).parent / "demo" / "vit-mae-digits")
+    for label, random_weights in (("trained", None), ("random weights", 0)):
+        model = fmprobe.load(folder, random_weights=random_weights, device="cpu")
+        found = fmprobe.probe_contraction(model, n=256, starts=16)
+        row = found.to_dict()
+        print(f"\ndemo model, {label}: ratio of deviations {json.dumps(row['std_ratio'])}")
+        print(f"{'step':>6}{'norm':>10}{'below 1':>10}{'radius':>10}{'below 1':>10}{'finite differences':>21}")
+        for i, step in enumerate(row["steps"]):
+            cells = [row[name][i] for name in ("norms", "radii", "local")]
+            text = "".join(f"{cell['q50']:10.3f}{cell['share_below_1']:10.0%}" for cell in cells[:2])
+            print(f"{step:6}{text}{cells[2]['q50']:21.3f}")
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        found.plot().savefig(arguments.out / f"contraction-{label.replace(' ', '-')}.png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="the published protocol: 1000 inputs of 224 px, 10 seeds")
+    parser.add_argument("--probe", action="store_true", help="the demo model's Jacobians along trajectories instead")
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="names of timm's architectures")
+    parser.add_argument("--inputs", type=int)
+    parser.add_argument("--side", type=int, help="pixels, a multiple of 32")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--device")
+    parser.add_argument("--out", type=Path, default=Path("runs/contraction"))
+    arguments = parser.parse_args()
+    defaults = {"inputs": 1000, "side": 224, "seeds": 10} if arguments.full else {"inputs": 64, "side": 112, "seeds": 3}
+    for name, value in defaults.items():
+        setattr(arguments, name, getattr(arguments, name) or value)
+    probe(arguments) if arguments.probe else table(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Residuals of latents and images, and norms of latents, step by step (Fumero et al., ICLR 2026, fig. 12, 16, 17).
+
+    python recipes/residual_curves.py                                        # the demo model, offline, seconds
+    python recipes/residual_curves.py --assets ../shared                     # and dinov2-small with a surrogate, taef2
+    python recipes/residual_curves.py --model M --data photos:test           # any model, from encoded images
+    python recipes/residual_curves.py --full --data ImageNet:validation      # the paper's models, 500 starts, 300 steps
+
+Starts are encoded images where there are any (--data; for the demo model scikit-learn's digits), and N(0, I) beside
+them. A language model has no images: its f is the residual stream from the embedding to the last layer. An encoder
+without a decoder gets a surrogate on procedural images, so its curves are those of both together. One model is in
+memory at a time. Leaves one JSON and one figure a model and kind of start in `--out`.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fmprobe
+from fmprobe.cli.session import with_decoder
+from fmprobe.report.residuals import plot_residuals
+from fmprobe.runs import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "fmprobe" / "demo" / "vit-mae-digits"
+# DINOv2 and SigLIP2 get decoders that are fitted here, on procedural images; the paper takes published ones.
+FULL = (
+    "facebook/vit-mae-base",
+    "facebook/dinov2-base",
+    "google/siglip2-base-patch16-224",
+    "Qwen/Qwen3-0.6B",
+    "HuggingFaceTB/SmolLM2-360M",
+)
+
+
+def digits(model: fmprobe.Autoencoder, n: int) -> Tensor:
+    """The last of scikit-learn's digits, which the demo model was not trained on."""
+    from sklearn.datasets import load_digits
+
+    pixels = torch.from_numpy(load_digits(return_X_y=True)[0][-n:].reshape(-1, 1, 8, 8) / 16).float()
+    pixels = torch.nn.functional.interpolate(pixels, size=model.image_shape[1:], mode="bilinear").clamp(0, 1)
+    return pixels.expand(-1, model.image_shape[0], -1, -1)
+
+
+def by_name(name: str, arguments: argparse.Namespace) -> fmprobe.Autoencoder:
+    model = fmprobe.load(name, image_size=arguments.image_size or "fit", device=arguments.device)
+    return with_decoder(model, arguments.seed)
+
+
+def taef2(arguments: argparse.Namespace) -> fmprobe.Autoencoder:
+    sys.path.append(str(ROOT / "tests"))
+    from support import taef2 as networks  # the layers, which only the tests need otherwise
+
+    return networks.load(arguments.assets / "models" / "taef2", side=64)
+
+
+def models(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], fmprobe.Autoencoder]]]:
+    """Names, and functions that load, so that one model is in memory at a time."""
+    if arguments.full or arguments.model:
+        for name in [arguments.model] if arguments.model else FULL:
+            yield Path(name).name, partial(by_name, name, arguments)
+        return
+    yield "demo", partial(by_name, str(DEMO), arguments)
+    if arguments.assets is not None:
+        yield "dinov2-small", partial(by_name, str(arguments.assets / "models" / "dinov2-small"), arguments)
+        yield "taef2", partial(taef2, arguments)
+
+
+def images_for(name: str, model: fmprobe.Autoencoder, arguments: argparse.Namespace) -> Tensor | None:
+    if not model.image_shape:
+        return None
+    if name == "demo" and arguments.data is None:
+        return digits(model, arguments.starts)
+    source = arguments.data or (arguments.assets and f"{arguments.assets / 'data' / 'photos'}:test")
+    return None if source is None else model.load_images(source, arguments.starts)
+
+
+def tell(name: str, row: dict[str, Any]) -> None:
+    """Medians over starts at a few steps, and how far each fell."""
+    last = row["steps"][-1]
+    shown = [step for step in (1, 2, 5, 10, 30, 100, 300) if step <= last]
+    print(f"\n{name}, {row['n']} starts ({row['starts']}), {last} steps: medians; |z_0| = {row['start_norm']:.4g}")
+    print(f"{'step':18}" + "".join(f"{step:>12}" for step in shown) + f"{'last / first':>15}")
+    for key, label in (("latent", "latent residual"), ("output", "output residual"), ("norm", "latent norm")):
+        if row[key] is None:
+            print(f"{label:18}   none: the model has no images")
+            continue
+        median = row[key]["q50"]
+        cells = "".join(
+            f"{median[step - 1]:>12.4g}" if median[step - 1] is not None else f"{'–':>12}" for step in shown
+        )
+        ratio = f"{median[-1] / median[0]:.3g}" if median[-1] is not None and median[0] else "–"
+        print(f"{label:18}{cells}{ratio:>15}")
+    if row["finite"][-1] < row["n"]:
+        print(f"{row['n'] - row['finite'][-1]} of {row['n']} orbits are not finite at the end")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="hub id or folder, language models among them")
+    parser.add_argument("--assets", type=Path, help="folder with models/dinov2-small, models/taef2 and data/photos")
+    parser.add_argument("--data", help="images to start from, SOURCE[:split][#column]")
+    parser.add_argument("--full", action="store_true", help="the paper's models by their hub names; an accelerator")
+    parser.add_argument("--starts", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/residual_curves"))
+    arguments = parser.parse_args()
+    arguments.starts = arguments.starts or (500 if arguments.full else 32)
+    arguments.steps = arguments.steps or (300 if arguments.full else 100)
+    for name, load in models(arguments):
+        model = load()
+        pictures = images_for(name, model, arguments)
+        for kind, images in (("images", pictures), ("noise", None)):
+            if kind == "images" and images is None:
+                continue
+            found = fmprobe.probe_residuals(
+                model,
+                images,
+                n=arguments.starts,
+                steps=arguments.steps,
+                seed=arguments.seed,
+                batch_size=arguments.batch_size,
+            )
+            row = found.to_dict()
+            tell(name, row)
+            write_json(arguments.out / f"{name}-{kind}.json", {"model": model.provenance, "residual_curves": row})
+            plot_residuals(row, f"{name}: {row['n']} starts, {row['starts']}").savefig(
+                arguments.out / f"{name}-{kind}.png", dpi=120
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The latent vector field of an autoencoder with a bottleneck of two (Fumero et al., ICLR 2026, fig. 1, 3a).
+
+    python recipes/vector_field.py                                     # scikit-learn's digits, 3 seeds, 1 minute
+    python recipes/vector_field.py --data ../shared/data --set mnist
+    python recipes/vector_field.py --data ../shared/data --set mnist --k 16      # a plane through 16 dimensions
+    python recipes/vector_field.py --full                              # MNIST of the hub, 500 epochs; an accelerator
+
+For every seed the paper's convolutional autoencoder is trained, and its field drawn on [-8, 8] x [-8, 8]: arrows
+coloured by their norm, attractors as stars, basins shaded. `epochs-SEED.gif` shows it from the first epoch to the last;
+for k above 2, on the plane through the trained network's three largest attractors.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fmprobe
+from fmprobe.dynamics.fields import VectorField
+from fmprobe.images import SMALL_SETS, load_small_set
+from fmprobe.loading import pick_device
+from fmprobe.report.fields import animate_fields, plot_field
+from fmprobe.runs import write_json
+
+
+class Snapshots:
+    """A callback of the training loop that keeps the weights at epochs spread evenly over the logarithm."""
+
+    def __init__(self, epochs: int, frames: int) -> None:
+        spread = torch.logspace(0, math.log10(epochs), frames - 1).round().int().tolist()
+        self.epochs = sorted({0, *spread, epochs})
+        self.weights: dict[int, dict[str, Tensor]] = {}
+
+    def __call__(self, epoch: int, model: nn.Module) -> None:
+        if epoch in self.epochs:
+            self.weights[epoch] = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def field_of(network: fmprobe.ConvAutoencoder, arguments: argparse.Namespace, plane: Any = None) -> VectorField:
+    settings: dict[str, Any] = {"resolution": arguments.resolution, "max_steps": arguments.max_steps}
+    return fmprobe.vector_field(network.autoencoder(), plane, **settings)
+
+
+def draw(seed: int, images: Tensor, arguments: argparse.Namespace) -> None:
+    torch.manual_seed(seed)
+    _, channels, height, width = images.shape
+    network = fmprobe.ConvAutoencoder(arguments.k, arguments.width, (channels, height, width))
+    network.to(arguments.device)
+    epochs = arguments.epochs or max(1, arguments.steps // math.ceil(len(images) / arguments.batch_size))
+    kept = Snapshots(epochs, arguments.frames)
+    losses = fmprobe.train_autoencoder(
+        network,
+        images,
+        epochs=epochs,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        seed=seed,
+        callback=kept,
+    )
+    last = field_of(network.requires_grad_(False), arguments)
+    entry = last.to_dict()
+    tell(f"seed {seed}, {epochs} epochs, loss {losses[-1]:.4f}", last)
+    write_json(arguments.out / f"field-{seed}.json", entry)
+    plot_field(entry, f"seed {seed}: {len(entry['attractors'])} attractors").savefig(
+        arguments.out / f"field-{seed}.png", dpi=120
+    )
+    frames, titles = [], []
+    for epoch, weights in kept.weights.items():
+        network.load_state_dict(weights)
+        found = field_of(network, arguments, last.plane)
+        tell(f"  epoch {epoch}", found)
+        frames.append(found.to_dict())
+        titles.append(f"seed {seed}, epoch {epoch}: {len(frames[-1]['attractors'])} attractors")
+    animate_fields(frames, titles, arguments.out / f"epochs-{seed}.gif")
+
+
+def tell(label: str, field: VectorField) -> None:
+    assert field.attractors is not None
+    orbits = field.attractors.orbits.to_dict()
+    settled = orbits["status"]["converged"] / orbits["starts"]
+    count = field.attractors.count
+    inner = field.norms.isfinite()
+    known = field.outside[~field.outside.isnan()]
+    radii = field.attractors.spectral_radius
+    print(
+        f"{label}: {'unresolved' if count is None else count} attractors from {orbits['starts']} grid points, "
+        f"{settled:.0%} settled, median step norm {float(field.norms[inner].median()):.3g}, "
+        f"outside the plane {float(known.median()) if len(known) else 0:.0%}"
+        + (f", spectral radius {float(radii.min()):.3f} to {float(radii.max()):.3f}" if len(radii) else ""),
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with mnist.npz, fashion_mnist.npz and cifar10  [digits]")
+    parser.add_argument("--set", choices=("digits", *SMALL_SETS))
+    parser.add_argument("--k", type=int, default=2, help="bottleneck")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--full", action="store_true", help="all images of the hub's MNIST, width 32, 500 epochs")
+    parser.add_argument("--images", type=int, help="[all of digits, 4000 of others]")
+    parser.add_argument("--steps", type=int, default=1500, help="of the training, at reduced size")
+    parser.add_argument("--frames", type=int, default=10, help="of the animation")
+    parser.add_argument("--resolution", type=int, default=25, help="grid points a side")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("runs/vector_field"))
+    arguments = parser.parse_args()
+    arguments.device = str(pick_device(arguments.device))
+    preset = {"epochs": None, "batch_size": 64, "learning_rate": 1e-3, "width": 16, "max_steps": 500}
+    if arguments.full:
+        preset = {"epochs": 500, "batch_size": 128, "learning_rate": 5e-4, "width": 32, "max_steps": 3000}
+    for name, value in preset.items():
+        setattr(arguments, name, value)
+    name = arguments.set or ("mnist" if arguments.full or arguments.data else "digits")
+    n = arguments.images or (None if arguments.full or name == "digits" else 4000)
+    images, _ = load_small_set(name, arguments.data, n, 1)
+    for seed in arguments.seeds:
+        draw(seed, images, arguments)
+    print(f"pictures and animations: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Residual curves, held to maps whose steps are known."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.maps import draws
+
+import fmprobe
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.iterate import iterate
+from fmprobe.probes.residuals import ResidualCurves
+
+RATE, SHAPE = 0.8, (1, 2, 3)
+
+
+@pytest.fixture
+def model():
+    """f(z) = 0.8 z, and D(z) = 3 z."""
+    return fmprobe.from_functions(
+        lambda x: RATE / 3 * x.flatten(1), lambda z: 3 * z.reshape(-1, *SHAPE), image_shape=SHAPE, latent_shape=(6,)
+    )
+
+
+def test_every_norm_of_a_linear_map_is_exact(model):
+    found = fmprobe.probe_residuals(model, n=9, steps=12, batch_size=4)
+    start = model.sample_latents(9).norm(dim=1)
+    powers = RATE ** torch.arange(1, 13)
+    torch.testing.assert_close(found.norm, start[:, None] * powers)
+    torch.testing.assert_close(found.latent, start[:, None] * powers * (1 / RATE - 1))
+    torch.testing.assert_close(found.output, 3 * found.latent)
+    torch.testing.assert_close(found.start_norm, start)
+    row = found.to_dict()
+    assert row["steps"] == list(range(1, 13))
+    np.testing.assert_allclose(row["latent"]["q90"], np.quantile(found.latent.numpy(), 0.9, axis=0), rtol=1e-5)
+
+
+def test_latent_residuals_are_those_that_the_engine_sees(model):
+    curves = ResidualCurves(5, 20)
+    iterate(model.latent_map, model.sample_latents(5), tol=1e-12, max_steps=20, observer=curves, progress=False)
+    found = fmprobe.probe_residuals(model, n=5, steps=20)
+    torch.testing.assert_close(found.latent[:, curves.steps - 1], curves.norms)
+
+
+def test_images_are_encoded_to_starts_and_batches_do_not_matter(model):
+    images = draws(7, 6).reshape(7, *SHAPE)
+    one, other = (fmprobe.probe_residuals(model, images, steps=5, batch_size=size) for size in (3, 32))
+    torch.testing.assert_close(one.start_norm, RATE / 3 * images.flatten(1).norm(dim=1))
+    torch.testing.assert_close(one.latent, other.latent)
+    assert one.starts == "images, encoded"
+
+
+def test_an_orbit_that_leaves_is_left_out_and_counted():
+    growing = fmprobe.from_functions(
+        lambda x: x.flatten(1) * torch.tensor([1e15]),
+        lambda z: z.reshape(-1, *SHAPE),
+        image_shape=SHAPE,
+        latent_shape=(6,),
+    )
+    found = fmprobe.probe_residuals(growing, n=2, steps=3).to_dict()
+    assert found["finite"] == [2, 0, 0]
+    assert found["latent"]["q50"][-1] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_language_model_has_no_output_residual(tiny):
+    found = fmprobe.probe_residuals(fmprobe.load(str(tiny("qwen3")), device="cpu"), n=2, steps=3)
+    assert found.output is None
+    assert found.latent.shape == (2, 3)
+    assert len(found.plot().axes) == 2
+
+
+def test_a_map_of_its_own_is_followed_and_shown_by_its_decoder():
+    own = Autoencoder(
+        lambda x: x.flatten(1),
+        lambda z: 2 * z.reshape(-1, *SHAPE),
+        image_shape=SHAPE,
+        latent_shape=(6,),
+        provenance={"model": "own map"},
+        latent_map=lambda z: 0.5 * z,
+    )
+    found = fmprobe.probe_residuals(own, n=3, steps=2)
+    torch.testing.assert_close(found.latent, own.sample_latents(3).norm(dim=1)[:, None] * torch.tensor([0.5, 0.25]))
+    torch.testing.assert_close(found.output, 2 * found.latent)
+    assert len(found.plot().axes) == 3
+
+
+def test_numbers_that_make_no_sense_are_refused(model):
+    bad: list[Any] = [{"n": 0}, {"steps": 0}, {"batch_size": 0}]
+    for settings in bad:
+        with pytest.raises(fmprobe.InputError, match="residual curves need"):
+            fmprobe.probe_residuals(model, **settings)

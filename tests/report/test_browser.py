@@ -1,0 +1,155 @@
+"""The page in a browser: what it shows, that its controls work, and that nothing leaves it."""
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from support.reports import add, ood_facts, prototypes_run, with_weights
+
+from fmprobe.report.html import write_report
+from fmprobe.report.sections import SECTIONS
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+PACKAGES = all(find_spec(name) for name in ("selenium", "axe_selenium_python"))
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER and PACKAGES),
+    reason="needs chromium, chromedriver and the packages of the extra test",
+)
+WIDTHS = {"desktop": (1200, 900), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    """The page of a run with 64 attractors and every section, its pictures noise, which compresses worst."""
+    folder = prototypes_run(tmp_path_factory.mktemp("run") / "run", attractors=64, side=224)
+    with_weights(folder)
+    add(folder, "ood", ood_facts())
+    scores = {"images": 3, "accepted": 2, "unreadable": 0, "rule": "joined", "threshold": 1.5, "data": "folder"}
+    add(folder, "ood_scores", scores)
+    return write_report(folder)
+
+
+@pytest.fixture(scope="module")
+def driver():
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER or ""
+    for argument in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "disable-background-networking",
+    ):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as driver:
+        yield driver
+
+
+@pytest.fixture
+def shown(driver, page):
+    """The page, loaded anew on a desktop, in light."""
+    driver.get_log("performance")
+    _look(driver, "desktop", "light")
+    driver.get(page.as_uri())
+    return driver
+
+
+def _look(driver, width: str, scheme: str) -> None:
+    columns, rows = WIDTHS[width]
+    metrics = {"width": columns, "height": rows, "deviceScaleFactor": 1, "mobile": width == "phone"}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def test_the_page_is_small_and_complete(page, shown):
+    assert page.stat().st_size < 5_000_000
+    titles = [heading.text for heading in shown.find_elements("css selector", "h2")]
+    assert titles == ["At a glance", *(section.title for section in SECTIONS), "Protocol and provenance"]
+    for link in shown.find_elements("css selector", "nav a"):
+        assert shown.find_element("id", link.get_dom_attribute("href").removeprefix("#")).is_displayed()
+
+
+def test_nothing_is_asked_for_and_nothing_complained_of(shown):
+    events = [json.loads(entry["message"])["message"] for entry in shown.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert [url.partition(":")[0] for url in asked if not url.startswith("data:")] == ["file"]
+    assert shown.get_log("browser") == []
+    # The policy holds: what a page could be made to ask for is refused.
+    refused = "const done = arguments[0]; fetch('http://127.0.0.1:9/').then(() => done('sent'), () => done('refused'))"
+    assert shown.execute_async_script(refused) == "refused"
+    assert any("Content Security Policy" in entry["message"] for entry in shown.get_log("browser"))
+
+
+def test_every_slider_moves_its_frames(shown):
+    from selenium.webdriver.common.keys import Keys
+
+    sliders = shown.find_elements("css selector", "input[type=range]")
+    assert len(sliders) == 2
+    for slider in sliders:
+        film = slider.find_element("xpath", "ancestor::div[contains(@class, 'film')]")
+        frame, output = film.find_element("class name", "frame"), film.find_element("tag name", "output")
+        last, place = output.text, frame.value_of_css_property("background-position-x")
+        assert place == "100%"
+        slider.send_keys(Keys.HOME)
+        assert frame.value_of_css_property("background-position-x") == "0%"
+        assert output.text == str(json.loads(slider.get_dom_attribute("data-labels") or "")[0]) != last
+        slider.send_keys(Keys.END)
+        assert output.text == last
+        assert slider.accessible_name in ("step", "atoms")
+
+
+def test_an_attractor_is_inspected_by_pointer_tap_and_keys(shown):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    tiles = shown.find_elements("class name", "tile")
+    title = shown.find_element("css selector", ".inspector .title")
+    picture = shown.find_element("css selector", ".inspector img")
+    assert len(tiles) == 64
+    ActionChains(shown).move_to_element(tiles[4]).perform()
+    assert title.text == "attractor 5"
+    assert picture.get_dom_attribute("src") == tiles[4].find_element("tag name", "img").get_dom_attribute("src")
+    tiles[7].click()
+    assert title.text == "attractor 8"
+    assert shown.switch_to.active_element == tiles[7]
+    tiles[7].send_keys(Keys.ARROW_RIGHT)
+    assert title.text == "attractor 9"
+    tiles[8].send_keys(Keys.END)
+    assert title.text == "attractor 64"
+    assert [tile.get_dom_attribute("tabindex") for tile in tiles].count("0") == 1
+    facts = shown.find_element("css selector", ".inspector dl").text
+    for name in ("basin", "steps", "residual", "spectral radius", "error"):
+        assert name in facts
+
+
+@pytest.mark.parametrize(("width", "scheme"), [("desktop", "light"), ("phone", "dark")])
+def test_no_one_is_shut_out(shown, width, scheme):
+    """axe finds nothing, and nothing is wider than the window, wide tables in their own scrolling boxes."""
+    import axe_selenium_python
+
+    _look(shown, width, scheme)
+    ink, page = shown.execute_script(
+        "const style = getComputedStyle(document.body); return [style.color, style.backgroundColor]"
+    )
+    assert (sum(_channels(ink)) > sum(_channels(page))) == (scheme == "dark")
+    assert shown.execute_script("return document.documentElement.scrollWidth") <= WIDTHS[width][0]
+    axe = axe_selenium_python.Axe(shown)
+    axe.inject()
+    violations = axe.run()["violations"]
+    assert violations == [], axe.report(violations)
+
+
+def _channels(colour: str) -> list[int]:
+    return [int(part) for part in colour.split("(")[1].rstrip(")").split(",")[:3]]
+
+
+def test_on_paper_everything_is_open(shown):
+    shown.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    assert shown.execute_script("return [...document.querySelectorAll('details')].every(d => d.open)")

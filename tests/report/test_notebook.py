@@ -1,0 +1,50 @@
+"""Results show themselves: HTML for a notebook, and a matplotlib figure."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from support.reports import ood_facts
+
+import fmprobe
+from fmprobe.probes.ood.probe import OODResult
+from fmprobe.probes.prototypes import find_prototypes, make_plan
+
+
+@pytest.fixture(scope="module")
+def model():
+    """f(z) = z / 2 on two pixels."""
+    return fmprobe.from_functions(
+        lambda images: images.flatten(1) / 2,
+        lambda latents: latents.reshape(-1, 1, 1, 2),
+        image_shape=(1, 1, 2),
+        latent_shape=(2,),
+    )
+
+
+@pytest.fixture(scope="module")
+def attractors(model):
+    return fmprobe.find_attractors(model, 8, merge="relative")
+
+
+def results(model, attractors):
+    yield attractors
+    yield find_prototypes(model, make_plan(model, 4, 50), progress=False)
+    yield fmprobe.probe_weights(model, attractors, torch.rand(2, 1, 1, 2), [1], ends=True)
+    yield OODResult(None, ood_facts())  # type: ignore[arg-type]
+
+
+def test_every_result_plots_and_shows_itself(model, attractors):
+    for result in results(model, attractors):
+        assert isinstance(result.plot(), Figure)
+        shown = result._repr_html_()
+        assert shown.count("<svg") == shown.count("</svg>") == 1
+        assert "<table>" in shown
+        assert "<script" not in shown
+
+
+def test_what_is_shown_are_the_results_own_figures(attractors):
+    shown = attractors._repr_html_()
+    assert "8 converged of 8" in shown
+    basins, sweep = attractors.plot().axes
+    assert [bar.get_height() for bar in basins.patches] == attractors.sizes.tolist()
+    assert sweep.lines[0].get_ydata().tolist() == list(attractors.merge["sweep"].values())

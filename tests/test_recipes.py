@@ -1,0 +1,100 @@
+"""Every recipe runs at its smallest setting, and every flag that the texts name exists."""
+
+import re
+import runpy
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+from fmprobe.cli import app
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+
+# The smallest command of every recipe, and a line that it must print. IMAGES: 32 pictures of noise, 32 pixels a side.
+SMALLEST: dict[str, tuple[str, str]] = {
+    "benchmark_engine": ("--epochs 1 --images 32 -n 4 --width 2 --overhead-steps 0", r"same ends: \d+ of \d+"),
+    "benchmark_omp": (
+        "--atoms 32 --dim 16 --select 4 --targets 4 --large 8 --sklearn-targets 2 --rounds 1",
+        r"finite: True; an atom twice: False",
+    ),
+    "ood_detection": ("--images 128 --steps 2", r"trajectory +[*\d]"),
+    "surrogates": ("--images 32 --steps 2 --starts 2 --max-steps 2", r"latent topk .* of 2, 0 attractors"),
+    "train_demo_model": ("--steps 1 --per-class 1 --batch-size 8", r"model in vit-mae-digits"),
+    "train_small_mae": ("--data IMAGES --minutes 0.005 --width 16 --layers 1", r"model in vit-mae-small, \d"),
+    "weight_probing": ("--starts 8 --images 4 --atoms 1 2", r"image MSE of 4 images"),
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "noise.npz"
+    np.savez(path, images=np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), dtype=np.uint8))
+    return path
+
+
+def test_every_recipe_has_a_smallest_command():
+    assert sorted(SMALLEST) == [path.stem for path in RECIPES]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs_at_its_smallest(path, images, tmp_path, monkeypatch, capfd):
+    """In this process, which has paid for the imports already."""
+    arguments, expected = SMALLEST[path.stem]
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments.replace("IMAGES", str(images)).split()])
+    monkeypatch.syspath_prepend(str(path.parent))
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path), run_name="__main__")
+    assert re.search(expected, capfd.readouterr().out)
+
+
+# Of other programs that the texts name.
+OTHERS = {"--nproc_per_node", "--num_processes"}
+
+
+def _flags(parameters: Iterable[Any]) -> set[str]:
+    return {"--help"}.union(*((*parameter.opts, *parameter.secondary_opts) for parameter in parameters))
+
+
+def _known() -> dict[str, set[str]]:
+    """Flags by what precedes them: `fmprobe COMMAND`, or the path of a recipe."""
+    group: Any = typer.main.get_command(app)
+    known = {f"fmprobe {name}": _flags(command.params) for name, command in group.commands.items()}
+    for path in RECIPES:
+        source = path.read_text()
+        names = re.findall(r'add_argument\(\s*(?:"-\w", )?"(--[\w-]+)"', source)
+        names += [f"--{name}" for name in re.findall(r'\("(\w+)", \d+\)', source)]  # those added in a loop
+        known[f"recipes/{path.name}"] = {"--help", *names}
+    return known
+
+
+def unknown_flags(text: str) -> list[str]:
+    """Flags of a text that do not exist where its line says: there, or anywhere if the line names no command."""
+    known = _known()
+    every = OTHERS.union(*known.values())
+    found = []
+    for line in re.sub(r"\n {6,}(?=--)", " ", text).splitlines():  # a command may go on in the next line
+        named = re.search("|".join(rf"{re.escape(name)}(?![\w-])" for name in known), line)
+        allowed = known[named[0]] | OTHERS if named else every
+        found += [
+            f"{flag}: {line.strip()}" for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", line) if flag not in allowed
+        ]
+    return found
+
+
+@pytest.mark.parametrize("name", ["README.md", "recipes/README.md"])
+def test_every_flag_that_the_texts_name_exists(name):
+    text = (ROOT / name).read_text()
+    assert unknown_flags(text) == []
+    assert len(re.findall(r"(?<![\w-])--[a-z]", text)) > 10
+
+
+def test_a_flag_that_does_not_exist_is_found():
+    wrong = ["fmprobe probe M --ood X", "recipes/surrogates.py --atoms 3", "take `--frobnicate`"]
+    assert [line.partition(":")[0] for line in unknown_flags("\n".join(wrong))] == ["--ood", "--atoms", "--frobnicate"]
+    assert unknown_flags("fmprobe ood M --data A\n        --ood B  # or `--seed`") == []
