@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.errors import InputError
+from fmprobe.execution import Execution
 from fmprobe.seeding import normal_rows
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Autoencoder:
         self.provenance: dict[str, Any] = dict(provenance)
         self.device = torch.device(device)
         self.surrogate: Surrogate | None = None  # that this model's latent map is made with
+        self.evaluate_by(Execution())
 
     @property
     def name(self) -> str:
@@ -92,6 +94,14 @@ class Autoencoder:
 
         Raises InputError on another shape, or where the model has no decoder and no map of its own.
         """
+        return self._evaluated(latents)
+
+    def evaluate_by(self, execution: Execution) -> "Autoencoder":
+        """This model, its latent map evaluated in another way from now on."""
+        self.execution, self._evaluated = execution, execution.apply(self._map, self.device)
+        return self
+
+    def _map(self, latents: Tensor) -> Tensor:
         if self._latent_map is not None:
             return self._apply(self._latent_map, latents, "latents", self.latent_shape, self.latent_shape)
         return self.encode(self.decode(latents))
@@ -153,14 +163,14 @@ class Autoencoder:
             provenance={**self.provenance, **changes},
             device=self.device,
             prepare=self._prepare,
-        )
+        ).evaluate_by(self.execution)
 
     def _apply(
         self, function: Function, x: Tensor, what: str, expected: tuple[int, ...], produced: tuple[int, ...]
     ) -> Tensor:
         if tuple(x.shape[1:]) != expected:
             raise InputError(f"{self.name} takes {what} of shape (B, {_text(expected)}), got {tuple(x.shape)}")
-        out = function(x)
+        out = function(x).to(x.device)  # a model shared by devices may end on another
         if tuple(out.shape) != (x.shape[0], *produced):
             raise InputError(
                 f"{self.name} gave shape {tuple(out.shape)} for {what} {tuple(x.shape)}, "

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from fmprobe.autoencoder import Autoencoder
+    from fmprobe.execution import Execution
 
 GROUP = "fmprobe.adapters"
 SMALL_IMAGE = 112  # pixels a side that a CPU copes with; a multiple of the usual patch sizes 14 and 16
@@ -44,6 +45,7 @@ class Source:
     processor: Any = None
     weights: tuple[Path, ...] = ()  # safetensors files
     random_weights: int | None = None  # a seed: the architecture alone, as it is initialised
+    device_map: Any = None  # of accelerate, for a model too large for one device
     fingerprint: str = field(default="", compare=False)  # what identifies the weights: commit, or content hash
 
     def pick_image_size(self, native: int, multiple_of: int = 1, flexible: bool = False) -> int:
@@ -84,6 +86,7 @@ class Adapter(ABC):
     decoder: ClassVar[str]  # "own" or "surrogate"
     requires: ClassVar[str] = ""  # a package that is an extra of fmprobe, where the family needs one
     weights: ClassVar[str] = "model.safetensors"
+    spreads: ClassVar[bool] = False  # whether `load` heeds `device_map`
 
     @abstractmethod
     def load(self, source: Source) -> "Autoencoder":
@@ -107,6 +110,10 @@ def load(
     dtype: "str | torch.dtype | None" = None,
     processor: Any = None,
     random_weights: int | None = None,
+    device_map: "str | Mapping[str, Any] | None" = None,
+    autocast: "str | torch.dtype | None" = None,
+    compile: str | None = None,
+    deterministic: bool = False,
 ) -> "Autoencoder":
     """The Autoencoder of a hub id, a local folder in Hugging Face layout, or a transformers model in memory.
 
@@ -116,6 +123,9 @@ def load(
     "pooled" or "all"; an own decoder reads what it was trained on. `device`: None or "auto" is CUDA, MPS or CPU,
     whichever is there; `dtype`: of the weights, float32 by default (latents are always float32). Weights are read from
     safetensors alone and no code of a repository is executed.
+    `device_map`: "auto", or accelerate's map of modules to devices, for a transformers model too large for one device.
+    `autocast`: of f alone, "bfloat16" or "float16"; `compile`: f by `torch.compile` with this backend, "inductor" for
+    one; `deterministic`: torch's deterministic algorithms, and a row of f the same bit for bit in any batch.
     Raises InputError where the name, the family, the revision or the decoder do not fit.
     """
     if tokens is not None and tokens not in TOKENS:
@@ -132,11 +142,15 @@ def load(
         "device": pick_device(device),
         "dtype": _dtype(dtype),
         "random_weights": random_weights,
+        "device_map": device_map,
     }
+    execution = _execution(autocast, compile, deterministic)
     if isinstance(name, str | Path):
         family, adapter, source = _from_files(str(name), revision, processor=processor, **asked)
     else:
         family, adapter, source = _from_memory(name, processor=processor, **asked)
+    if device_map is not None and not adapter.spreads:
+        raise InputError(f"device_map does not go with {name}, of the family {family}: leave it out")
     import torch
 
     with torch.random.fork_rng(devices=[]):  # some models draw weights before they read them
@@ -144,6 +158,9 @@ def load(
             torch.default_generator.manual_seed(random_weights)
         model = adapter.load(source)
     model.provenance.setdefault("family", family)
+    model.evaluate_by(execution)
+    changed = {"autocast": str(autocast) if autocast else None, "compile": compile, "deterministic": deterministic}
+    model.provenance |= {name: value for name, value in changed.items() if value}
     drawn = "" if random_weights is None else f"-random-{random_weights}"
     model.provenance["fingerprint"] = source.fingerprint + drawn
     if decoder is None:
@@ -169,6 +186,18 @@ def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _execution(autocast: "str | torch.dtype | None", compile: str | None, deterministic: bool) -> "Execution":
+    import torch
+
+    from fmprobe.execution import FIXED, Execution, be_deterministic
+
+    if compile is not None and compile not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise InputError(f"unknown backend {compile!r} to compile with: expected one of {', '.join(map(str, known))}")
+    if deterministic:
+        be_deterministic()
+    return Execution(None if autocast is None else _dtype(autocast), compile, FIXED if deterministic else None)
 
 
 def _dtype(dtype: "str | torch.dtype | None") -> "torch.dtype":

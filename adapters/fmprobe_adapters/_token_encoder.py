@@ -19,6 +19,7 @@ class TokenEncoder(Adapter):
 
     classes: ClassVar[dict[str, tuple[str, dict[str, Any]]]]
     latents = "patch tokens (N, D)"
+    spreads = True
     decoder = "surrogate"
 
     def __init_subclass__(cls) -> None:

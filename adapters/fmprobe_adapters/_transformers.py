@@ -79,6 +79,7 @@ def load_module(source: Source, model_class: Any, **arguments: Any) -> Any:
             module = model_class(config, **arguments)
         return module.requires_grad_(False).eval().to(source.device, source.dtype)
     with one_line_errors(source.name), quiet():
+        placed = {} if source.device_map is None else {"device_map": source.device_map}
         module, info = model_class.from_pretrained(
             source.folder,
             config=config,
@@ -86,6 +87,7 @@ def load_module(source: Source, model_class: Any, **arguments: Any) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             dtype=source.dtype,
+            **placed,
             **arguments,
         )
     if missing := sorted(info["missing_keys"]):
@@ -93,7 +95,8 @@ def load_module(source: Source, model_class: Any, **arguments: Any) -> Any:
             f"{source.name} lacks {len(missing)} weights that {type(module).__name__} needs, such as {missing[0]}: "
             "they would be random, so nothing can be concluded from it"
         )
-    return module.requires_grad_(False).eval().to(source.device)
+    module = module.requires_grad_(False).eval()
+    return module.to(source.device) if source.device_map is None else module
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ class Language(Adapter):
     kinds = tuple(classes)
     latents = "16 positions of the residual stream (16, D); no images"
     decoder = "none needed"
+    spreads = True
 
     def load(self, source: Source) -> "Autoencoder":
         """All layers and the last norm as one map of the residual stream. It has no images, so `image_shape` is ()."""

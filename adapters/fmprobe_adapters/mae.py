@@ -18,6 +18,7 @@ class MAE(Adapter):
     kinds = ("vit_mae",)
     latents = "CLS + patch tokens (1+N, D), native space"
     decoder = "own"
+    spreads = True
 
     def load(self, source: Source) -> "Autoencoder":
         """Masking is off and the token order fixed: left alone, the model masks 75% at random even in eval mode."""

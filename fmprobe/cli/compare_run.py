@@ -13,6 +13,7 @@ from fmprobe.cli.output import tell as tell_all
 from fmprobe.cli.session import MEASURES, default_out, head, load_model, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, write_atomically
+from fmprobe.sharing import launched
 
 if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
@@ -41,6 +42,8 @@ def run_compare(
     `ceiling`: the weight noise, None for no ceiling. Returns the folder.
     """
     began = time.perf_counter()
+    if launched() > 1:
+        raise InputError(f"compare works on one process, not {launched()}: run it without a launcher")
     _check(settings)
     out = out or default_out(names[0], f"-and-{default_out(names[1]).name}")
     asked = {"null": null, "ceiling": ceiling, "data": data, "images": images, "decoders": list(decoders)}

@@ -55,6 +55,7 @@ def fit_decoder(
     """
     import fmprobe
     from fmprobe.cli.session import default_out, load_model, validation_line
+    from fmprobe.sharing import is_main
     from fmprobe.surrogates.artefact import check_place
     from fmprobe.surrogates.latent import LatentSurrogate
     from fmprobe.surrogates.pixel import PixelDecoder
@@ -68,6 +69,7 @@ def fit_decoder(
         data,
         kind,
         seed=seed,
+        progress=is_main(),
         trackers=trackers,
         n_images=images,
         size=size,
@@ -81,6 +83,7 @@ def fit_decoder(
     )
     if pixel is not None and isinstance(surrogate, LatentSurrogate):
         surrogate.put_behind(pixel)
-    surrogate.save(folder)
+    if is_main():
+        surrogate.save(folder)
     typer.echo(f"decoder     {folder}; validation: {validation_line(surrogate)}")
     return {"decoder": str(folder), "validation": surrogate.info["validation"]}

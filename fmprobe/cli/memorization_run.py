@@ -14,6 +14,7 @@ from fmprobe.cli.output import tell
 from fmprobe.cli.session import open_run, with_decoder
 from fmprobe.images import sample_images
 from fmprobe.runs import read_json, write_json
+from fmprobe.sharing import is_main
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,8 @@ def run_memorization(
     """From a model's name and images to a run folder whose results hold the key `memorization`; returns the folder."""
     model, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume)
     model = with_decoder(model, seed)
+    if not is_main():
+        return folder.path  # what was found together is held against images by one process
     sources = {"train": data} | ({"test": test} if test else {})
     sets = {part: sample_images(source, images, seed=seed, **model.image_arguments) for part, source in sources.items()}
     kept = folder.path / "memorization" / "memorization.json"

@@ -9,9 +9,10 @@ import typer
 
 import fmprobe
 from fmprobe.cli.output import tell as tell_all
-from fmprobe.cli.session import default_out, head, load_model, with_decoder
+from fmprobe.cli.session import at_work, default_out, head, load_model, open_folder, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder
+from fmprobe.sharing import is_main, launched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,18 +47,24 @@ def compare(
     manifest["fmprobe"] = fmprobe.__version__
     model = load_model(name, **load)
     manifest["fingerprint"] = model.provenance["fingerprint"]
-    folder = RunFolder.open(out, manifest, resume)
+    folder = open_folder(out, manifest, resume)
     if (results := folder.results) is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
     else:
-        model = with_decoder(model, seed)
-        results = _compute(model, folder, data, sources, settings, asked, seed, began)
-    from fmprobe.report.html import write_report
+        model = with_decoder(model, seed)  # which processes share
+        if not is_main():
+            return folder.path
+        if launched() > 1:
+            typer.echo(f"detectors are fitted and compared by one process: the other {launched() - 1} end here")
+        with at_work(folder):
+            results = _compute(model, folder, data, sources, settings, asked, seed, began)
+    if is_main():
+        from fmprobe.report.html import write_report
 
-    write_report(folder.path)
-    tell(results["ood"])
-    typer.echo(f"detector    {folder.path / 'detector'}")
-    tell_all(results, folder.path)
+        write_report(folder.path)
+        tell(results["ood"])
+        typer.echo(f"detector    {folder.path / 'detector'}")
+        tell_all(results, folder.path)
     return folder.path
 
 

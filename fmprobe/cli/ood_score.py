@@ -1,4 +1,4 @@
-"""fmprobe ood --detector: new images to a CSV or parquet, one row a file in input order, in blocks, resumable."""
+"""fmprobe ood --detector: new images to a CSV or parquet, a row a file in input order; processes share the blocks."""
 
 import csv
 import hashlib
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.errors import InputError
+from fmprobe.cli.session import at_work, open_folder
+from fmprobe.errors import InputError, WriteError
 from fmprobe.runs import RunFolder, write_atomically
+from fmprobe.sharing import is_main, team
 
 if TYPE_CHECKING:
     from fmprobe.probes.ood.detector import TrajectoryDetector
@@ -52,30 +54,47 @@ def score_source(
         "threshold": threshold,
         "fmprobe": fmprobe.__version__,
     }
-    folder = RunFolder.open(out or Path("runs") / "ood-scores", manifest, resume)
+    folder = open_folder(out or Path("runs") / "ood-scores", manifest, resume)
     table = folder.path / TABLE
-    rows = _kept(table)
-    names = [name for name, _ in found]
+    with at_work(folder):
+        _score_all(detector, found, folder, manifest, parquet)
+    return table
+
+
+def _score_all(
+    detector: "TrajectoryDetector",
+    found: Sequence[tuple[str, Any]],
+    folder: RunFolder,
+    manifest: Mapping[str, Any],
+    parquet: bool,
+) -> None:
+    """Write the table of the images found and the results, all processes together."""
+    table, rule, threshold = folder.path / TABLE, manifest["rule"], manifest["threshold"]
+    with team().main_first():
+        rows = _kept(table)
+    team().barrier()  # all have read the table before one adds to it
     left = [(name, read) for name, read in found if name not in rows]
     typer.echo(
-        f"{len(names)} images, {len(names) - len(left)} scored already; {rule!r} up to {threshold:.6g} is accepted"
+        f"{len(found)} images, {len(found) - len(left)} scored already; {rule!r} up to {threshold:.6g} is accepted"
     )
-    size = 4 * detector.settings.batch_size
-    for first in range(0, len(left), size):
-        block = _score(detector, left[first : first + size], rule, threshold)
-        _append(table, block)
-        rows |= {row[0]: row for row in block}
-        typer.echo(f"{len(names) - len(left) + min(first + size, len(left))} of {len(names)}")
-    ordered = [rows[name] for name in names]
-    write_atomically(table, lambda path: path.write_text(_text([COLUMNS, *ordered]), encoding="utf-8"))
-    if parquet:
-        _write_parquet(table.with_suffix(".parquet"), ordered)
-    accepted = sum(row[1] == "yes" for row in ordered)
-    unreadable = sum(bool(row[-1]) for row in ordered)
-    folder.finish({"ood_scores": {"images": len(names), "accepted": accepted, "unreadable": unreadable, **manifest}})
-    typer.echo(f"accepted    {accepted} of {len(names)}{f'; {unreadable} could not be read' if unreadable else ''}")
-    typer.echo(f"scores      {table}{' and .parquet' if parquet else ''}")
-    return table
+    size, draw = 4 * detector.settings.batch_size, team().counter()
+    while (first := (draw(1) - 1) * size) < len(left):
+        _append(table, _score(detector, left[first : first + size], rule, threshold))
+        folder.tell("scored", images=len(left[first : first + size]), process=team().rank)
+        typer.echo(f"{len(found) - len(left) + min(first + size, len(left))} of {len(found)}")
+    team().barrier()
+    if is_main():
+        rows = _rows(table)
+        ordered = [rows[name] for name, _ in found]
+        write_atomically(table, lambda path: path.write_text(_text([COLUMNS, *ordered]), encoding="utf-8"))
+        if parquet:
+            _write_parquet(table.with_suffix(".parquet"), ordered)
+        accepted = sum(row[1] == "yes" for row in ordered)
+        unreadable = sum(bool(row[-1]) for row in ordered)
+        counts = {"images": len(found), "accepted": accepted, "unreadable": unreadable}
+        folder.finish({"ood_scores": {**counts, **manifest}})
+        typer.echo(f"accepted    {accepted} of {len(found)}{f'; {unreadable} could not be read' if unreadable else ''}")
+        typer.echo(f"scores      {table}{' and .parquet' if parquet else ''}")
 
 
 def _load(folder: Path, model: str | None, device: str, kind: "type[TrajectoryDetector]") -> "TrajectoryDetector":
@@ -119,8 +138,8 @@ def _score(
     return rows
 
 
-def _kept(table: Path) -> dict[str, list[str]]:
-    """The complete rows of an interrupted run, by file; those of files that could not be read are tried again."""
+def _rows(table: Path) -> dict[str, list[str]]:
+    """The complete rows of a table, by file; a later row of a file counts."""
     if not table.is_file():
         return {}
     text = table.read_text(encoding="utf-8")
@@ -128,18 +147,30 @@ def _kept(table: Path) -> dict[str, list[str]]:
     rows = list(csv.reader(io.StringIO(text, newline="")))
     if rows and tuple(rows[0]) != COLUMNS:
         raise InputError(f"{table} has other columns than {', '.join(COLUMNS)}: name another --out, or --no-resume")
-    kept = {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS) and not row[-1]}
-    write_atomically(table, lambda path: path.write_text(_text([COLUMNS, *kept.values()]), encoding="utf-8"))
+    return {row[0]: row for row in rows[1:] if len(row) == len(COLUMNS)}
+
+
+def _kept(table: Path) -> dict[str, list[str]]:
+    """The rows of an interrupted run; those of files that could not be read are tried again. Makes the table whole."""
+    kept = {name: row for name, row in _rows(table).items() if not row[-1]}
+    if is_main():
+        write_atomically(table, lambda path: path.write_text(_text([COLUMNS, *kept.values()]), encoding="utf-8"))
     return kept
 
 
 def _append(table: Path, rows: Iterable[Sequence[str]]) -> None:
-    if not table.exists():
-        rows = [COLUMNS, *rows]
-    with table.open("a", newline="", encoding="utf-8") as file:
-        file.write(_text(rows))
-        file.flush()
-        os.fsync(file.fileno())
+    """Add rows to the table by one write, so that those of several processes do not mix."""
+    try:
+        handle = os.open(table, os.O_WRONLY | os.O_APPEND)
+        try:
+            left = _text(rows).encode()
+            while left:  # a disk that fills up takes a part
+                left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise WriteError(table, error) from error
 
 
 def _write_parquet(path: Path, rows: Sequence[Sequence[str]]) -> None:

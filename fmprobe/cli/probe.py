@@ -21,6 +21,12 @@ def probe(
     decoder: o.Decoder = None,
     image_size: o.ImageSize = None,
     tokens: o.Tokens = None,
+    device_map: o.DeviceMap = None,
+    autocast: o.Autocast = None,
+    compile: o.Compile = None,
+    polish: o.Polish = None,
+    deterministic: o.Deterministic = False,
+    verbose: o.Verbose = False,
     resume: o.Resume = True,
 ) -> Path:
     """Find a model's attractors from noise starts and write a run folder with a report.
@@ -39,6 +45,10 @@ def probe(
             "tokens": tokens,
             "device": device,
             "dtype": dtype,
+            "device_map": device_map,
+            "autocast": autocast,
+            "compile": compile,
+            "deterministic": deterministic,
         },
         plan={
             "n": starts,
@@ -47,7 +57,9 @@ def probe(
             "measure": measure,
             "merge": merge,
             "batch_size": batch_size,
+            "polish": polish,
         },
         seed=seed,
         resume=resume,
+        verbose=verbose,
     )

@@ -1,10 +1,13 @@
 """What probe, prototypes, weights and demo do alike: load, find a decoder, plan, run, write, tell."""
 
+import json
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +16,12 @@ import typer
 import fmprobe
 from fmprobe.cli.output import tell
 from fmprobe.errors import InputError
-from fmprobe.runs import RunFolder
+from fmprobe.runs import RunFolder, differences
+from fmprobe.sharing import is_main, launched
 
 if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
+    from fmprobe.probes.prototypes import Plan, Prototypes
     from fmprobe.surrogates.artefact import Surrogate
 
 MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")
@@ -30,13 +35,15 @@ def run_prototypes(
     plan: Mapping[str, Any],
     seed: int,
     resume: bool,
+    verbose: bool = False,
 ) -> Path:
     """From a model's name to a finished run folder; returns the folder."""
-    _, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume)
-    from fmprobe.report.html import write_report
+    _, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume, verbose=verbose)
+    if is_main():
+        from fmprobe.report.html import write_report
 
-    write_report(folder.path)
-    tell(results, folder.path)
+        write_report(folder.path)
+        tell(results, folder.path)
     return folder.path
 
 
@@ -48,6 +55,7 @@ def open_run(
     plan: Mapping[str, Any],
     seed: int,
     resume: bool,
+    verbose: bool = False,
 ) -> "tuple[Autoencoder, RunFolder, dict[str, Any]]":
     """The model, its run folder and results with the attractors: those on disk, or found now.
 
@@ -55,19 +63,43 @@ def open_run(
     """
     _check_choice("measure", plan.get("measure"), MEASURES)
     _check_choice("merge", plan.get("merge"), MERGES)
+    _check_choice("polish", plan.get("polish"), ("anderson",))
     began = time.perf_counter()
     out = out or default_out(name)
     # What was asked for, before anything is computed: the run's identity. Defaults follow from it and the device.
     manifest = {"model": str(name), "seed": seed, **load, **plan, "fmprobe": fmprobe.__version__}
     model = load_model(name, **load)
     manifest["fingerprint"] = model.provenance["fingerprint"]
-    folder = RunFolder.open(out, manifest, resume)
-    if (results := folder.results) is not None:
+    folder = open_folder(out, manifest, resume, verbose)
+    if folder.results is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
+        shutil.rmtree(folder.path / "shards", ignore_errors=True)  # where a kill came just before
     else:
         model = with_decoder(model, seed)
-        results = _compute(model, folder, plan, seed, began)
-    return model, folder, results
+        with at_work(folder):
+            _compute(model, folder, plan, seed, began)
+    return model, folder, folder.results or {}
+
+
+def open_folder(out: Path, manifest: Mapping[str, Any], resume: bool, verbose: bool = False) -> RunFolder:
+    """The run folder, opened by the main process; the others find what it left there."""
+    from fmprobe.sharing import team
+
+    with team().main_first():
+        folder = RunFolder.open(out, manifest, resume) if is_main() else RunFolder(out)
+    folder.heard = (lambda line: typer.echo(line, err=True)) if verbose else None
+    return folder
+
+
+@contextmanager
+def at_work(folder: RunFolder) -> Iterator[None]:
+    """While this launch's processes work in a folder, which the main one keeps others out of."""
+    if not is_main():
+        yield
+        return
+    with folder.locked():
+        folder.tell("begin", processes=launched())
+        yield
 
 
 def default_out(name: str, suffix: str = "") -> Path:
@@ -105,40 +137,69 @@ def with_decoder(model: "Autoencoder", seed: int) -> "Autoencoder":
     typer.echo("the encoder has no decoder: fitting one on procedural images (kept for the next time)")
     settings = replace(FitSettings.for_device(model.device), seed=seed)
     began = time.perf_counter()
-    decoder, was_cached = cached_decoder(model, settings)
+    decoder, was_cached = cached_decoder(model, settings, progress=is_main())
     how = "found in the cache" if was_cached else f"fitted in {time.perf_counter() - began:.0f} s"
     typer.echo(f"decoder {how}; validation: {validation_line(decoder)}")
     return model.with_decoder(decoder)
 
 
-def _compute(
-    model: "Autoencoder", folder: RunFolder, plan: Mapping[str, Any], seed: int, began: float
-) -> dict[str, Any]:
-    from fmprobe.probes.prototypes import find_prototypes, make_plan
+def _compute(model: "Autoencoder", folder: RunFolder, plan: Mapping[str, Any], seed: int, began: float) -> None:
+    """Find the attractors, all processes together; the main one writes the results."""
     from fmprobe.report.pictures import save_film, save_painted, save_prototypes
+    from fmprobe.sharing import team
 
-    made = make_plan(model, seed=seed, **plan)
+    found, made = search(model, folder, plan, seed, "shards")
+    if found is not None:
+        found.attractors.save(folder.path / "attractors")
+        if found.images is not None:
+            save_prototypes(found.images, found.attractors, folder.path)
+        if found.film is not None:
+            save_film(found.film, folder.path)
+        shown = save_painted(model, folder.path)
+        rules = found.attractors.orbits.protocol["rules"]
+        protocol = {"starts": "N(0, I)", **asdict(made), "rules": rules}
+        seconds = round(time.perf_counter() - began, 1)
+        results = {**head(model, protocol), **found.to_dict(), **shown, "total_seconds": seconds}
+        folder.finish(results)
+        shutil.rmtree(folder.path / "shards", ignore_errors=True)
+    team().barrier()
+
+
+def search(
+    model: "Autoencoder", folder: RunFolder, plan: Mapping[str, Any], seed: int, name: str, **settings: Any
+) -> "tuple[Prototypes | None, Plan]":
+    """The attractors from noise, found by all processes, and the plan; for the main process alone the former is there.
+
+    The plan is pinned when a search begins, since its defaults follow from how fast the machine was then; the versions
+    and the decoder with it. Raises InputError where a search that goes on would go on with others.
+    """
+    from fmprobe.probes.prototypes import Plan, make_plan, run_prototypes
+    from fmprobe.sharing import team
+
+    with team().main_first():
+        made = Plan(**folder.pin(name, lambda: asdict(replace(make_plan(model, seed=seed, **plan), **settings))))
+        _pin_circumstances(model, folder, name)
     typer.echo(
         f"{made.n} starts from N(0, I), at most {made.max_steps} steps of {1000 * made.seconds_per_row:.1f} ms: "
         f"about {_minutes(made.likely_seconds)}, at most {_minutes(made.most_seconds)}, then the Jacobians"
     )
-    found = find_prototypes(model, made)
-    found.attractors.save(folder.path / "attractors")
-    if found.images is not None:
-        save_prototypes(found.images, found.attractors, folder.path)
-    if found.film is not None:
-        save_film(found.film, folder.path)
-    shown = save_painted(model, folder.path)
-    rules = found.attractors.orbits.protocol["rules"]
-    protocol = {"starts": "N(0, I)", **asdict(made), "rules": rules}
-    results = {
-        **head(model, protocol),
-        **found.to_dict(),
-        **shown,
-        "total_seconds": round(time.perf_counter() - began, 1),
+    return run_prototypes(model, made, folder, team(), name), made
+
+
+def _pin_circumstances(model: "Autoencoder", folder: RunFolder, name: str) -> None:
+    """Refuse to go on under other versions, on another kind of device or with another decoder than a search began."""
+    import torch
+    import transformers
+
+    now = {
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "device": model.device.type,
+        "decoder": model.provenance.get("decoder"),
+        "revision": model.provenance.get("revision"),
     }
-    folder.finish(results)
-    return results
+    pinned = folder.pin(f"{name}: circumstances", lambda: now)
+    if (changed := differences(pinned, json.loads(json.dumps(now)))) != "":
+        raise InputError(f"{folder.path} was begun otherwise ({changed}): name another --out, or --no-resume")
 
 
 def head(model: "Autoencoder", protocol: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,10 @@ import typer
 
 import fmprobe
 from fmprobe.cli.output import tell
-from fmprobe.cli.session import load_model, open_run, with_decoder
+from fmprobe.cli.session import at_work, load_model, open_run, search, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, read_json, write_json
+from fmprobe.sharing import is_main
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,18 +51,18 @@ def run_weights(
     n_atoms = len(atoms_of(attractors, ends)[0])
     # Images first, so that a source that cannot be read costs nothing.
     sets = {source: held_out(model, source, images, n_atoms, seed) for source in dict.fromkeys(data)}
-    twin = _null_attractors(name, folder, results["protocol"], load, plan, seed) if null and n_atoms else None
-    found = {}
-    for source, (shown, reference) in sets.items():
-        found[source] = _reconstruct(model, attractors, twin, folder, source, shown, reference, settings)
-    results = {**results, "weights": {"data": found}}
-    folder.finish(results)
-    from fmprobe.report.html import write_report
+    with at_work(folder):
+        twin = _null_attractors(name, folder, results["protocol"], load, plan, seed) if null and n_atoms else None
+        found = _reconstruct_all(model, attractors, twin, folder, sets, settings)
+    if is_main():
+        results = {**results, "weights": {"data": found}}
+        folder.finish(results)
+        from fmprobe.report.html import write_report
 
-    write_report(folder.path)
-    for source, curves in found.items():
-        tell_curves(source, curves)
-    tell(results, folder.path)
+        write_report(folder.path)
+        for source, curves in found.items():
+            tell_curves(source, curves)
+        tell(results, folder.path)
     return folder.path
 
 
@@ -100,42 +101,79 @@ def _null_attractors(
     seed: int,
 ) -> "AttractorSet":
     """What the same starts lead to under the same architecture with random weights, kept in the run folder."""
-    from fmprobe.probes.prototypes import find_prototypes, make_plan
+    from fmprobe.sharing import team
 
     kept = folder.path / "null"
-    if (kept / "attractors.json").is_file():
-        return fmprobe.AttractorSet.load(kept)
-    typer.echo("\nthe null: the same architecture with random weights (--no-null leaves it out)")
-    # A surrogate given for the model is of no use to another encoder: the null gets one of its own.
-    model = with_decoder(load_model(name, **{**load, "decoder": None, "random_weights": 0}), seed)
-    made = make_plan(model, seed=seed, **{**plan, "n": protocol["n"], "max_steps": protocol["max_steps"]})
-    found = find_prototypes(model, replace(made, stability_cap=0)).attractors
-    found.save(kept)
-    return found
+    if not (kept / "attractors.json").is_file():
+        typer.echo("\nthe null: the same architecture with random weights (--no-null leaves it out)")
+        # A surrogate given for the model is of no use to another encoder: the null gets one of its own.
+        model = with_decoder(load_model(name, **{**load, "decoder": None, "random_weights": 0}), seed)
+        asked = {**plan, "n": protocol["n"], "max_steps": protocol["max_steps"]}
+        found, _ = search(model, folder, asked, seed, "null-shards", stability_cap=0)
+        if found is not None:
+            found.attractors.save(kept)
+            shutil.rmtree(folder.path / "null-shards", ignore_errors=True)
+        team().barrier()
+    return fmprobe.AttractorSet.load(kept)
+
+
+def _reconstruct_all(
+    model: "Autoencoder",
+    attractors: "AttractorSet",
+    twin: "AttractorSet | None",
+    folder: RunFolder,
+    sets: "Mapping[str, tuple[Tensor, Tensor | None]]",
+    settings: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Curves of each data set; the processes draw the sets that the folder does not hold."""
+    from fmprobe.sharing import team
+
+    paths = {
+        source: _path(folder, source, shown, reference, twin, settings) for source, (shown, reference) in sets.items()
+    }
+    left = [source for source, path in paths.items() if not path.is_file()]
+    for source in [source for source in sets if source not in left]:
+        typer.echo(f"{source}: {paths[source]} holds its curves already")
+    team().barrier()
+    draw = team().counter()
+    while (place := draw(1) - 1) < len(left):
+        source = left[place]
+        _reconstruct(model, attractors, twin, paths[source], source, *sets[source], settings)
+        folder.tell("reconstructed", source=source, process=team().rank)
+    team().barrier()
+    return {source: read_json(path) for source, path in paths.items()}
+
+
+def _path(
+    folder: RunFolder,
+    source: str,
+    images: "Tensor",
+    reference: "Tensor | None",
+    twin: "AttractorSet | None",
+    settings: Mapping[str, Any],
+) -> Path:
+    """The shard of the run folder that holds the curves of one data set, named by everything that decides them."""
+    identity = [source, settings, len(images), twin is not None]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    for tensor in (images, reference):
+        digest.update(b"" if tensor is None else tensor.numpy().tobytes())
+    stem = re.sub(r"\W+", "-", Path(source).name).strip("-") or "data"
+    return folder.path / "weights" / f"{stem}-{digest.hexdigest()[:12]}.json"
 
 
 def _reconstruct(
     model: "Autoencoder",
     attractors: "AttractorSet",
     twin: "AttractorSet | None",
-    folder: RunFolder,
+    path: Path,
     source: str,
     images: "Tensor",
     reference: "Tensor | None",
     settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Curves of one data set: the shard of the run folder that holds them, or computed now and kept there."""
+) -> None:
+    """Write the curves of one data set to `path`, and a picture beside it."""
     from fmprobe.report.pictures import save_levels, save_reconstructions
 
-    identity = [source, settings, len(images), twin is not None]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    for tensor in (images, reference):
-        digest.update(b"" if tensor is None else tensor.numpy().tobytes())
-    stem = re.sub(r"\W+", "-", Path(source).name).strip("-") or "data"
-    path = folder.path / "weights" / f"{stem}-{digest.hexdigest()[:12]}.json"
-    if path.is_file():
-        typer.echo(f"{source}: {path} holds its curves already")
-        return read_json(path)
     typer.echo(f"{source}: reconstructing {len(images)} images")
     arguments = dict(settings)
     curves = fmprobe.probe_weights(
@@ -150,9 +188,7 @@ def _reconstruct(
     picture = path.with_suffix(".png")
     save_reconstructions(curves, picture)
     frames = save_levels(curves, path.with_name(f"{path.stem}-frames.png"))
-    content = {**curves.to_dict(), "picture": picture.name, "frames": frames}
-    write_json(path, content)
-    return content
+    write_json(path, {**curves.to_dict(), "picture": picture.name, "frames": frames})
 
 
 def tell_curves(source: str, curves: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.cover import Points
 from fmprobe.dynamics.distances import Dissimilarity
 from fmprobe.dynamics.floor import rounding_floor
 from fmprobe.dynamics.iterate import Observer, Progress, iterate
@@ -18,13 +19,17 @@ from fmprobe.dynamics.jacobian import (
     spectral_norm,
     spectral_radius,
 )
-from fmprobe.dynamics.merging import SWEEPS, THRESHOLDS, single_linkage
+from fmprobe.dynamics.merging import SWEEPS, THRESHOLDS, merge_ends, single_linkage
 from fmprobe.dynamics.orbits import Orbits
+from fmprobe.dynamics.paging import forget
+from fmprobe.dynamics.polish import METHODS, anderson
 from fmprobe.dynamics.settling import iterate_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
+AT_ONCE = 1024  # ends that are in memory together, where they are read from disk
 MARGIN = 1e-3  # beyond the accuracy of the spectral radius, an eigenvalue above 1 means an unstable fixed point
 
 
@@ -38,6 +43,7 @@ class AttractorSet:
     Jacobian, nan beyond the first `stability_cap` and where f has no derivative. `merge`: measure, threshold, the count
     at a sweep of thresholds, and that under the other measures. `unresolved`: starts that met the tolerance but whose
     error stays over half the merge distance. `unstable`: fixed points left out because they repel.
+    `polished`: attractors that polishing took nearer to their fixed point.
     """
 
     latents: Tensor
@@ -50,6 +56,7 @@ class AttractorSet:
     merge: dict[str, Any]
     unresolved: int
     unstable: int = 0
+    polished: int = 0
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -65,6 +72,7 @@ class AttractorSet:
             "count": self.count,
             "unresolved": self.unresolved,
             "unstable": self.unstable,
+            "polished": self.polished,
             "sizes": self.sizes.tolist(),
             "merge": self.merge,
             "spectral_radius": _listed(self.spectral_radius),
@@ -110,6 +118,7 @@ def find_attractors(
     merge: str = "relative",
     threshold: float | None = None,
     stability_cap: int = 64,
+    polish: str | None = None,
     observer: Observer | None = None,
     progress: bool | Progress | None = None,
 ) -> AttractorSet:
@@ -123,15 +132,15 @@ def find_attractors(
     unresolved and belong to no basin. Errors, first estimated from the rate of the steps, are computed from the
     Jacobian at one member of each attractor: at the first `stability_cap` and, where these refute the estimate, at all.
     A fixed point with an eigenvalue beyond the unit circle is left out: orbits may land on it, but it attracts nothing.
+    `polish` "anderson" takes the attractors, not the orbits' ends, to the rounding floor of f; one that would come to
+    lie farther off than its error says, or err as much, stays as it is.
 
     Raises ValueError for settings that make no sense.
     """
     f: Function = getattr(model, "latent_map", model)
     if starts is None:
         starts = _noise(model, n, seed)
-    if merge not in THRESHOLDS:
-        raise ValueError(f"unknown merge {merge!r}: expected one of {', '.join(THRESHOLDS)}")
-    threshold = THRESHOLDS[merge] if threshold is None else threshold
+    _check(merge, polish)
     orbits = iterate(
         f,
         starts,
@@ -142,7 +151,37 @@ def find_attractors(
         observer=observer,
         progress=progress,
     )
-    return _Search(f, starts, orbits, merge, threshold, stability_cap).run()
+    scale = float(starts.double().square().mean().sqrt()) if len(starts) else 1.0
+    return attractors_of(f, orbits, scale, merge=merge, threshold=threshold, stability_cap=stability_cap, polish=polish)
+
+
+def attractors_of(
+    f: Function,
+    orbits: Orbits,
+    scale: float,
+    *,
+    merge: str = "relative",
+    threshold: float | None = None,
+    stability_cap: int = 64,
+    polish: str | None = None,
+    device: torch.device | None = None,
+) -> AttractorSet:
+    """`find_attractors` from its orbits on; `scale` is the root mean square of the starts' coordinates.
+
+    The orbits are taken over: their ends are overwritten where an orbit is iterated on. They may be memory-mapped, and
+    on another device than f's, which is `device`. Raises ValueError for an unknown name.
+    """
+    _check(merge, polish)
+    threshold = THRESHOLDS[merge] if threshold is None else threshold
+    search = _Search(f, orbits, scale, merge, threshold, stability_cap, device or orbits.ends.device)
+    return search.run(polish is not None)
+
+
+def _check(merge: str, polish: str | None) -> None:
+    if polish is not None and polish not in METHODS:
+        raise ValueError(f"unknown polish {polish!r}: expected one of {', '.join(METHODS)}")
+    if merge not in THRESHOLDS:
+        raise ValueError(f"unknown merge {merge!r}: expected one of {', '.join(THRESHOLDS)}")
 
 
 @dataclass(frozen=True)
@@ -161,13 +200,21 @@ class _Found:
 class _Search:
     """From orbits to attractors: iterate on, merge, examine a member of each, and again where that refuted an error."""
 
-    def __init__(self, f: Function, starts: Tensor, orbits: Orbits, merge: str, threshold: float, cap: int) -> None:
-        self.f, self.orbits = f, orbits
+    def __init__(
+        self,
+        f: Function,
+        orbits: Orbits,
+        scale: float,
+        merge: str,
+        threshold: float,
+        cap: int,
+        device: torch.device,
+    ) -> None:
+        self.f, self.orbits, self.scale, self.device = f, orbits, scale, device
         self.merge, self.threshold, self.cap = merge, threshold, cap
-        self.scale = float(starts.double().square().mean().sqrt()) if len(starts) else 1.0
         self.differentiable = True
 
-    def run(self) -> AttractorSet:
+    def run(self, polish: bool) -> AttractorSet:
         found = self._round()
         for _ in range(3):  # each round makes the errors that were refuted smaller, or gives up on them
             repels = found.radius > 1 + MARGIN
@@ -180,24 +227,24 @@ class _Search:
             errors[found.members] = torch.maximum(errors[found.members], hidden)
             self.orbits = replace(self.orbits, errors=errors)
             found = self._round()
-        return self._result(found)
+        result = self._result(found)
+        return self._polished(result) if polish and self.differentiable else result
 
     def _round(self) -> _Found:
-        self.orbits = iterate_on(self.f, self.orbits, self._allowed() / 2)
+        self.orbits = iterate_on(self.f, self.orbits, self._allowed() / 2, self.device)
         members = (self.orbits.converged & (self.orbits.errors <= self._allowed())).nonzero()[:, 0]
-        linkage = single_linkage(self._dissimilarity(members))
-        components = linkage.components(self.threshold).to(members.device)
+        points = Points(self.orbits.ends, members, self.merge, self.scale)
+        components, sweep = merge_ends(points, self.threshold, SWEEPS[self.merge])
         chosen = self._representatives(members, components)
-        sweep = {str(value): linkage.count(value) for value in SWEEPS[self.merge]}
         return _Found(members, components, sweep, chosen, *self._examine(chosen))
-
-    def _dissimilarity(self, members: Tensor) -> Dissimilarity:
-        return Dissimilarity(self.orbits.ends[members].flatten(1), self.merge, self.scale)
 
     def _allowed(self) -> Tensor:
         """Half the merge distance at each end."""
-        every = torch.arange(len(self.orbits), device=self.orbits.ends.device)
-        return self._dissimilarity(every).as_distance(self.threshold) / 2
+        halves = []
+        for block in self.orbits.ends.flatten(1).split(AT_ONCE):
+            halves.append(Dissimilarity(block, self.merge, self.scale).as_distance(self.threshold) / 2)
+            forget(block)
+        return torch.cat(halves)
 
     def _representatives(self, members: Tensor, components: Tensor) -> Tensor:
         """Of each component the member with the smallest error, the lowest start among equals."""
@@ -220,16 +267,17 @@ class _Search:
 
     def _linearise(self, chosen: Tensor, values: tuple[Tensor, Tensor, Tensor], part: slice) -> None:
         """Overwrite a part of errors, radii and norms by what the Jacobian says."""
-        latents = self.orbits.ends[chosen[part]]
+        latents = self.orbits.ends[chosen[part]].to(self.device)
         if not len(latents) or not self.differentiable:
             return
         errors, radius, norm = values
         try:
-            radius[part] = spectral_radius(self.f, latents)
-            norm[part] = spectral_norm(self.f, latents)
+            radii = spectral_radius(self.f, latents)
+            radius[part] = radii.to(radius)
+            norm[part] = spectral_norm(self.f, latents).to(norm)
             floor, evaluations = rounding_floor(self.f, latents)
-            slack = (1 - radius[part]).abs().clamp(min=torch.finfo(latents.dtype).eps)
-            errors[part] = distance_to_fixed_point(self.f, latents, radius[part]) + floor / slack
+            slack = (1 - radii).abs().clamp(min=torch.finfo(latents.dtype).eps)
+            errors[part] = (distance_to_fixed_point(self.f, latents, radii) + floor / slack).to(errors)
         except NotDifferentiableError as error:
             warnings.warn(f"the stability of the attractors is not known: {error}", stacklevel=6)
             self.differentiable = False
@@ -271,6 +319,26 @@ class _Search:
             unresolved=int(self.orbits.converged.sum()) - int(settled[found.components].sum()),
             unstable=int(repels.sum()),
         )
+
+    def _polished(self, result: AttractorSet) -> AttractorSet:
+        """The attractors taken nearer to their fixed points, where they stay the same attractors."""
+        before, latents, errors = result.latents, result.latents.clone(), result.errors.clone()
+        for rows in torch.arange(len(before), device=before.device).split(AT_ONCE):
+            old = before[rows].to(self.device)
+            new, _ = anderson(self.f, old)
+            radius = spectral_radius(self.f, new)
+            floor, evaluations = rounding_floor(self.f, new)
+            slack = (1 - radius).abs().clamp(min=torch.finfo(new.dtype).eps)
+            error = (distance_to_fixed_point(self.f, new, radius) + floor / slack).to(errors)
+            moved = torch.linalg.vector_norm((new - old).flatten(1), dim=1).to(errors)
+            # The fixed point lies within the error of either, so the two may differ by the sum, and by no more.
+            same = (moved <= 2 * (errors[rows] + error)) & (radius.to(errors) <= 1 + MARGIN)
+            better = same & (error < errors[rows])
+            latents[rows[better]] = new.to(before)[better]
+            errors[rows[better]] = error[better]
+            self.orbits = replace(self.orbits, check_evaluations=self.orbits.check_evaluations + evaluations)
+        polished = int((errors < result.errors).sum())
+        return replace(result, latents=latents, errors=errors, polished=polished, orbits=self.orbits)
 
 
 def _noise(model: Any, n: int | None, seed: int) -> Tensor:

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmprobe.dynamics.cycles import examine_cycles
-from fmprobe.dynamics.floor import rounding_floor
+from fmprobe.dynamics.engine import Ended, Engine, Observer
 from fmprobe.dynamics.orbits import Orbits, Rules, Status, protocol_of
-from fmprobe.dynamics.verdicts import distance_left, still_falling
-from fmprobe.dynamics.working import OUT_OF_STEPS, RUNNING, Criterion, WorkingBatch
+from fmprobe.dynamics.working import Criterion
 
 MEASURES = ("squared", "relative", "rms")
-Observer = Callable[[Tensor, Tensor, Tensor], None]
 Progress = Callable[[int, int], None]
 
 
@@ -52,160 +49,111 @@ def iterate(
     """
     _check(starts, measure, max_steps, batch_size, check_every)
     shape = starts.shape[1:]
-    latents = starts.detach().flatten(1)
-    latents = latents if latents.dtype in (torch.float32, torch.float64) else latents.float()
+    latents = _flat(starts)
     rules = rules or Rules()
     criterion = Criterion(measure, max_steps, latents.shape[1], rules)
     tols = torch.as_tensor(tol, dtype=latents.dtype, device=latents.device).expand(len(starts))
     _warn_below_resolution(latents, tols, criterion)
     recorder = _Recorder(latents, shape, max_steps) if store_trajectories else None
-    run = _Run(f, latents, shape, tols, criterion, batch_size, [o for o in (recorder, observer) if o])
-    run.check_every = check_every or (1 if latents.device.type == "cpu" else 8)
-    with torch.no_grad(), _progress(progress, len(starts)) as report:
-        run.go(report)
+    observers = [o for o in (recorder, observer) if o]
+    engine = Engine(f, shape, criterion, batch_size, observers, check_every or _patience(latents))
+    source, kept = _InMemory(latents, tols), _Kept(latents, shape)
+    with torch.no_grad(), progress_bar(progress, len(starts)) as report:
+        engine.go(source.take, kept.keep, lambda: report(kept.ended, len(starts)))
     protocol = protocol_of(measure, tol if isinstance(tol, float | int) else None, max_steps, batch_size, rules)
-    return run.orbits(protocol, recorder.trajectories() if recorder else None)
+    return kept.orbits(protocol, recorder.trajectories() if recorder else None)
 
 
-class _Run:
-    """One call of `iterate`: the loop, the refilling of the working batch, and the results."""
+def stream_orbits(
+    f: Callable[[Tensor], Tensor],
+    take: Callable[[int], tuple[Tensor, Tensor]],
+    keep: Callable[[Ended], None],
+    *,
+    tol: float,
+    measure: str,
+    max_steps: int,
+    batch_size: int,
+    observer: Observer | None = None,
+    looked: Callable[[], None] = lambda: None,
+) -> None:
+    """`iterate` for starts that are drawn as they are needed and orbits that are kept elsewhere: memory stays flat.
 
-    def __init__(
-        self,
-        f: Callable[[Tensor], Tensor],
-        starts: Tensor,
-        shape: torch.Size,
-        tols: Tensor,
-        criterion: Criterion,
-        batch_size: int,
-        observers: list[Observer],
-    ) -> None:
-        self.f, self.starts, self.shape, self.tols = f, starts, shape, tols
-        self.criterion, self.batch_size, self.observers = criterion, batch_size, observers
-        self.check_every = 1
+    `take(count)`: index `(k,)` and latents `(k, *latent_shape)` of at most `count` further starts, k = 0 when there are
+    no more. `keep` gets the orbits that have ended, in no order. `looked()` is called each time ended ones were looked
+    for; what it raises ends the run. The other arguments, and what an orbit's end depends on, as in `iterate`.
+    """
+    index, starts = take(batch_size)
+    _check(starts, measure, max_steps, batch_size, None)
+    first = _flat(starts)
+    criterion = Criterion(measure, max_steps, first.shape[1], Rules())
+    _warn_below_resolution(first, torch.full_like(first[:, 0], tol), criterion)
+    waiting = [(index, starts)]
+
+    def taken(count: int) -> tuple[Tensor, Tensor, Tensor]:
+        index, starts = waiting.pop() if waiting else take(count)
+        latents = _flat(starts)
+        return index, latents, torch.full_like(latents[:, 0], tol)
+
+    observers = [observer] if observer else []
+    engine = Engine(f, starts.shape[1:], criterion, batch_size, observers, _patience(first))
+    with torch.no_grad():
+        engine.go(taken, keep, looked)
+
+
+def _flat(starts: Tensor) -> Tensor:
+    latents = starts.detach().flatten(1)
+    return latents if latents.dtype in (torch.float32, torch.float64) else latents.float()
+
+
+def _patience(latents: Tensor) -> int:
+    """Steps between looks for ended orbits: on an accelerator, looking means waiting."""
+    return 1 if latents.device.type == "cpu" else 8
+
+
+class _InMemory:
+    """Starts one after the other."""
+
+    def __init__(self, starts: Tensor, tols: Tensor) -> None:
+        self.starts, self.tols, self.taken = starts, tols, 0
+
+    def take(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        index = torch.arange(self.taken, min(self.taken + count, len(self.starts)), device=self.starts.device)
+        self.taken += len(index)
+        return index, self.starts[index], self.tols[index]
+
+
+class _Kept:
+    """Ended orbits, put in the order of their starts."""
+
+    def __init__(self, starts: Tensor, shape: torch.Size) -> None:
         n, device = len(starts), starts.device
-        self.ends = starts.clone()
-        self.steps = torch.zeros(n, dtype=torch.long, device=device)
-        self.status = torch.full((n,), int(Status.DIVERGED), dtype=torch.long, device=device)
-        self.residuals = torch.full((n,), torch.inf, dtype=starts.dtype, device=device)
-        self.errors = torch.full((n,), torch.nan, dtype=starts.dtype, device=device)
-        self.periods = torch.zeros(n, dtype=torch.long, device=device)
-        self.evaluations = self.check_evaluations = self.taken = 0
+        counts = torch.zeros(n, dtype=torch.long, device=device)
+        self.rows = {
+            "ends": starts.new_zeros(n, *shape),
+            "steps": counts.clone(),
+            "residuals": starts.new_full((n,), torch.inf),
+            "status": torch.full_like(counts, int(Status.DIVERGED)),
+            "errors": starts.new_full((n,), torch.nan),
+            "periods": counts,
+        }
+        self.ended = self.evaluations = self.check_evaluations = 0
 
-    def go(self, report: Progress) -> None:
-        ended, calls = 0, 0
-        batch = self._take(self.batch_size)
-        scratch = torch.empty_like(batch.latents)
-        while len(batch):
-            after = self._evaluate(batch)
-            self.evaluations += len(batch)
-            batch.advance(after, self.criterion, scratch[: len(batch)])
-            calls += 1
-            if calls % self.check_every:
-                continue
-            done = batch.outcome != RUNNING
-            rows = done.nonzero()[:, 0]
-            if len(rows):
-                self._retire(batch.rows(rows))
-                ended += len(rows)
-                fresh = self._take(len(rows))
-                batch.put(rows[: len(fresh)], fresh)
-                done[rows[: len(fresh)]] = False
-                batch = batch.rows((~done).nonzero()[:, 0]) if len(fresh) < len(rows) else batch
-            report(ended, len(self.starts))
+    def keep(self, ended: Ended) -> None:
+        for name, values in self.rows.items():
+            values[ended.index] = getattr(ended, name)
+        self.ended += len(ended.index)
+        self.evaluations += int(ended.evaluations.sum())
+        self.check_evaluations += ended.check_evaluations
 
     def orbits(self, protocol: dict[str, Any], trajectories: list[Tensor] | None) -> Orbits:
         return Orbits(
-            ends=self.ends.reshape(len(self.ends), *self.shape),
-            steps=self.steps,
-            residuals=self.residuals,
-            status=self.status,
-            errors=self.errors,
-            periods=self.periods,
+            **self.rows,
             evaluations=self.evaluations,
-            surplus=self.evaluations - int(self.steps.sum()),
+            surplus=self.evaluations - int(self.rows["steps"].sum()),
             check_evaluations=self.check_evaluations,
             protocol=protocol,
             trajectories=trajectories,
         )
-
-    def _take(self, count: int) -> WorkingBatch:
-        index = torch.arange(self.taken, min(self.taken + count, len(self.starts)), device=self.starts.device)
-        self.taken += len(index)
-        return WorkingBatch.start(self.starts[index], index, self.tols[index], self.criterion)
-
-    def _evaluate(self, batch: WorkingBatch) -> Tensor:
-        before = batch.latents.reshape(len(batch), *self.shape)
-        after = self.f(before)
-        if after.shape != before.shape:
-            raise ValueError(
-                f"f must keep the shape of its batch: it turned {tuple(before.shape)} into {tuple(after.shape)}"
-            )
-        after = after.detach().to(before.dtype)
-        if self.observers:
-            rows = (batch.outcome == RUNNING).nonzero()[:, 0]
-            for observer in self.observers:
-                observer(batch.index[rows], before[rows], after[rows])
-        return after.reshape(len(batch), -1)
-
-    def _retire(self, batch: WorkingBatch) -> None:
-        """Judge finished orbits and write them to the results."""
-        status, errors = self._judge(batch)
-        index = batch.index
-        self.ends[index] = batch.latents
-        self.steps[index] = batch.steps
-        self.status[index] = status
-        self.residuals[index] = batch.residual
-        self.errors[index] = errors.to(self.errors.dtype)
-        self.periods[index] = torch.where(status == Status.CYCLE, batch.period, 0)
-
-    def _judge(self, batch: WorkingBatch) -> tuple[Tensor, Tensor]:
-        rules, criterion = self.criterion.rules, self.criterion
-        resolution = torch.finfo(batch.latents.dtype).eps
-        status, last = batch.outcome.clone(), batch.last_sample(criterion)
-        spent = status == OUT_OF_STEPS
-        if spent.any():
-            samples = int(last[spent].max())
-            falling = still_falling(batch.history[spent], samples, resolution, rules)
-            status[spent] = torch.where(falling, int(Status.SLOW), int(Status.WANDERING))
-
-        # Rounding shows as coordinates that stand still, or as jitter that no further step removes.
-        amplitude = torch.where(status == Status.CYCLE, batch.amplitude, batch.recent.median(1).values.exp())
-        small = amplitude < rules.floor_share * batch.norm
-        suspect = (status == Status.CONVERGED) & (batch.unmoved >= 0.25)
-        suspect |= ((status == Status.CYCLE) | spent) & small
-        floor = torch.zeros_like(batch.step)
-        rows = suspect.nonzero()[:, 0]
-        if len(rows):
-            latents = batch.latents[rows].reshape(-1, *self.shape)
-            floor[rows], evaluations = rounding_floor(self.f, latents, self.batch_size)
-            self.check_evaluations += evaluations
-        at_floor = suspect & (status != Status.CONVERGED) & (amplitude <= rules.floor_factor * floor)
-        status[at_floor] = int(Status.CONVERGED)
-        rows = (status == Status.CYCLE).nonzero()[:, 0]
-        if len(rows):
-            cycling = batch.rows(rows)
-            batch.period[rows], repels, evaluations = examine_cycles(self.f, cycling, self.shape, criterion)
-            status[rows[repels]] = int(Status.WANDERING)
-            self.check_evaluations += evaluations
-        return status, self._errors(batch, status, floor, last)
-
-    def _errors(self, batch: WorkingBatch, status: Tensor, floor: Tensor, last: Tensor) -> Tensor:
-        """Estimated distance to the fixed point: what is left of the steps, and of the rounding in each."""
-        stride, rules = self.criterion.stride, self.criterion.rules
-        samples = torch.arange(batch.history.shape[1], device=last.device)
-        times = torch.minimum((samples + 1) * stride, batch.steps[:, None])
-        # The rate shows while the steps are above the floor; below it they are noise.
-        noise = (rules.floor_factor * floor).log()[:, None]
-        above = (batch.history > noise) & (samples <= last[:, None]) & (batch.history > -80)
-        seen = torch.where(above, samples, 0).amax(1)
-        left = distance_left(batch.history, seen, times, rules)
-        step = torch.where(batch.step > floor, batch.step, 0.0).double()
-        errors = step * left + floor * (1 + left)
-        # An exact fixed point of full-precision arithmetic, met too soon to tell a rate, is off by its rounding.
-        exact = (batch.step == 0) & left.isinf() & (floor <= 1e-5 * batch.norm)
-        errors = torch.where(exact, floor.double(), errors)
-        return torch.where(status == Status.CONVERGED, errors.nan_to_num(nan=torch.inf, posinf=torch.inf), torch.nan)
 
 
 class _Recorder:
@@ -213,7 +161,7 @@ class _Recorder:
 
     def __init__(self, starts: Tensor, shape: torch.Size, max_steps: int) -> None:
         needed = starts.numel() * starts.element_size() * (max_steps + 1)
-        if needed > (free := _free_memory()):
+        if needed > (free := free_memory()):
             raise MemoryError(
                 f"{len(starts)} trajectories of up to {max_steps} steps take up to {needed / 2**30:.1f} GiB and "
                 f"{free / 2**30:.1f} GiB are free: take fewer starts or steps, or watch them with an observer"
@@ -228,7 +176,14 @@ class _Recorder:
         return [torch.stack(points) for points in self.points]
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
+    """Bytes that this machine can still give, or a modest guess."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux
+        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not told by this system
@@ -264,7 +219,8 @@ def _warn_below_resolution(latents: Tensor, tols: Tensor, criterion: Criterion) 
         )
 
 
-def _progress(progress: bool | Progress | None, total: int) -> AbstractContextManager[Progress]:
+def progress_bar(progress: bool | Progress | None, total: int) -> AbstractContextManager[Progress]:
+    """What a `progress` argument means, as a function of (ended, all) to call on the way."""
     if callable(progress):
         return nullcontext(progress)
     if progress is False:

@@ -1,10 +1,12 @@
 """Merging of ends that are the same attractor: single linkage, exact and independent of order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.cover import Cover, Points, cover, link_groups
 from fmprobe.dynamics.distances import Dissimilarity
 
 # For "cosine" the paper's threshold: equal if cos > 0.99 (Fumero et al., ICLR 2026, sec. 4).
@@ -13,6 +15,8 @@ SWEEPS = {
     "relative": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     "cosine": (1e-4, 1e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1),
 }
+
+PAIRS = 2.0**35  # coordinates of pairs of points that are compared within seconds
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,48 @@ class Linkage:
             if height < threshold:
                 a, b = root(a), root(b)
                 parent[max(a, b)] = min(a, b)
-        roots = [root(i) for i in range(self.n)]  # the lowest point of each component
-        sizes = {r: roots.count(r) for r in set(roots)}
-        number = {r: k for k, r in enumerate(sorted(sizes, key=lambda r: (-sizes[r], r)))}
-        return torch.tensor([number[r] for r in roots], dtype=torch.long)
+        return numbered(torch.tensor([root(i) for i in range(self.n)], dtype=torch.long))
+
+
+def numbered(component: Tensor) -> Tensor:
+    """Components `(n,)` numbered by size (largest first), then by lowest point."""
+    _, place, sizes = component.unique(return_inverse=True, return_counts=True)
+    n = len(component)
+    points = torch.arange(n, device=component.device)
+    lowest = torch.full_like(sizes, n).scatter_reduce(0, place, points, "amin")
+    order = (sizes * -(n + 1) + lowest).argsort()
+    return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))[place]
+
+
+def merge_ends(
+    points: Points, threshold: float, sweep: Sequence[float], pairs: float = PAIRS
+) -> tuple[Tensor, dict[str, int]]:
+    """Component of each point under single linkage at a threshold, `(n,)`, and how many there are at others.
+
+    Exact. Where more than `pairs` coordinates of pairs would have to be compared, points are grouped first; of the
+    thresholds of `sweep`, those under which even the groups are too many are then left out.
+    """
+    n, d = len(points), points.ends.shape[1]
+    if n * n * d <= pairs:
+        linkage = single_linkage(points.at(torch.arange(n, device=points.members.device)))
+        return linkage.components(threshold).to(points.members.device), {str(t): linkage.count(t) for t in sweep}
+    whole = cover(points, points.reach(threshold) / 2)
+    assert whole is not None
+    counts = {}
+    for value in sorted(sweep, reverse=True):
+        # What links a group at the threshold links it at a larger one; a smaller one needs groups of its own.
+        groups = whole if value >= threshold else cover(points, points.reach(value) / 2, max(1.0, pairs / (n * d)))
+        if groups is None:
+            break
+        counts[str(value)] = len(_linked(points, groups, value).unique())
+    return numbered(_linked(points, whole, threshold)[whole.group]), {
+        str(t): counts[str(t)] for t in sweep if str(t) in counts
+    }
+
+
+def _linked(points: Points, groups: Cover, threshold: float) -> Tensor:
+    of_leader = single_linkage(points.at(groups.leaders)).components(threshold).to(groups.leaders.device)
+    return link_groups(points, groups, of_leader, points.reach(threshold))
 
 
 def single_linkage(dissimilarity: Dissimilarity) -> Linkage:

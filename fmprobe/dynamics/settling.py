@@ -10,14 +10,17 @@ from torch import Tensor
 from fmprobe.dynamics.iterate import iterate
 from fmprobe.dynamics.jacobian import Function
 from fmprobe.dynamics.orbits import Orbits, Status
+from fmprobe.dynamics.paging import forget
+
+AT_ONCE = 1024  # orbits in memory together
 
 
-def iterate_on(f: Function, orbits: Orbits, target: Tensor) -> Orbits:
-    """The orbits, those CONVERGED with an error above `target` `(n,)` iterated on until it is below.
+def iterate_on(f: Function, orbits: Orbits, target: Tensor, device: torch.device) -> Orbits:
+    """The orbits, those CONVERGED with an error above `target` `(n,)` iterated on until it is below, on `device`.
 
-    Each goes on under a tolerance as much smaller as its error is too large. Nothing is spent on an orbit that, at its
-    rate, cannot arrive within the protocol's `max_steps` in all. One that still meets the protocol's tolerance stays
-    CONVERGED, whatever its error.
+    Each goes on under a tolerance as much smaller as its error is too large; its end is overwritten. Nothing is spent
+    on an orbit that, at its rate, cannot arrive within the protocol's `max_steps` in all. One that still meets the
+    protocol's tolerance stays CONVERGED, whatever its error.
     """
     tol, measure, max_steps, batch_size = (orbits.protocol[k] for k in ("tol", "measure", "max_steps", "batch_size"))
     for _ in range(6):
@@ -25,25 +28,31 @@ def iterate_on(f: Function, orbits: Orbits, target: Tensor) -> Orbits:
         rows = (late & (orbits.steps + _steps_needed(orbits, target, measure) <= max_steps)).nonzero()[:, 0]
         if not len(rows):
             break
-        share = (target / orbits.errors).nan_to_num(nan=0.0)[rows].clamp(min=1e-3)
-        tols = (orbits.residuals[rows] * (share**2 if measure == "squared" else share)).clamp(max=tol)
-        budget = int((max_steps - orbits.steps[rows]).max())
         before = orbits.errors[rows]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a tolerance under the resolution is of our own making
-            more = iterate(
-                f,
-                orbits.ends[rows],
-                tol=tols,
-                measure=measure,
-                max_steps=budget,
-                batch_size=batch_size,
-                progress=False,
-            )
-        orbits = _joined(orbits, rows, more, tol)
+        for some in rows.split(max(batch_size, AT_ONCE)):
+            orbits = _joined(orbits, some, _further(f, orbits, some, target, device), tol)
+            forget(orbits.ends)
         if not bool((orbits.errors[rows] < before).any()):
             break
     return orbits
+
+
+def _further(f: Function, orbits: Orbits, rows: Tensor, target: Tensor, device: torch.device) -> Orbits:
+    """Some orbits from their ends on."""
+    tol, measure, max_steps, batch_size = (orbits.protocol[k] for k in ("tol", "measure", "max_steps", "batch_size"))
+    share = (target / orbits.errors).nan_to_num(nan=0.0)[rows].clamp(min=1e-3)
+    tols = (orbits.residuals[rows] * (share**2 if measure == "squared" else share)).clamp(max=tol)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a tolerance under the resolution is of our own making
+        return iterate(
+            f,
+            orbits.ends[rows].to(device),
+            tol=tols.to(device),
+            measure=measure,
+            max_steps=int((max_steps - orbits.steps[rows]).max()),
+            batch_size=batch_size,
+            progress=False,
+        )
 
 
 def _steps_needed(orbits: Orbits, target: Tensor, measure: str) -> Tensor:
@@ -54,7 +63,9 @@ def _steps_needed(orbits: Orbits, target: Tensor, measure: str) -> Tensor:
     elif measure == "rms":
         step = step * math.sqrt(orbits.ends[0:1].numel())
     else:
-        step = step * torch.linalg.vector_norm(orbits.ends.flatten(1), dim=1)
+        blocks = orbits.ends.flatten(1).split(AT_ONCE)
+        step = step * torch.cat([torch.linalg.vector_norm(block, dim=1) for block in blocks])
+        forget(orbits.ends)
     errors = orbits.errors.double()
     rate = errors / (step + errors)  # error = step * rate / (1 - rate)
     needed = (target / errors).log() / rate.log()
@@ -64,19 +75,24 @@ def _steps_needed(orbits: Orbits, target: Tensor, measure: str) -> Tensor:
 def _joined(orbits: Orbits, rows: Tensor, more: Orbits, tol: float) -> Orbits:
     """`more` taken over into the rows it went on from."""
     fields = {}
+    moved = {name: getattr(more, name).to(orbits.steps.device) for name in ("steps", "residuals", "status", "errors")}
     # What it became counts, unless it merely ran out of steps on the way to the smaller tolerance.
-    status = torch.where(more.residuals < tol, int(Status.CONVERGED), more.status)
-    errors = torch.where(more.converged, more.errors, torch.where(more.residuals < tol, orbits.errors[rows], torch.nan))
+    arrived = moved["residuals"] < tol
+    status = torch.where(arrived, int(Status.CONVERGED), moved["status"])
+    errors = torch.where(arrived, orbits.errors[rows], torch.nan)
+    errors = torch.where(moved["status"] == Status.CONVERGED, moved["errors"], errors)
+    periods = torch.where(status == Status.CYCLE, more.periods.to(status), 0)
     for name, values in (
         ("ends", more.ends),
-        ("steps", orbits.steps[rows] + more.steps),
-        ("residuals", more.residuals),
+        ("steps", orbits.steps[rows] + moved["steps"]),
+        ("residuals", moved["residuals"]),
         ("status", status),
         ("errors", errors),
-        ("periods", torch.where(status == Status.CYCLE, more.periods, 0)),
+        ("periods", periods),
     ):
-        whole = getattr(orbits, name).clone()
-        whole[rows] = values
+        whole = getattr(orbits, name)
+        whole = whole if name == "ends" else whole.clone()  # the ends may be many, and on disk
+        whole[rows] = values.to(whole)
         fields[name] = whole
     return replace(
         orbits,

@@ -53,6 +53,7 @@ class WorkingBatch:
     """
 
     index: Tensor  # which start
+    born: Tensor  # calls of f before its first
     latents: Tensor  # (B, d), the last finite ones
     tol: Tensor
     outcome: Tensor  # RUNNING, OUT_OF_STEPS or a Status
@@ -77,8 +78,8 @@ class WorkingBatch:
     amplitude: Tensor  # largest step since the candidate
 
     @classmethod
-    def start(cls, latents: Tensor, index: Tensor, tol: Tensor, criterion: Criterion) -> "WorkingBatch":
-        """Fresh rows at `latents` `(B, d)`; a start that is not finite has already diverged."""
+    def start(cls, latents: Tensor, index: Tensor, tol: Tensor, criterion: Criterion, born: int = 0) -> "WorkingBatch":
+        """Fresh rows at `latents` `(B, d)`, after `born` calls of f; a start that is not finite has diverged."""
         n = len(latents)
         norm = torch.linalg.vector_norm(latents, dim=1)
         zeros = torch.zeros_like(norm)
@@ -86,6 +87,7 @@ class WorkingBatch:
         outcome = torch.where(norm.isfinite(), RUNNING, int(Status.DIVERGED))
         return cls(
             index=index,
+            born=count + born,
             latents=latents.clone(),
             tol=tol,
             outcome=outcome,

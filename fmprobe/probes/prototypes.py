@@ -1,5 +1,6 @@
 """Prototypes: the attractors that noise starts end in, decoded. From weights alone; the first question of every run."""
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,14 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.iterate import free_memory
 from fmprobe.dynamics.orbits import Status
 from fmprobe.errors import InputError
 from fmprobe.probes.film import Film, film
 from fmprobe.probes.residuals import ResidualCurves
+from fmprobe.probes.search import Search
+from fmprobe.runs import RunFolder
+from fmprobe.sharing import Team
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +31,7 @@ STABILITY_COST = 300  # evaluations of f that the Jacobian of one attractor cost
 class Plan:
     """What a run will do. The default tolerance and step limit are the paper's for foundation models (sec. 4).
 
-    `batch_size` and `seed` as in `find_attractors`; `stability_cap`: attractors whose Jacobian is examined.
+    `batch_size`, `seed` and `polish` as in `find_attractors`; `stability_cap`: attractors whose Jacobian is examined.
     `seconds_per_row`: measured cost of f.
     """
 
@@ -38,6 +43,7 @@ class Plan:
     merge: str = "relative"
     seed: int = 0
     stability_cap: int = 64
+    polish: str | None = None
     seconds_per_row: float = 0.0
 
     @property
@@ -52,15 +58,18 @@ class Plan:
 
 
 def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = None, **settings: Any) -> Plan:
-    """A plan that fits the device: what is None is chosen so that a run on a CPU takes minutes.
+    """A plan that fits the device: what is None is chosen so that a run on a CPU takes minutes, and half its memory.
 
     `settings`: further fields of `Plan`; those that are None keep their defaults. Raises InputError where the first
     step from N(0, I) holds no finite number.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     accelerated = model.device.type != "cpu"
-    settings.setdefault("batch_size", 256 if accelerated else 32)
-    cost = _seconds_per_row(model, min(8, settings["batch_size"]))
+    rows, before = min(8, settings.get("batch_size", 8)), _peak_memory()
+    cost = _seconds_per_row(model, rows)
+    if "batch_size" not in settings:
+        grown = max(1, (_peak_memory() - before) // rows)
+        settings["batch_size"] = 256 if accelerated else max(1, min(32, free_memory() // (2 * grown)))
     if n is None:
         affordable = int(60 / (TYPICAL_STEPS * cost)) // 8 * 8
         n = 512 if accelerated else min(64, max(16, affordable))
@@ -131,16 +140,50 @@ def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None
         batch_size=plan.batch_size,
         merge=plan.merge,
         stability_cap=plan.stability_cap,
+        polish=plan.polish,
         observer=curves,
         progress=progress,
     )
+    return _decoded(model, plan, attractors, curves.to_dict(), began)
+
+
+def run_prototypes(
+    model: Autoencoder, plan: Plan, folder: RunFolder, team: Team, name: str = "shards", progress: bool | None = None
+) -> Prototypes | None:
+    """`find_prototypes` as a run: shared by a team's processes and kept in shards of the run folder.
+
+    None for all but the main process. Raises Stopped after a signal, WriteError on a full disk.
+    """
+    began = time.perf_counter()
+    search = Search(model, plan, folder, team, name, min(CURVES, plan.n))
+    search.iterate(progress)
+    if not team.is_main:
+        return None
+    attractors, curves = search.attractors()
+    return _decoded(model, plan, attractors, curves, began)
+
+
+def _decoded(
+    model: Autoencoder, plan: Plan, attractors: AttractorSet, curves: dict[str, Any], began: float
+) -> Prototypes:
     images = None
     if model.has_decoder:
         with torch.no_grad():
-            blocks = [model.decode(block) for block in attractors.latents.split(plan.batch_size) if len(block)]
-        images = torch.cat(blocks).cpu() if blocks else torch.zeros(0, *model.image_shape)
+            blocks = attractors.latents.split(plan.batch_size)
+            decoded = [model.decode(block.to(model.device)).cpu() for block in blocks if len(block)]
+        images = torch.cat(decoded) if decoded else torch.zeros(0, *model.image_shape)
     shown = film(model, attractors, plan.seed)
-    return Prototypes(attractors, images, curves.to_dict(), time.perf_counter() - began, shown)
+    return Prototypes(attractors, images, curves, time.perf_counter() - began, shown)
+
+
+def _peak_memory() -> int:
+    """Bytes that this process has held at most, where the system tells."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    kilobytes = sys.platform != "darwin"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if kilobytes else 1)
 
 
 def _seconds_per_row(model: Autoencoder, rows: int) -> float:

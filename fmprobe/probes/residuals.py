@@ -40,6 +40,17 @@ class ResidualCurves:
             change = (after[mine] - before[mine]).flatten(1)
             self.norms[rows[kept], columns[kept]] = torch.linalg.vector_norm(change, dim=1).cpu().float()[kept]
 
+    def rows(self, indices: Tensor) -> Tensor:
+        """The curves of starts `(k,)`, `(k, points)`, nan for those that are not watched."""
+        curves = self.norms.new_full((len(indices), len(self.steps)), torch.nan)
+        mine = indices < len(self._taken)
+        curves[mine] = self.norms[indices[mine]]
+        return curves
+
+    def restore(self, norms: Tensor, taken: Tensor) -> None:
+        """Take over all curves, and the number of steps of each."""
+        self.norms, self._taken = norms, taken
+
     def to_dict(self) -> dict[str, list]:
         """`steps`, and for each start the norms at them, as long as its orbit ran (None where not finite)."""
         curves = []

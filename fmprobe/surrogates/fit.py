@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.sharing import team
 from fmprobe.surrogates.bodies import SIZES, make_body
 from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, coloured_noise, procedural, training_data
 from fmprobe.surrogates.features import Features, as_pixels, cache_folder, encode_native, features_key, features_of
@@ -121,6 +122,9 @@ def fit_with(
     began = time.monotonic()
     _check(model, settings)
     data = training_data(model, settings, images, limit)
+    together = team()
+    if not together.is_main:
+        together.barrier()  # the main process encodes, the others find the features in the cache
     with (
         _bar(data.n, "encoding images", progress) as bar,
         features_of(
@@ -134,6 +138,8 @@ def fit_with(
         ) as features,
     ):
         bar.close()
+        if together.is_main:
+            together.barrier()
         # Without a fingerprint nothing tells this run from another, and its state is not kept.
         key = features_key(model, data.key, asdict(settings))
         folder = cache_folder("fits") / key if key else None

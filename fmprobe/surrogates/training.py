@@ -91,8 +91,8 @@ def train(
     """`module` after minimising the mean of `loss_of` over batches of the `n` rows by AdamW: its average, and the log.
 
     `folder` keeps the state, about ten times a run, and `log.jsonl`, one line each: killed there and called again it
-    ends with the weights of an undisturbed run. The result does not depend on the number of processes, which divides
-    the batch size. `trackers`: accelerate's `log_with`. Raises InputError where the batch cannot be shared.
+    ends with the weights of an undisturbed run. The result does not depend on the number of processes. `trackers`:
+    accelerate's `log_with`. Raises InputError where the batch has fewer rows than parts.
     """
     # accelerate keeps one mixed precision a process, so a run's own is not given to it.
     try:
@@ -103,8 +103,8 @@ def train(
         raise InputError(f"tracker {trackers!r} is not installed: pip install {trackers}")
     batch_size = min(schedule.batch_size, n)
     parts = accelerator.num_processes * schedule.accumulate
-    if batch_size % parts:
-        raise InputError(f"a batch of {batch_size} cannot be shared by {parts} parts: choose a multiple of {parts}")
+    if batch_size < parts:
+        raise InputError(f"a batch of {batch_size} cannot be shared by {parts} parts: choose at least {parts}")
     module.to(device)
     average = AveragedModel(module, multi_avg_fn=_ema(schedule.ema)) if schedule.ema else None
     optimiser = torch.optim.AdamW(
@@ -157,17 +157,20 @@ def _step(
     schedule: Schedule,
 ) -> Tensor:
     """One step of the optimiser on this process' share of a batch, taken in as many parts as asked for."""
-    share = len(rows) // (accelerator.num_processes * schedule.accumulate)
+    parts = accelerator.num_processes * schedule.accumulate
+    bounds = [len(rows) * part // parts for part in range(parts + 1)]
     total = torch.zeros((), device=accelerator.device)
     for part in range(schedule.accumulate):
-        begin = (accelerator.process_index * schedule.accumulate + part) * share
-        mine = slice(begin, begin + share)
+        place = accelerator.process_index * schedule.accumulate + part
+        mine = slice(bounds[place], bounds[place + 1])
+        # A mean over the rows of a part, which may be one more than those of another, made a share of the batch's mean.
+        weight = (mine.stop - mine.start) * accelerator.num_processes / len(rows)
         batch = Batch(step, rows[mine], mine, schedule.seed, len(rows), accelerator.device)
         last = part == schedule.accumulate - 1
         mixed = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=schedule.precision == "bf16")
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
             with accelerator.autocast(), mixed:
-                loss = loss_of(module, batch) / schedule.accumulate
+                loss = loss_of(module, batch) * weight
             accelerator.backward(loss)
         total += loss.detach()
     accelerator.clip_grad_norm_(module.parameters(), 1.0)

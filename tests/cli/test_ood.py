@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from support.runs import command, launch
+
+from fmprobe.runs import read_events
 
 DEMO = str(files("fmprobe.demo") / "vit-mae-digits")
 
@@ -46,7 +49,8 @@ def compared(sources, tmp_path_factory):
 def test_a_run_leaves_a_table_a_report_and_a_detector(compared):
     out, done, _ = compared
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in out.iterdir()} == {"manifest.json", "results.json", "report.html", "detector"}
+    names = {path.name for path in out.iterdir()}
+    assert names == {"manifest.json", "events.jsonl", "results.json", "report.html", "detector"}
     results = json.loads((out / "results.json").read_text())
     found = results["ood"]
     assert found["split"] == {"fit": 75, "held_out": 37, "test": 38, "duplicates_dropped": 10}
@@ -145,6 +149,24 @@ def test_a_detector_scores_a_folder_row_by_row_and_goes_on_where_it_was_cut(comp
         assert row["accepted"] is ({"yes": True, "no": False}.get(text["accepted"]))
     assert len(rows) == 12
     assert float(rows[-1]["score"]) == pytest.approx(float(rows[-2]["score"]), rel=1e-4)
+
+
+def test_two_processes_score_as_one(compared, folder, tmp_path):
+    arguments = ["ood", "--detector", compared[0] / "detector", "--data", folder, "--device", "cpu"]
+    team = launch(2, command, *arguments, "-o", tmp_path / "two")
+    for process in team:
+        process.join()
+    assert [process.exitcode for process in team] == [0, 0]
+    assert run(*arguments[1:], "-o", tmp_path / "one").returncode == 0
+    one, two = (list(csv.DictReader((tmp_path / name / "scores.csv").open())) for name in ("one", "two"))
+    assert len(one) == len(two) == 11
+    for row, other in zip(one, two, strict=True):
+        assert [row[key] for key in ("file", "accepted", "orbit")] == [
+            other[key] for key in ("file", "accepted", "orbit")
+        ]
+        for key in ("score", "trajectory", "first"):
+            assert row[key] == other[key] or float(row[key]) == pytest.approx(float(other[key]), rel=1e-5)
+    assert sum(event["images"] for event in read_events(tmp_path / "two") if event["event"] == "scored") == 11
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from fmprobe.runs import read_events
+
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
 
 
@@ -95,6 +97,28 @@ def test_nothing_on_disk_is_computed_again(probed, digits):
     assert "weights" in json.loads((out / "results.json").read_text())
     (out / "weights" / next(p.name for p in before if p.suffix == ".json" and p.parent.name == "weights")).unlink()
     assert run(*arguments).stdout.count("holds its curves already") == 1
+
+
+def test_two_processes_find_and_reconstruct_what_one_does(probed, tmp_path):
+    out, arguments, _ = probed
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "fmprobe"]
+    again = [*arguments[:-1], tmp_path / "two"]
+    done = subprocess.run([sys.executable, *launcher, *map(str, again)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report  ") == 1
+    events = read_events(tmp_path / "two")
+    assert [event["processes"] for event in events if event["event"] == "iterate"] == [2, 2]  # the model and the null
+    assert {event["process"] for event in events if event["event"] == "shard"} == {0, 1}
+    assert len([event for event in events if event["event"] == "reconstructed"]) == 2
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in (out, tmp_path / "two"))
+    assert one["attractors"]["sizes"] == two["attractors"]["sizes"]
+    assert one["orbits"] == two["orbits"]
+    for source, curves in one["weights"]["data"].items():
+        other = two["weights"]["data"][source]
+        assert curves["dictionaries"].keys() == other["dictionaries"].keys()
+        for name, row in curves["dictionaries"].items():
+            for level, same in zip(row["image_mse"], other["dictionaries"][name]["image_mse"], strict=True):
+                assert same["mean"] == pytest.approx(level["mean"], abs=1e-6)
 
 
 def test_attractors_of_an_interrupted_command_are_used(digits, tmp_path):

@@ -1,0 +1,46 @@
+"""Polishing: fixed points that are known closely, taken to the rounding floor of f by Anderson acceleration."""
+
+import torch
+from torch import Tensor
+
+from fmprobe.dynamics.jacobian import Function
+
+DEPTH = 5  # steps that a combination is taken over
+STEPS = 40
+METHODS = ("anderson",)
+
+
+def anderson(f: Function, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Where Anderson acceleration (1965) leads from each latent `(m, *latent_shape)`, and the residual norms `(m,)`.
+
+    Each row by itself, type II, of depth 5; of the points on the way the one with the smallest ||f(z) - z||, the latent
+    itself included, so that a row never gets worse. It may leave for another fixed point: the caller must see to that.
+    """
+    m, shape = len(latents), latents.shape
+    here = latents.flatten(1)
+    best, smallest = here.clone(), torch.full((m,), torch.inf, dtype=torch.float64, device=here.device)
+    points, steps = [], []
+    with torch.no_grad():
+        for _ in range(STEPS if m else 0):
+            step = (f(here.reshape(shape)).to(here.dtype).flatten(1) - here).double()
+            size = torch.linalg.vector_norm(step, dim=1).nan_to_num(nan=torch.inf)
+            better = size < smallest
+            best, smallest = torch.where(better[:, None], here, best), torch.where(better, size, smallest)
+            points, steps = [*points[-DEPTH:], here.double()], [*steps[-DEPTH:], step]
+            here = _combined(torch.stack(points, 1), torch.stack(steps, 1)).to(here.dtype)
+            # A row that has run off starts again where it was best.
+            lost = ~(size <= 1e3 * smallest) | ~here.isfinite().all(1)
+            here = torch.where(lost[:, None], best, here)
+    return best.reshape(shape), smallest.to(latents.dtype)
+
+
+def _combined(points: Tensor, steps: Tensor) -> Tensor:
+    """The affine combination of points `(m, k, d)` whose combined step is smallest, moved on by that step."""
+    if points.shape[1] == 1:
+        return points[:, 0] + steps[:, 0]
+    changes, moves = steps.diff(dim=1), points.diff(dim=1)
+    gram = changes @ changes.mT
+    ridge = 1e-12 * torch.diagonal(gram, dim1=1, dim2=2).sum(1)[:, None, None] * torch.eye(gram.shape[1]).to(gram)
+    ridge = ridge + torch.finfo(gram.dtype).tiny ** 0.5 * torch.eye(gram.shape[1]).to(gram)
+    weights = torch.linalg.lstsq(gram + ridge, changes @ steps[:, -1, :, None]).solution
+    return points[:, -1] + steps[:, -1] - ((moves + changes).mT @ weights)[..., 0]

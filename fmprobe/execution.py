@@ -1,0 +1,82 @@
+"""How a latent map is evaluated: rows a call, halved when memory runs out; autocast, compilation, determinism."""
+
+import gc
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Map = Callable[[Tensor], Tensor]
+FIXED = 8  # rows of every call where results must not depend on how many there are
+
+
+@dataclass(frozen=True)
+class Execution:
+    """`autocast`: the type that f's matrix products are taken in, latents staying float32. `compile`: a backend of
+    `torch.compile`, used where no gradient is asked for ("cudagraphs" is one). `fixed`: every call has this many rows,
+    padded, so that a row's result does not depend on the others.
+    """
+
+    autocast: torch.dtype | None = None
+    compile: str | None = None
+    fixed: int | None = None
+
+    def apply(self, f: Map, device: torch.device) -> Map:
+        """f, evaluated so."""
+        return _Evaluated(f, self, device)
+
+
+class _Evaluated:
+    """f on any number of latents; remembers at how many rows memory ran out."""
+
+    def __init__(self, f: Map, how: Execution, device: torch.device) -> None:
+        self.f, self.how, self.device, self.rows = f, how, device, how.fixed
+        self._compiled: Map | None = None
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        while True:
+            rows = self.rows or max(1, len(latents))
+            try:
+                parts = [self._call(part) for part in latents.split(rows)]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+            except Exception as error:
+                if rows == 1 or not _out_of_memory(error):
+                    raise
+                self.rows = rows // 2
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _call(self, latents: Tensor) -> Tensor:
+        n, fixed = len(latents), self.how.fixed and self.rows
+        if fixed and 0 < n < fixed:
+            latents = torch.cat([latents, latents[:1].expand(fixed - n, *latents.shape[1:])])
+        cast = torch.autocast(self.device.type, self.how.autocast) if self.how.autocast else nullcontext()
+        with cast:
+            return self._function()(latents)[:n].to(latents.dtype)
+
+    def _function(self) -> Map:
+        # Compiled code lacks some of the derivatives that the Jacobian's products need.
+        if self.how.compile is None or torch.is_grad_enabled():
+            return self.f
+        if self._compiled is None:
+            compiled: Any = torch.compile(self.f, backend=self.how.compile, dynamic=True)
+            self._compiled = compiled
+        return self._compiled or self.f
+
+
+def be_deterministic() -> None:
+    """Let torch use deterministic algorithms alone, and raise where there is none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def _out_of_memory(error: Exception) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)

@@ -1,0 +1,128 @@
+"""The search for attractors as a run: shared by processes, kept in shards, gone on with after a kill."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fmprobe.dynamics.attractors import AttractorSet, attractors_of
+from fmprobe.dynamics.engine import Ended
+from fmprobe.dynamics.iterate import progress_bar, stream_orbits
+from fmprobe.dynamics.orbits import Rules, protocol_of
+from fmprobe.probes.residuals import ResidualCurves
+from fmprobe.runs import RunFolder
+from fmprobe.shards import Shards, rows_of_a_shard
+from fmprobe.sharing import Team
+from fmprobe.stopping import Stopped, pending, section
+
+if TYPE_CHECKING:
+    from fmprobe.autoencoder import Autoencoder
+    from fmprobe.probes.prototypes import Plan
+
+EVERY = 0.2  # seconds between looks at the other processes
+
+
+class Search:
+    """Noise starts on their way to attractors, followed by the processes of a team.
+
+    `name` tells several searches of one run folder apart, and is that of the folder of its shards. `watched`: of the
+    first so many starts the residual curves are kept.
+    """
+
+    def __init__(
+        self, model: "Autoencoder", plan: "Plan", folder: RunFolder, team: Team, name: str, watched: int = 0
+    ) -> None:
+        self.model, self.plan, self.folder, self.team, self.name = model, plan, folder, team, name
+        rows = rows_of_a_shard(plan.n, math.prod(model.latent_shape))
+        self.shards = Shards(folder.path / name, plan.n, model.latent_shape, rows)
+        self.curves = ResidualCurves(watched, plan.max_steps)
+        self._squares = torch.zeros(plan.n, dtype=torch.float64)  # squared norms of the starts
+        self._taken, self._ended = team.counter(), team.counter()
+        self._looked = 0.0
+
+    def iterate(self, progress: bool | None = None) -> None:
+        """Follow the starts that no shard holds, until the processes together have ended all. Raises Stopped."""
+        plan, team = self.plan, self.team
+        left = self.shards.missing()
+        team.barrier()  # before one of them adds to the shards
+        kept = plan.n - len(left)
+        if team.is_main:
+            self.folder.tell("iterate", search=self.name, starts=plan.n, kept=kept, processes=team.size)
+
+        def take(count: int) -> tuple[Tensor, Tensor]:
+            first = self._taken(count) - count
+            return self._starts(left[first : first + count])
+
+        with section(), progress_bar(progress if team.is_main else False, plan.n) as report:
+
+            def looked() -> None:
+                self._look(lambda: report(kept + self._ended(0), plan.n))
+
+            try:
+                stream_orbits(
+                    self.model.latent_map,
+                    take,
+                    self._keep,
+                    tol=plan.tol,
+                    measure=plan.measure,
+                    max_steps=plan.max_steps,
+                    batch_size=max(1, min(plan.batch_size, -(-len(left) // team.size))),
+                    observer=self.curves,
+                    looked=looked,
+                )
+            finally:
+                self._wrote(self.shards.flush())
+            team.barrier(looked)
+            self._look(lambda: report(plan.n, plan.n), now=True)
+
+    def attractors(self) -> tuple[AttractorSet, dict[str, Any]]:
+        """What the shards' orbits lead to, and the residual curves; for one process, after `iterate`."""
+        plan = self.plan
+        protocol = protocol_of(plan.measure, plan.tol, plan.max_steps, plan.batch_size, Rules())
+        orbits, more = self.shards.gather(protocol)
+        watched = len(self.curves.norms)
+        self.curves.restore(more["curves"][:watched], orbits.steps[:watched])
+        scale = math.sqrt(float(more["squares"].sum()) / orbits.ends.numel())
+        found = attractors_of(
+            self.model.latent_map,
+            orbits,
+            scale,
+            merge=plan.merge,
+            stability_cap=plan.stability_cap,
+            polish=plan.polish,
+            device=self.model.device,
+        )
+        return found, self.curves.to_dict()
+
+    def _starts(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The starts of an ascending index, drawn in runs without gaps."""
+        gaps = (index.diff() != 1).nonzero()[:, 0] + 1
+        runs = index.tensor_split(gaps) if len(index) else ()
+        rows = [self.model.sample_latents(len(run), self.plan.seed, int(run[0])) for run in runs]
+        starts = torch.cat(rows) if rows else self.model.sample_latents(0)
+        self._squares[index] = starts.flatten(1).double().square().sum(1).cpu()
+        return index.to(starts.device), starts
+
+    def _keep(self, ended: Ended) -> None:
+        index = ended.index.cpu()
+        self._ended(len(index))
+        self._wrote(self.shards.keep(ended, squares=self._squares[index], curves=self.curves.rows(index)))
+
+    def _wrote(self, orbits: int) -> None:
+        if orbits:
+            self.folder.tell("shard", search=self.name, orbits=orbits, process=self.team.rank)
+
+    def _look(self, report: Callable[[], None], now: bool = False) -> None:
+        """After a step: has another process failed, a signal come; and the progress."""
+        if (number := pending()) is not None:
+            self._wrote(self.shards.flush())
+            done = self.plan.n - len(self.shards.missing())
+            self.folder.tell("stopped", search=self.name, kept=done, process=self.team.rank)
+            raise Stopped(number, f"{done} of {self.plan.n} starts are kept in {self.folder.path}")
+        if now or time.monotonic() - self._looked > EVERY:
+            self._looked = time.monotonic()
+            self.team.check()
+            report()

@@ -1,0 +1,122 @@
+"""Ended orbits on disk while a run goes on: shards, each written whole, that any number of processes leave in a folder.
+
+A shard holds orbits in the order in which they ended, with the starts they belong to, so its name, the lowest of these
+starts, is its own. What no shard holds has still to be computed; that is all there is to resuming.
+"""
+
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fmprobe.dynamics.engine import Ended
+from fmprobe.dynamics.orbits import Orbits
+from fmprobe.dynamics.paging import forget, lies_in
+from fmprobe.errors import WriteError
+from fmprobe.runs import write_atomically
+
+SHARDS = 32  # that a run is written in, about
+BYTES = 2**25  # of ends in one shard, at most
+ROWS = ("steps", "residuals", "status", "errors", "periods")  # of `Orbits`, in its order, after the ends
+
+
+def rows_of_a_shard(n: int, size: int) -> int:
+    """Orbits in one shard of a run of `n`, each end of `size` numbers."""
+    return max(1, min(-(-n // SHARDS), BYTES // (4 * size)))
+
+
+class Shards:
+    """The shards of a run of `n` starts in `folder`; `rows` orbits each."""
+
+    def __init__(self, folder: Path, n: int, latent_shape: tuple[int, ...], rows: int) -> None:
+        self.folder, self.n, self.latent_shape, self.rows = folder, n, latent_shape, rows
+        self._waiting: list[dict[str, Tensor]] = []
+        self._checks = 0
+
+    def missing(self) -> Tensor:
+        """The starts that no shard holds, in order; a shard that cannot be read is thrown away."""
+        left = torch.ones(self.n, dtype=torch.bool)
+        for path in self._paths():
+            try:
+                with safe_open(path, "pt") as file:
+                    left[file.get_tensor("index")] = False
+            except (SafetensorError, OSError, IndexError):
+                path.unlink(missing_ok=True)
+        return left.nonzero()[:, 0]
+
+    def keep(self, ended: Ended, **more: Tensor) -> int:
+        """Take orbits in, and further rows of them; writes a shard when one is full. Returns how many it wrote."""
+        rows = {name: getattr(ended, name).cpu() for name in ("index", "ends", "evaluations", *ROWS)}
+        self._waiting.append({**rows, **more})
+        self._checks += ended.check_evaluations
+        return self.flush() if sum(len(part["index"]) for part in self._waiting) >= self.rows else 0
+
+    def flush(self) -> int:
+        """Write what has been taken in since the last shard. Returns how many orbits that was."""
+        if not self._waiting:
+            return 0
+        rows = {name: torch.cat([part[name] for part in self._waiting]) for name in self._waiting[0]}
+        content = save({name: values.contiguous() for name, values in rows.items()}, {"checks": str(self._checks)})
+        path = self.folder / f"{int(rows['index'].min()):09d}.safetensors"
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+        self._waiting, self._checks = [], 0
+        return len(rows["index"])
+
+    def gather(self, protocol: dict[str, Any]) -> tuple[Orbits, dict[str, Tensor]]:
+        """All orbits in the order of their starts, and the further rows. The ends lie in a file without a name."""
+        ends = scratch((self.n, *self.latent_shape), self.folder)
+        rows: dict[str, Tensor] = {}
+        checks = 0
+        for part, part_checks in self._read():
+            index = part.pop("index")
+            ends[index] = part.pop("ends")
+            forget(ends)
+            for name, values in part.items():
+                whole = rows.setdefault(name, values.new_zeros(self.n, *values.shape[1:]))
+                whole[index] = values
+            checks += part_checks
+        evaluations, steps = int(rows["evaluations"].sum()), int(rows["steps"].sum())
+        orbits = Orbits(
+            ends,
+            *(rows.pop(name) for name in ROWS),
+            evaluations=evaluations,
+            surplus=evaluations - steps,
+            check_evaluations=checks,
+            protocol=protocol,
+        )
+        return orbits, rows
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("*.safetensors"))
+
+    def _read(self) -> Iterator[tuple[dict[str, Tensor], int]]:
+        for path in self._paths():
+            with safe_open(path, "pt") as file:
+                yield {name: file.get_tensor(name) for name in file.keys()}, int(file.metadata()["checks"])  # noqa: SIM118
+
+
+def scratch(shape: tuple[int, ...], folder: Path) -> Tensor:
+    """A float32 tensor on disk instead of in memory; its file has no name, so that nothing is left of it.
+
+    Raises WriteError where the disk has no room for it.
+    """
+    size = 4 * math.prod(shape)
+    if size == 0:
+        return torch.zeros(shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            # A file with holes would end the process, by a signal, on the first page that finds no room.
+            os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
+        except OSError as error:
+            raise WriteError(folder, error) from error
+        mapped = mmap.mmap(file.fileno(), size)
+    return lies_in(torch.frombuffer(mapped, dtype=torch.float32).reshape(shape), mapped)

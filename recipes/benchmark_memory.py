@@ -1,0 +1,71 @@
+"""Peak memory of a run against the number of starts: 100,000 starts of a 2,048-dimensional latent, kept in shards.
+
+    python recipes/benchmark_memory.py                       # 100,000 starts, several minutes on one core
+    python recipes/benchmark_memory.py -n 10000
+
+The map is one step of a modern Hopfield network (Ramsauer et al. 2021, eq. 3) with stored patterns, whose attractors
+are known: so the number found says whether the merging, in blocks, is right. Starts are drawn as they are needed, ends
+are read from disk, merging compares groups; f itself needs next to nothing, so the peak is the run's own.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import fmprobe
+from fmprobe.probes.prototypes import Plan, run_prototypes
+from fmprobe.runs import RunFolder
+from fmprobe.sharing import team
+
+
+def hopfield(patterns: int, dimension: int, seed: int) -> fmprobe.Autoencoder:
+    """Decode: how much of each pattern; encode: their sum. beta = 4 / sqrt(d) keeps every pattern an attractor."""
+    stored = torch.randn(patterns, dimension, generator=torch.Generator().manual_seed(seed))
+    beta = 4 / dimension**0.5
+    shape = (1, 1, patterns)
+    return fmprobe.from_functions(
+        lambda weights: weights.flatten(1) @ stored,
+        lambda z: torch.softmax(beta * z @ stored.T, dim=1).reshape(-1, *shape),
+        image_shape=shape,
+        latent_shape=(dimension,),
+        name="hopfield",
+    )
+
+
+def peak() -> float:
+    """Largest resident set of this process so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-n", "--starts", type=int, default=100_000)
+    parser.add_argument("--dimension", type=int, default=2048)
+    parser.add_argument("--patterns", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    model = hopfield(options.patterns, options.dimension, options.seed)
+    plan = Plan(options.starts, batch_size=options.batch_size, seed=options.seed, stability_cap=8)
+    before, began = peak(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = RunFolder.open(Path(scratch) / "run", {"benchmark": "memory"})
+        found = run_prototypes(model, plan, folder, team())
+        assert found is not None
+        iterated = peak()
+        found.attractors.save(folder.path / "attractors")
+        size = (folder.path / "attractors" / "attractors.safetensors").stat().st_size
+    orbits = found.attractors.orbits
+    print(f"{options.starts} starts of dimension {options.dimension}: {orbits.counts()['converged']} converged")
+    print(f"{len(found.attractors)} attractors of {options.patterns} patterns; sweep {found.attractors.merge['sweep']}")
+    print(f"ends {4e-9 * orbits.ends.numel():.2f} GB, saved {size / 1e9:.2f} GB, {time.perf_counter() - began:.0f} s")
+    print(f"peak memory {before:.2f} GB before, {iterated:.2f} GB with the attractors, {peak():.2f} GB when saved")
+
+
+if __name__ == "__main__":
+    main()
