@@ -5,6 +5,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+# One thread a process: the tests run in two processes, and threads of both would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from support.checkpoints import TINY, save_dinov2, save_mae

@@ -27,6 +27,8 @@ SMALLEST: dict[str, tuple[str, str]] = {
     "residual_curves": ("--starts 2 --steps 3", r"latent norm +\d"),
     "vector_field": ("--seeds 0 --images 32 --steps 2 --frames 2 --resolution 3", r"pictures and animations"),
     "benchmark_engine": ("--epochs 1 --images 32 -n 4 --width 2 --overhead-steps 0", r"same ends: \d+ of \d+"),
+    "benchmark_memory": ("", r"peak"),
+    "benchmark_processes": ("", r"ratio|times"),
     "benchmark_omp": (
         "--atoms 32 --dim 16 --select 4 --targets 4 --large 8 --sklearn-targets 2 --rounds 1",
         r"finite: True; an atom twice: False",
@@ -52,7 +54,11 @@ SMALLEST: dict[str, tuple[str, str]] = {
 }
 
 # What has no small setting: every one of its trainings is needed. Run where FMPROBE_TEST_LONG is set.
-LONG = {"noise_meets_training": "trains a network for each of its conditions, over a minute in all"}
+LONG = {
+    "benchmark_memory": "measures peak memory of 100,000 starts",
+    "benchmark_processes": "starts processes of its own and times them",
+    "noise_meets_training": "trains a network for each of its conditions, over a minute in all",
+}
 
 
 @pytest.fixture(scope="module")
