@@ -1,6 +1,5 @@
 """Every recipe runs at its smallest setting, and every flag that the texts name exists."""
 
-import os
 import re
 import runpy
 import sys
@@ -27,8 +26,8 @@ SMALLEST: dict[str, tuple[str, str]] = {
     "residual_curves": ("--starts 2 --steps 3", r"latent norm +\d"),
     "vector_field": ("--seeds 0 --images 32 --steps 2 --frames 2 --resolution 3", r"pictures and animations"),
     "benchmark_engine": ("--epochs 1 --images 32 -n 4 --width 2 --overhead-steps 0", r"same ends: \d+ of \d+"),
-    "benchmark_memory": ("", r"peak"),
-    "benchmark_processes": ("", r"ratio|times"),
+    "benchmark_memory": ("-n 64 --dimension 32 --patterns 4", r"4 attractors of 4 patterns"),
+    "benchmark_processes": ("-n 8 --batch-size 2", r"ratio of wall-clock seconds [\d.]+"),
     "benchmark_omp": (
         "--atoms 32 --dim 16 --select 4 --targets 4 --large 8 --sklearn-targets 2 --rounds 1",
         r"finite: True; an atom twice: False",
@@ -53,13 +52,6 @@ SMALLEST: dict[str, tuple[str, str]] = {
     "weight_probing": ("--starts 8 --images 4 --atoms 1 2", r"image MSE of 4 images"),
 }
 
-# What has no small setting: every one of its trainings is needed. Run where FMPROBE_TEST_LONG is set.
-LONG = {
-    "benchmark_memory": "measures peak memory of 100,000 starts",
-    "benchmark_processes": "starts processes of its own and times them",
-    "noise_meets_training": "trains a network for each of its conditions, over a minute in all",
-}
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
@@ -75,8 +67,6 @@ def test_every_recipe_has_a_smallest_command():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_runs_at_its_smallest(path, images, tmp_path, monkeypatch, capfd):
     """In this process, which has paid for the imports already."""
-    if path.stem in LONG and not os.environ.get("FMPROBE_TEST_LONG"):
-        pytest.skip(f"{LONG[path.stem]}; set FMPROBE_TEST_LONG to run it")
     arguments, expected = SMALLEST[path.stem]
     monkeypatch.setattr(sys, "argv", [str(path), *arguments.replace("IMAGES", str(images)).split()])
     monkeypatch.syspath_prepend(str(path.parent))

@@ -12,7 +12,7 @@ from fmprobe.dynamics.sparse_codes import Codes
 
 BUDGET = 1 << 30  # bytes of working memory
 WINDOW, CANDIDATES = 24, 128  # steps taken before all atoms are looked at again, on that many atoms
-BLOCK, NEAR = 32, 1 << 25  # targets that advance together on a CPU: this many, or more while they fill so few bytes
+BLOCK, NEAR = 8, 1 << 27  # targets that advance together on a CPU: this many, or more while they fill so few bytes
 STOP = 16  # units of rounding: a target whose largest correlation is under this share of its norm is explained
 DEPENDENT = 100  # units of rounding: an atom is in the span of those chosen if its squared distance is below
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
-from fmprobe.dynamics.distances import euclidean
+from fmprobe.dynamics.distances import chamfer
 from fmprobe.errors import InputError
 from fmprobe.surrogates.cache import cached_decoder
 from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, procedural
@@ -205,8 +205,7 @@ def _chamfer(a: Tensor, b: Tensor) -> float | None:
     """Mean distance to the nearest of the other set, both ways, as a root mean square a pixel."""
     if not len(a) or not len(b):
         return None
-    distance = euclidean(a, b) / a.shape[1] ** 0.5
-    return float((distance.amin(1).mean() + distance.amin(0).mean()) / 2)
+    return chamfer(a, b, "euclidean") / a.shape[1] ** 0.5
 
 
 def _figure(value: float | None) -> str:
