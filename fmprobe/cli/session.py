@@ -129,8 +129,6 @@ def with_decoder(model: "Autoencoder", seed: int) -> "Autoencoder":
     """The model itself if it has a latent map, else with a surrogate decoder from the cache, or fitted now."""
     if model.has_latent_map:
         return model
-    from dataclasses import replace
-
     from fmprobe.surrogates.cache import cached_decoder
     from fmprobe.surrogates.fit import FitSettings
 
