@@ -1,7 +1,6 @@
 """Orthogonal Matching Pursuit for many targets at once: windows of steps on a few atoms, verified on all."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +11,7 @@ from fmprobe.dynamics.sparse_codes import Codes
 
 BUDGET = 1 << 30  # bytes of working memory
 WINDOW, CANDIDATES = 24, 128  # steps taken before all atoms are looked at again, on that many atoms
-BLOCK, NEAR = 8, 1 << 27  # targets that advance together on a CPU: this many, or more while they fill so few bytes
+MOST, NEAR = 256, 10 << 20  # targets that advance together; bytes of scratch that stay near a CPU
 STOP = 16  # units of rounding: a target whose largest correlation is under this share of its norm is explained
 DEPENDENT = 100  # units of rounding: an atom is in the span of those chosen if its squared distance is below
 
@@ -43,10 +42,12 @@ def orthogonal_matching_pursuit(
         indices = torch.full((len(targets), n_atoms), -1, dtype=torch.long, device=targets.device)
         factors = torch.eye(depth, dtype=dtype, device=targets.device).repeat(len(targets), 1, 1)
         scales = _norms(targets)
-        for first in range(0, len(targets), plan.group):
-            rows = slice(first, first + plan.group)
+        store = dictionary.new_empty(plan.block, depth + min(WINDOW, depth), len(dictionary))
+        for first in range(0, len(targets), plan.block):
+            rows = slice(first, first + plan.block)
             correlations = atoms.products(_over(targets[rows], scales[rows]))
-            _pursue(atoms, correlations, indices[rows, :depth], factors[rows], plan)
+            block = _Block(atoms, correlations, indices[rows, :depth], store[: len(correlations)], plan.group)
+            block.run(factors[rows])
     return Codes(indices, (indices >= 0).sum(1), factors, dictionary, targets, atoms.norms, scales)
 
 
@@ -54,7 +55,7 @@ def _check(dictionary: Tensor, targets: Tensor, n_atoms: int) -> None:
     for name, rows in (("dictionary", dictionary), ("targets", targets)):
         if rows.ndim != 2 or 0 in rows.shape[1:]:
             raise ValueError(f"{name} has shape {tuple(rows.shape)}: expected two dimensions, one row a vector")
-        if not rows.is_floating_point() or not bool(rows.isfinite().all()):
+        if not rows.is_floating_point() or not _all_finite(rows):
             raise ValueError(f"{name} holds values that are no finite real numbers: leave those rows out")
     if dictionary.shape[1] != targets.shape[1]:
         raise ValueError(f"atoms have {dictionary.shape[1]} dimensions and targets {targets.shape[1]}")
@@ -66,21 +67,19 @@ def _check(dictionary: Tensor, targets: Tensor, n_atoms: int) -> None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the work is cut: `workers` threads take blocks of `block` targets out of groups of `group`."""
+    """How the work is cut: blocks of `block` targets, whose long rows are made `group` targets at a time."""
 
     with_gram: bool
-    workers: int
     block: int
     group: int
 
     @classmethod
     def make(cls, dictionary: Tensor, n_targets: int, depth: int, budget: int) -> "_Plan":
         n, item = len(dictionary), dictionary.element_size()
-        device = dictionary.device.type
         window, candidates = min(WINDOW, depth), min(CANDIDATES, n)
         # A target's projected atoms; its correlations, their scores and the open atoms; its candidates.
         one = item * ((depth + window) * n + 4 * n + candidates * (2 * candidates + depth)) + 2 * n
-        scratch = 4 * item * window * n
+        scratch = 3 * item * window * n
         # Without the products of all atoms, those of each atom chosen are computed: worth it for few targets.
         gram = item * n * n
         with_gram = n_targets * depth >= n and 2 * gram + scratch + one <= budget
@@ -88,13 +87,12 @@ class _Plan:
         if left < one + scratch:
             need = budget - left + one + scratch
             raise MemoryError(f"{depth} of {n} atoms need {need:,} bytes for one target, the budget is {budget:,}")
-        # Small steps do not share out over threads, targets do.
-        workers = min(torch.get_num_threads() if device == "cpu" else 1, left // (one + scratch), max(1, n_targets))
-        # A tenth of what is left is for correlations that wait for their block.
-        # The more advance together, the fewer calls; on a CPU only as long as their memory stays near it.
-        most = max(BLOCK, NEAR // one) if device == "cpu" else n_targets
-        block = max(1, min(most, -(-n_targets // workers), (left * 9 // 10 // workers - scratch) // one))
-        return cls(with_gram, workers, block, max(workers * block, left // 10 // (item * n)))
+        # Scratch takes a tenth of what is left, on a CPU no more than stays near it; blocks half of it at most, since
+        # fresh memory costs more than many targets at once gain.
+        most = min(left // 10, NEAR) if dictionary.device.type == "cpu" else left // 10
+        group = max(1, min(n_targets, most // scratch))
+        block = max(1, min(n_targets, MOST, left // 2 // one))
+        return cls(with_gram, block, min(group, block))
 
 
 class _Atoms:
@@ -109,11 +107,11 @@ class _Atoms:
         return _over((vectors @ self.dictionary.T).T, self.norms).T.contiguous()
 
     def rows(self, chosen: Tensor, out: Tensor) -> None:
-        """Products of the chosen atoms `(m,)` with all, `(m, N)`, into `out`."""
+        """Products of the chosen atoms `(B, m)` with all, into `out` `(B * m, N)`."""
         if self.gram is None:
-            out.copy_(self.products(self._unit(chosen)))
+            torch.matmul(self._unit(chosen.flatten()), self.dictionary.T, out=out).mul_(_reciprocals(self.norms))
         else:
-            torch.index_select(self.gram, 0, chosen, out=out)
+            torch.index_select(self.gram, 0, chosen.flatten(), out=out)
 
     def pairs(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
         """The function from places `(B, 1)` in `candidates` `(B, M)` to the products of those with all, `(B, M)`."""
@@ -132,36 +130,13 @@ class _Atoms:
 
     def _products_of_all(self) -> Tensor:
         n = len(self.dictionary)
-        gram = self.dictionary.new_empty(n, n)
-        for first in range(0, n, 512):  # the lower triangle is computed, the upper copied
-            rows = slice(first, min(first + 512, n))
-            part = _over((self._unit(rows) @ self.dictionary[: rows.stop].T).T, self.norms[: rows.stop])
-            gram[: rows.stop, rows] = part
-            gram[rows, : rows.stop] = part.T
+        gram, scales = self.dictionary.new_empty(n, n), _reciprocals(self.norms)
+        for first in range(0, n, 256):  # the lower triangle is computed, the upper copied
+            rows = slice(first, min(first + 256, n))
+            products = self._unit(rows) @ self.dictionary[: rows.stop].T
+            torch.mul(products, scales[: rows.stop], out=gram[rows, : rows.stop])
+            gram[:first, rows] = gram[rows, :first].T
         return gram
-
-
-def _pursue(atoms: _Atoms, correlations: Tensor, indices: Tensor, factors: Tensor, plan: _Plan) -> None:
-    """Fill `indices` `(B, K)` and `factors` `(B, K, K)`, block by block, each worker with a store of its own."""
-    blocks = [slice(first, min(first + plan.block, len(indices))) for first in range(0, len(indices), plan.block)]
-
-    def work(mine: list[slice]) -> None:
-        if plan.workers > 1:
-            torch.set_num_threads(1)  # of this thread
-        store = correlations.new_empty(plan.block, indices.shape[1] + WINDOW, len(atoms.norms))
-        with torch.no_grad():
-            for rows in mine:
-                _Block(atoms, correlations[rows], indices[rows], factors[rows], store).run()
-
-    if plan.workers == 1:
-        return work(blocks)
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(plan.workers) as pool:
-            list(pool.map(work, [blocks[i :: plan.workers] for i in range(plan.workers)]))
-    finally:
-        torch.set_num_threads(threads)
-    return None
 
 
 class _Block:
@@ -173,88 +148,101 @@ class _Block:
     method spends its time on. Here a window of steps is taken on a few candidates first, on their products minus what
     the chosen atoms explain of them; then its rows are made together, the correlations of all atoms follow, and the
     steps are kept up to the first at which an atom that was no candidate would have been taken.
+
+    Targets advance together whatever their number k of atoms, since rows from k on are zero as far as any is read.
     """
 
-    def __init__(self, atoms: _Atoms, correlations: Tensor, indices: Tensor, factors: Tensor, store: Tensor) -> None:
-        self.atoms, self.store = atoms, store
-        self.correlations, self.indices, self.factors = correlations, indices, factors
-        self.scratch = store.new_empty(2, WINDOW, store.shape[2])
+    def __init__(self, atoms: _Atoms, correlations: Tensor, indices: Tensor, store: Tensor, group: int) -> None:
+        self.atoms, self.correlations, self.indices, self.store = atoms, correlations, indices, store
+        self.window = store.shape[1] - indices.shape[1]
+        self.group, self.scratch = group, store.new_empty(2, group * self.window, store.shape[2])
         self.open = atoms.usable.repeat(len(indices), 1)
-        self.taken = [0] * len(indices)
+        self.taken = torch.zeros_like(indices[:, 0])
         self.left = correlations.new_ones(len(indices), 1)  # squared norms of what is left of the targets
         rounding = torch.finfo(correlations.dtype).eps
         self.stop, self.dependent = STOP * rounding, DEPENDENT * rounding
 
-    def run(self) -> None:
+    def run(self, factors: Tensor) -> None:
+        """Fill the indices, and `factors` `(B, K, K)`."""
         depth = self.indices.shape[1]
         while True:
             score, candidates = self._scores().topk(min(CANDIDATES, self.open.shape[1]), dim=1)
-            unexplained = (score[:, 0] > self.stop).tolist()
-            going = [b for b, k in enumerate(self.taken) if k < depth and unexplained[b]]
-            if not going:
+            going = (score[:, 0] > self.stop) & (self.taken < depth)
+            if not bool(going.any()):
                 break
-            self._advance(going, candidates[going])
-        for b, k in enumerate(self.taken):
-            self.factors[b, :k, :k] = self.store[b, :k].index_select(1, self.indices[b, :k]).T.tril()
+            self._advance(going, candidates)
+        for b, k in enumerate(self.taken.tolist()):
+            factors[b, :k, :k] = self.store[b, :k].index_select(1, self.indices[b, :k]).T.tril()
 
     def _scores(self) -> Tensor:
         return torch.where(self.open, self.correlations.abs(), 0)
 
-    def _advance(self, going: list[int], candidates: Tensor) -> None:
-        """One window of each target that is not done."""
-        size = candidates.shape[1]
-        explained = self.correlations.new_empty(len(going), size, size)
-        parts = []
-        for row, b in enumerate(going):
-            part = self.store[b, : self.taken[b]].index_select(1, candidates[row])
-            torch.mm(part.T, part, out=explained[row])
-            parts.append(part)
-        rows = torch.tensor(going, device=candidates.device)[:, None]
-        correlations, pairs = self.correlations[rows, candidates], self.atoms.pairs(candidates)
-        rest, left = 1 - explained.diagonal(dim1=1, dim2=2), self.left[rows[:, 0]]
-        fresh = self.open[rows, candidates] & (rest > self.dependent)
+    def _advance(self, going: Tensor, candidates: Tensor) -> None:
+        """One window of the targets that are `going` `(B,)`."""
+        wanted = torch.where(going, self.indices.shape[1] - self.taken, 0)
+        deepest, steps = (int(n) for n in torch.stack([self.taken.max(), wanted.max()]).tolist())
+        steps = min(steps, self.window, candidates.shape[1])
+        parts = _columns(self.store[:, :deepest], candidates)
+        explained = parts.mT @ parts
+        correlations = self.correlations.gather(1, candidates)
+        rest = 1 - explained.diagonal(dim1=1, dim2=2)
+        fresh = self.open.gather(1, candidates) & (rest > self.dependent)
         # No atom explains more than there is: one that seems to has a remainder that is lost in rounding.
-        fresh &= correlations.square() <= (rest + self.dependent) * (left + self.dependent)
-        self.open[rows, candidates] = fresh
-        steps = min(WINDOW, self.indices.shape[1], size)
-        window = _Window.take(pairs, explained, correlations, fresh, left, steps, self.stop, self.dependent)
-        chosen = candidates.gather(1, window.places)
-        for row, (b, count) in enumerate(zip(going, window.counts, strict=True)):
-            count = min(count, self.indices.shape[1] - self.taken[b])
-            if count:
-                along = parts[row].index_select(1, window.places[row, :count])
-                self._extend(b, chosen[row, :count], along, window.factors[row], window.heights[row])
+        fresh &= correlations.square() <= (rest + self.dependent) * (self.left + self.dependent)
+        self.open.scatter_(1, candidates, fresh)
+        window = _Window.take(
+            self.atoms.pairs(candidates), explained, correlations, fresh, self.left, steps, self.stop, self.dependent
+        )
+        along = _columns(parts, window.places)
+        weights = -window.inverse @ along.mT
+        self._extend(deepest, window, candidates.gather(1, window.places), weights, wanted)
 
-    def _extend(self, b: int, chosen: Tensor, along: Tensor, factor: Tensor, heights: Tensor) -> None:
+    def _extend(self, deepest: int, window: "_Window", chosen: Tensor, weights: Tensor, wanted: Tensor) -> None:
         """Rows of the chosen atoms for all atoms, and the steps that hold for all: the first always does."""
-        k, count = self.taken[b], len(chosen)
-        rows, made, before = self.store[b, k : k + count], self.scratch[0, :count], self.scratch[1, :count]
-        self.atoms.rows(chosen, out=rows)
-        inverse = factor[:count, :count]
-        rows.copy_(torch.mm(torch.cat([-inverse @ along.T, inverse], 1), self.store[b, : k + count], out=made))
-        heights = heights[:count]
-        # Correlations of all atoms before each step.
-        torch.addmm(self.correlations[b], heights.expand(count, count).tril(-1), rows, alpha=-1, out=before)
-        holds = before.gather(1, chosen[:, None])[:, 0].abs() >= torch.abs(before, out=made).amax(1)
-        held = holds.tolist()
-        kept = next((j for j in range(1, count) if not held[j]), count)
-        self.correlations[b] = before[kept - 1].addcmul_(rows[kept - 1], heights[kept - 1], value=-1)
-        self.indices[b, k : k + kept] = chosen[:kept]
-        self.open[b, chosen[:kept]] = False
-        self.left[b] -= heights[:kept].square().sum()
-        self.taken[b] += kept
+        steps = chosen.shape[1]
+        possible = torch.arange(steps, device=chosen.device) < torch.minimum(window.counts, wanted)[:, None]
+        kept = torch.zeros_like(possible)
+        for first in range(0, len(chosen), self.group):
+            some = slice(first, first + self.group)
+            made, before = self.scratch[:, : len(chosen[some]) * steps].unflatten(1, (-1, steps))
+            self.atoms.rows(chosen[some], before.flatten(0, 1))
+            torch.bmm(window.inverse[some], before, out=made).baddbmm_(weights[some], self.store[some, :deepest])
+            # Correlations of all atoms before each step.
+            heights = window.heights[some]
+            now = self.correlations[some, None, :]
+            earlier = heights[:, None, :].expand(-1, steps, -1).tril(-1)
+            torch.baddbmm(now, earlier, made, alpha=-1, out=before)
+            largest = torch.maximum(before.amax(2), -before.amin(2))
+            holds = before.gather(2, chosen[some, :, None])[:, :, 0].abs() >= largest
+            holds[:, 0] = True
+            kept[some] = (holds & possible[some]).cumprod(1).bool()
+            now.baddbmm_((heights * kept[some])[:, None, :], made, alpha=-1)
+            self._store(first, made, deepest + steps, kept[some])
+        target, step = kept.nonzero(as_tuple=True)
+        self.indices[target, self.taken[target] + step] = chosen[target, step]
+        self.open[target, chosen[target, step]] = False
+        self.left -= (window.heights.square() * kept).sum(1, keepdim=True)
+        self.taken += kept.sum(1)
+
+    def _store(self, first: int, made: Tensor, end: int, kept: Tensor) -> None:
+        """Rows that hold go behind those that each target has, zeros from there to `end`."""
+        taken = self.taken[first : first + len(made)]
+        for b, (k, count) in enumerate(torch.stack([taken, kept.sum(1)], 1).tolist()):
+            self.store[first + b, k : k + count] = made[b, :count]
+            self.store[first + b, k + count : end] = 0
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Steps on candidates: `places` `(B, m)` among them, `counts` of steps that were possible, `heights` `(B, m)` of
-    the target along each new direction, and the inverse Cholesky `factors` `(B, m, m)` of the chosen atoms' remains.
+    """Steps on candidates: `places` `(B, m)` among them, `counts` `(B,)` of steps that were possible, `heights`
+    `(B, m)` of the target along each new direction, and the `inverse` `(B, m, m)` of the Cholesky factor of what
+    remains of the chosen atoms.
     """
 
     places: Tensor
-    counts: list[int]
+    counts: Tensor
     heights: Tensor
-    factors: Tensor
+    inverse: Tensor
 
     @classmethod
     def take(
@@ -270,36 +258,43 @@ class _Window:
     ) -> "_Window":
         """`explained` `(B, M, M)`: what chosen atoms explain of the candidates' products; which are
         `fresh`, so may be chosen; `left` `(B, 1)`: squared norms of what is left of the targets."""
-        places, heights, rows = [], [], []
+        places, heights = [], []
+        rows = explained.new_zeros(len(explained), steps, explained.shape[2])  # of the new directions
         live = torch.ones(len(explained), 1, dtype=torch.bool, device=explained.device)
         counts = torch.zeros(len(explained), 1, dtype=torch.long, device=explained.device)
-        share = explained.diagonal(dim1=1, dim2=2)
-        for _ in range(steps):
+        share = explained.diagonal(dim1=1, dim2=2).clone()
+        for step in range(steps):
             score, place = torch.where(fresh, correlations.abs(), 0).max(1, keepdim=True)
             live = live & (score > stop)
-            row = pairs(place) - _row(explained, place)
             # The product with itself is 1; what was computed of it decided whether the atom is fresh.
             scale = torch.where(live, 1 - share.gather(1, place), 1).sqrt()
-            row = torch.where(live, row / scale, 0).scatter(1, place, torch.where(live, scale, 0))
             height = correlations.gather(1, place) / scale
             # As before the first step, but not stricter, so that the first is always taken.
             live = live & (height.square() <= (1 + 2 * dependent / scale.square()) * (left + 2 * dependent))
-            height, row = torch.where(live, height, 0), torch.where(live, row, 0)
+            height = torch.where(live, height, 0)
+            row, earlier = pairs(place) - _row(explained, place), rows[:, :step]
+            row = torch.baddbmm(row[:, None], _columns(earlier, place).mT, earlier, alpha=-1)[:, 0] / scale
+            row = torch.where(live, row.scatter(1, place, scale), 0)
+            rows[:, step] = row
             left = left - height.square()
             correlations = correlations.addcmul(row, height, value=-1)
-            explained.baddbmm_(row[:, :, None], row[:, None, :])
+            share.addcmul_(row, row)
             fresh = (fresh & (1 - share > dependent)).scatter(1, place, False)
             counts += live
             places.append(place)
             heights.append(height)
-            rows.append(row)
         chosen = torch.cat(places, 1)
-        factors = torch.stack(rows, 1).gather(2, chosen[:, None, :].expand(-1, steps, -1)).mT.tril()
+        factors = _columns(rows, chosen).mT.tril()
         idle = factors.diagonal(dim1=1, dim2=2) == 0
         factors = factors + torch.diag_embed(idle.to(factors))
         unit = torch.eye(steps, dtype=factors.dtype, device=factors.device)
         inverse = torch.linalg.solve_triangular(factors, unit.expand_as(factors), upper=False)
-        return cls(chosen, counts[:, 0].tolist(), torch.cat(heights, 1), inverse)
+        return cls(chosen, counts[:, 0], torch.cat(heights, 1), inverse)
+
+
+def _columns(matrices: Tensor, places: Tensor) -> Tensor:
+    """Columns `(B, m)` of each matrix `(B, k, N)`, `(B, k, m)`."""
+    return matrices.gather(2, places[:, None, :].expand(-1, matrices.shape[1], -1))
 
 
 def _row(matrices: Tensor, place: Tensor) -> Tensor:
@@ -309,11 +304,25 @@ def _row(matrices: Tensor, place: Tensor) -> Tensor:
 
 def _norms(rows: Tensor) -> Tensor:
     """Euclidean norms that neither overflow nor vanish on the way; 0 where a reciprocal would not be finite."""
-    peak = rows.abs().amax(1)
-    peak = torch.where(peak > 1 / torch.finfo(rows.dtype).max, peak, 0)
-    return peak * torch.linalg.vector_norm(_over(rows, peak), dim=1)
+    norms, numbers = torch.linalg.vector_norm(rows, dim=1), torch.finfo(rows.dtype)
+    far = ~((norms > numbers.tiny**0.5 / numbers.eps) & norms.isfinite())
+    peaks = rows[far].abs().amax(1)
+    peaks = torch.where(peaks > 1 / numbers.max, peaks, 0)
+    norms[far] = peaks * torch.linalg.vector_norm(_over(rows[far], peaks), dim=1)
+    return norms
+
+
+def _all_finite(rows: Tensor) -> bool:
+    """Whether all values are finite: so they are where the norm is, which is looked at first since it is cheaper."""
+    far = ~torch.linalg.vector_norm(rows, dim=1).isfinite()
+    return bool(rows[far].isfinite().all())
 
 
 def _over(rows: Tensor, norms: Tensor) -> Tensor:
     """Rows divided by their norms, zero where these are."""
-    return rows * torch.where(norms > 0, 1 / norms, 0)[:, None]
+    return rows * _reciprocals(norms)[:, None]
+
+
+def _reciprocals(norms: Tensor) -> Tensor:
+    """Zero where the norm is."""
+    return torch.where(norms > 0, 1 / norms, 0)

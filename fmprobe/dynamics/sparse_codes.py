@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-AT_ONCE = 1 << 25  # bytes of gathered atoms: few, so that they stay near the processor
-REFINEMENTS = 3  # of coefficients, against the atoms themselves
+AT_ONCE = 1 << 23  # bytes of gathered atoms: few, so that they stay near the processor
+REFINEMENTS = 2  # of coefficients, against the atoms themselves
 INSIDE = 500  # units of rounding: what may be left of a target in the span of its atoms
 
 
