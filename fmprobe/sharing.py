@@ -14,6 +14,9 @@ from importlib import import_module
 from itertools import count
 from typing import Any
 
+from fmprobe.errors import InputError
+from fmprobe.stopping import Stopped, ignore
+
 PATIENCE = 0.05  # seconds between looks at what another process has done
 FAREWELL = 5.0  # seconds that the main process waits for the others to leave
 
@@ -113,3 +116,50 @@ def quiet_unless_main() -> Iterator[None]:
             yield
         finally:
             sys.stdout, sys.stderr = kept
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What the processes of a launch go through as one program; with one process, that program.
+
+    The main process alone prints. Exit 2: bad input, one line on stderr; 130, 143: stopped; else a fault, with its
+    traceback. Where one process fails, the others end as soon as they look, and one of them says why.
+    """
+    try:
+        with quiet_unless_main():
+            yield
+    except InputError as error:
+        _give_up(str(error))
+        raise SystemExit(2) from None
+    except Abandoned:
+        raise SystemExit(2) from None
+    except Stopped as stopped:
+        if is_main():
+            _give_up(str(stopped))
+        raise SystemExit(stopped.exit_code) from None
+    except Exception:
+        _give_up()
+        raise
+    finally:
+        if launched() > 1 and "torch" in sys.modules:
+            ignore()  # a launcher ends the others as soon as one has gone
+            team().leave()
+
+
+def _give_up(line: str = "") -> None:
+    """Print why, unless another process gave up before, and let the others end too."""
+    ignore()
+    first = launched() == 1 or team().fail()
+    if line and first:
+        print(f"fmprobe: {line}", file=sys.stderr)
+
+
+def alone() -> None:
+    """For work that is not shared: of a launch's processes the others end here, the main one goes on as if by itself.
+
+    To be called before the processes meet.
+    """
+    if not is_main():
+        raise SystemExit(0)
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        os.environ.pop(name, None)
