@@ -154,12 +154,15 @@ def _give_up(line: str = "") -> None:
         print(f"fmprobe: {line}", file=sys.stderr)
 
 
-def alone() -> None:
-    """For work that is not shared: of a launch's processes the others end here, the main one goes on as if by itself.
+@contextmanager
+def alone() -> Iterator[None]:
+    """For a program that is not shared: of a launch's processes the main one goes through it, as if by itself.
 
-    To be called before the processes meet.
+    The others end here, at once; so nothing may have let the processes meet before.
     """
     if not is_main():
         raise SystemExit(0)
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         os.environ.pop(name, None)
+    with together():
+        yield
