@@ -87,16 +87,21 @@ class Team:
             left = self.store.add("left", 0)
 
 
+def take_device() -> None:
+    """Let "cuda" mean an accelerator of its own to each process of a launch."""
+    import torch
+
+    if launched() > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 @cache
 def team() -> Team:
     """This launch's processes; alone, where nothing launched several."""
-    import torch
-
     distributed: Any = import_module("torch.distributed")
     if launched() == 1:
         return Team(distributed.HashStore(), 0, 1)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    take_device()
     # The store that a process group would be set up with; several may share it.
     store, rank, size = next(distributed.rendezvous("env://"))
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

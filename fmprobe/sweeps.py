@@ -24,15 +24,20 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
     `conditions`: settings by name, as JSON holds them, that decide the result. `work(name, settings)` computes one, a
     value that JSON holds, by its settings alone: processes of one launch draw conditions from a shared counter, so that
     it must not wait for other processes. `folder` keeps each in a file of its own; what is there with the same settings
-    is not computed again. All processes must come here, and to every result. Raises InputError where another run is at
-    work in the folder, or it cannot be written; Abandoned where another process met an error.
+    is not computed again. All processes must come here, and to every result. Raises InputError where they came with
+    different conditions, another run is at work in the folder, or it cannot be written; Abandoned where another process
+    met an error.
     """
     crew = team()
     wanted = {name: json.loads(_text(settings)) for name, settings in conditions.items()}
     with _guarded(folder) if crew.is_main else nullcontext():
         missing = [name for name in wanted if not _kept(folder, name, wanted[name])]
-        draw = crew.counter()
+        draw, total = crew.counter(), crew.counter()
+        mark = int.from_bytes(sha256(_text(list(wanted.items())).encode()).digest()[:4])
+        total(mark)
         crew.barrier()  # before one of them writes, so that the same ones are missing everywhere
+        if total(0) != crew.size * mark:  # they would wait for each other for ever
+            raise InputError("processes of one launch came to a sweep with different conditions: launch them alike")
         drawn = 0
         for name in wanted:
             while not (kept := _kept(folder, name, wanted[name])):

@@ -1,8 +1,10 @@
 """Sweeps keep what they found, go on with it, and find under a launcher what one process finds."""
 
 import json
+import os
 import runpy
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -144,9 +146,7 @@ def test_a_recipe_under_two_processes_finds_and_prints_what_it_does_under_one(tm
 
 
 def shared(folder, spoil):
-    """A sweep whose conditions tell which process computed them, and wait for one another."""
-    import os
-    import time
+    """A sweep whose conditions tell which process computed them; the processes wait for one another."""
 
     @together()
     def program():
@@ -178,9 +178,23 @@ def test_an_error_of_one_process_ends_the_others_with_one_line(tmp_path):
     assert [line for line in lines if not line.isdigit()] == ["fmprobe: bad luck: expected none"]
 
 
-def lonely(folder):
-    import os
+def unlike(folder):
+    @together()
+    def program():
+        dict(sweep(Work(), {"a": {"base": int(os.environ["RANK"]), "to": 1}}, folder))
 
+    program()
+    return 0
+
+
+def test_processes_that_come_with_different_conditions_do_not_wait_for_each_other(tmp_path):
+    assert ended(launch(2, unlike, tmp_path / "out", log=tmp_path / "log")) == [2, 2]
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert "different conditions" in line
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def lonely():
     @alone()
     def program():
         print("size", os.environ.get("WORLD_SIZE", "1"))
@@ -190,5 +204,5 @@ def lonely(folder):
 
 
 def test_work_that_is_not_shared_is_done_once(tmp_path):
-    assert ended(launch(3, lonely, tmp_path, log=tmp_path / "log")) == [0, 0, 0]
+    assert ended(launch(3, lonely, log=tmp_path / "log")) == [0, 0, 0]
     assert (tmp_path / "log").read_text() == "size 1\n"

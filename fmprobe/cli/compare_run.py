@@ -12,7 +12,16 @@ import typer
 
 import fmprobe
 from fmprobe.cli.output import tell as tell_all
-from fmprobe.cli.session import MEASURES, at_work, default_out, head, load_model, open_folder, with_decoder
+from fmprobe.cli.session import (
+    MEASURES,
+    at_work,
+    default_out,
+    head,
+    load_model,
+    open_folder,
+    pin_circumstances,
+    with_decoder,
+)
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, write_atomically
 from fmprobe.sharing import is_main
@@ -89,9 +98,10 @@ def _compute(
         twins["ceiling"] = _disturbed(names[0], a, asked["ceiling"], load, seed)
     with team().main_first():  # how many steps are affordable follows from how fast the machine was then
         chosen = folder.pin("settings", lambda: _settings([a, b, *twins.values()], settings, len(pictures[0])))
-    identity = {"settings": chosen, "decoders": [model.provenance["decoder"] for model in (a, b)]}
+        for name, model in {"A": a, "B": b, **twins}.items():
+            pin_circumstances(model, folder, name)
     parts = folder.path / "comparisons"
-    shared = partial(_shared, identity=identity, parts=parts)
+    shared = partial(_shared, settings={**chosen, "seed": seed}, parts=parts)
     found = fmprobe.compare(a, b, pictures[0], images_b=pictures[1], seed=seed, compute=shared, **twins, **chosen)
     team().barrier()  # all have read the comparisons
     results = _results(found, folder, a, b, asked, began) if is_main() else {}
@@ -99,14 +109,11 @@ def _compute(
     return results
 
 
-def _shared(pairs: "Pairs", identity: Mapping[str, Any], parts: Path) -> dict[str, Any]:
+def _shared(pairs: "Pairs", settings: Mapping[str, Any], parts: Path) -> dict[str, Any]:
     """Comparisons drawn by the processes of the launch, each kept until the run is done."""
-    import torch
-
     from fmprobe.sweeps import sweep
 
-    identity = {**identity, "torch": torch.__version__}
-    return dict(sweep(lambda name, _: pairs[name](), dict.fromkeys(pairs, identity), parts))
+    return dict(sweep(lambda name, _: pairs[name](), dict.fromkeys(pairs, settings), parts))
 
 
 def _results(
