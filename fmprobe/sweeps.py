@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def _text(settings: Any) -> str:
     return json.dumps(settings, sort_keys=True, allow_nan=False, default=str)
 
 
-def _guarded(folder: Path) -> Any:
+def _guarded(folder: Path) -> AbstractContextManager[None]:
     """While the launch works in the folder, which others are kept out of."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
