@@ -10,7 +10,6 @@ from fmprobe.cli import options as o
 Data = Annotated[str, typer.Option(help="Training images, SOURCE[:split][#column].")]
 Test = Annotated[str | None, typer.Option(help="Images it was not trained on: the null level, and the test error.")]
 Images = Annotated[int, typer.Option("--images", min=1, help="At most so many of each, spread evenly.")]
-UseEnds = Annotated[bool, typer.Option("--use-ends", help="Take where orbits are after the last step, settled or not.")]
 
 
 @o.grouped(plan=o.PLAN, load=o.LOAD)
@@ -19,7 +18,7 @@ def memorization(
     data: Data,
     test: Test = None,
     images: Images = 1000,
-    use_ends: UseEnds = False,
+    use_ends: o.UseEnds = False,
     out: o.Out = None,
     seed: o.Seed = 0,
     verbose: o.Verbose = False,

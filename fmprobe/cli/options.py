@@ -29,6 +29,7 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 Decoder = Annotated[str | None, typer.Option(help="Folder or hub id of a surrogate decoder made by fit-decoder.")]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Pixels a side. [default: the processor's; on a CPU 112]")]
 Tokens = Annotated[str | None, typer.Option(help="What makes z: patch, cls, pooled or all. [default: the family's]")]
+UseEnds = Annotated[bool, typer.Option("--use-ends", help="Take where orbits are after the last step, settled or not.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with a run in the folder, or start anew.")]
 
 Group = Mapping[str, tuple[Any, Any]]  # annotation and default of each option, by the key of what is gathered

@@ -10,7 +10,6 @@ from fmprobe.cli import options as o
 Data = Annotated[list[str], typer.Option(help="Images to reconstruct, SOURCE[:split][#column]; may be given again.")]
 Atoms = Annotated[str | None, typer.Option(help="Numbers of atoms, as in 32,64,128. [default: powers of two]")]
 Images = Annotated[int, typer.Option("--images", min=2, help="Images of each data set.")]
-UseEnds = Annotated[bool, typer.Option("--use-ends", help="Take where orbits are after the last step, settled or not.")]
 Null = Annotated[bool, typer.Option("--null/--no-null", help="Attractors of random weights as a baseline, or not.")]
 
 
@@ -20,7 +19,7 @@ def weights(
     data: Data,
     atoms: Atoms = None,
     images: Images = 64,
-    use_ends: UseEnds = False,
+    use_ends: o.UseEnds = False,
     null: Null = True,
     out: o.Out = None,
     seed: o.Seed = 0,
