@@ -1,5 +1,6 @@
 """fmprobe ood MODEL: from a model's name and image sources to a run folder with a detector and a table."""
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,20 @@ from fmprobe.cli.output import tell as tell_all
 from fmprobe.cli.session import at_work, default_out, head, load_model, open_folder, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder
-from fmprobe.sharing import is_main, launched
+from fmprobe.sharing import is_main, team
+from fmprobe.sweeps import sweep
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor
 
     from fmprobe.autoencoder import Autoencoder
+    from fmprobe.probes.ood.calibration import Scores
+    from fmprobe.probes.ood.detector import TrajectoryDetector
+    from fmprobe.probes.ood.probe import Sets
 
+PARTS = "scored"  # folder of what has been scored, while a run goes on
+BLOCKS = 4  # batches of images that a process scores at a time
 BUDGET = 300.0  # seconds that the iterations of a run on a CPU may take, where nobody says how many steps
 STEPS = (20, 500)  # bounds of the step limit chosen by it
 
@@ -51,13 +59,8 @@ def compare(
     if (results := folder.results) is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
     else:
-        model = with_decoder(model, seed)  # which processes share
-        if not is_main():
-            return folder.path
-        if launched() > 1:
-            typer.echo(f"detectors are fitted and compared by one process: the other {launched() - 1} end here")
         with at_work(folder):
-            results = _compute(model, folder, data, sources, settings, asked, seed, began)
+            results = _compute(with_decoder(model, seed), folder, data, sources, settings, asked, seed, began)
     if is_main():
         from fmprobe.report.html import write_report
 
@@ -92,33 +95,78 @@ def _compute(
     seed: int,
     began: float,
 ) -> dict[str, Any]:
-    from fmprobe.probes.ood.probe import probe_ood
+    """The results, which the main process writes; the others, which score a part of the images, have none."""
+    from fmprobe.probes.ood.probe import Sets, compare_scores
 
     n = asked["images"] or (480 if model.device.type == "cpu" else 4000)
     inside = _sample(model, data, n, seed)
     each = asked["ood_images"] or max(2, len(inside) // 4)
     outside = {name: _sample(model, source, each, seed) for name, source in sources.items()}
-    rows = len(inside) + sum(map(len, outside.values())) + (len(inside) if asked["controls"] else 0)
-    chosen = _settings(model, settings, rows)
-    found = probe_ood(
-        model,
-        inside,
-        outside,
-        controls=asked["controls"],
-        acceptance=asked["acceptance"],
-        seed=seed,
-        tell=typer.echo,
-        **chosen,
-    )
-    found.detector.save(folder.path / "detector")
-    protocol = {"data": data, "ood": dict(sources), "seed": seed, **found.facts["detector"]["settings"]}
+    sets = Sets.split(inside, outside, asked["controls"], seed)
+    detector = _detector(model, sets, folder, settings, asked["acceptance"])
+    found = _examined(detector, sets, folder)
+    if not is_main():
+        return {}
+    compared = compare_scores(detector, sets, found, seed=seed)
+    protocol = {"data": data, "ood": dict(sources), "seed": seed, **compared.facts["detector"]["settings"]}
     results = {
         **head(model, protocol),
-        "ood": found.to_dict(),
+        "ood": compared.to_dict(),
         "total_seconds": round(time.perf_counter() - began, 1),
     }
     folder.finish(results)
+    shutil.rmtree(folder.path / PARTS, ignore_errors=True)
     return results
+
+
+def _detector(
+    model: "Autoencoder", sets: "Sets", folder: RunFolder, settings: Mapping[str, Any], acceptance: float
+) -> "TrajectoryDetector":
+    """The one that the folder holds, where a run that was cut off fitted it; the main process fits it, all have it."""
+    from fmprobe.probes.ood.artefact import FACTS
+    from fmprobe.probes.ood.detector import TrajectoryDetector
+    from fmprobe.probes.ood.probe import describe_reference, fitted
+
+    kept = folder.path / "detector"
+    with team().main_first():
+        if is_main() and not (kept / FACTS).is_file():
+            rows = len(sets.fit) + len(sets.held_out) + sum(map(len, sets.examined.values()))
+            typer.echo(f"fit on {len(sets.fit)} images, {len(sets.held_out)} held out, {len(sets.test)} to test")
+            fitted(model, sets, acceptance, _settings(model, settings, rows)).save(kept)
+        detector = TrajectoryDetector.load(kept, model)
+    typer.echo(f"distances to {describe_reference(detector.describe()['reference'])}")
+    return detector
+
+
+def _examined(detector: "TrajectoryDetector", sets: "Sets", folder: RunFolder) -> "dict[str, tuple[Scores, ndarray]]":
+    """What the detector makes of every set; the processes draw blocks of its images."""
+    import numpy as np
+
+    size = BLOCKS * detector.settings.batch_size
+    conditions = {
+        f"{name} {first}": {"set": name, "first": first}
+        for name, pictures in sets.examined.items()
+        for first in range(0, max(1, len(pictures)), size)
+    }
+
+    def work(_: str, part: dict[str, Any]) -> dict[str, Any]:
+        scores, status = detector.examine(sets.examined[part["set"]][part["first"] : part["first"] + size])
+        return {"scores": {name: values.tolist() for name, values in scores.items()}, "status": status.tolist()}
+
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in sets.examined}
+    for label, result in sweep(work, conditions, folder.path / PARTS):
+        name = conditions[label]["set"]
+        if not parts[name]:
+            typer.echo(f"scoring {name} ({len(sets.examined[name])} images)")
+        parts[name].append(result)
+    team().barrier()  # all have read the parts
+    return {
+        name: (
+            {key: np.concatenate([row["scores"][key] for row in rows]) for key in rows[0]["scores"]},
+            np.concatenate([row["status"] for row in rows]),
+        )
+        for name, rows in parts.items()
+    }
 
 
 def _sample(model: "Autoencoder", source: str, n: int, seed: int) -> "Tensor":

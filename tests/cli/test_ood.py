@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -167,6 +168,31 @@ def test_two_processes_score_as_one(compared, folder, tmp_path):
         for key in ("score", "trajectory", "first"):
             assert row[key] == other[key] or float(row[key]) == pytest.approx(float(other[key]), rel=1e-5)
     assert sum(event["images"] for event in read_events(tmp_path / "two") if event["event"] == "scored") == 11
+
+
+def test_two_processes_compare_as_one_and_keep_what_was_scored(compared, tmp_path):
+    out, _, arguments = compared
+    cut = tmp_path / "cut"
+    shutil.copytree(out, cut)  # as a kill after the fit leaves it
+    for name in ("results.json", "report.html"):
+        (cut / name).unlink()
+    results = json.loads((out / "results.json").read_text())["ood"]
+    team = launch(2, command, "ood", *arguments[:-1], tmp_path / "two")
+    for process in team:
+        process.join()
+    assert [process.exitcode for process in team] == [0, 0]
+    two = json.loads((tmp_path / "two" / "results.json").read_text())["ood"]
+    assert two["split"] == results["split"]
+    assert two["sets"] == results["sets"]
+    for row, other in zip(results["scores"], two["scores"], strict=True):
+        assert row["name"] == other["name"]
+        for name in row["sets"]:
+            assert row["sets"][name]["auroc"] == pytest.approx(other["sets"][name]["auroc"], abs=1e-6)
+    assert not (tmp_path / "two" / "scored").exists()
+    detector = (cut / "detector" / "detector.json").stat().st_mtime_ns
+    assert command("ood", *arguments[:-1], cut) == 0
+    assert (cut / "detector" / "detector.json").stat().st_mtime_ns == detector  # not fitted again
+    assert json.loads((cut / "results.json").read_text())["ood"] == results
 
 
 @pytest.mark.parametrize(

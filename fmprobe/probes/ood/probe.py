@@ -1,6 +1,6 @@
 """The question of `fmprobe ood`: which scores tell which sets from the in-distribution images, and by how much."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from fmprobe.probes.ood.split import split_by_content, without
 from fmprobe.probes.ood.trajectory import LARGEST
 from fmprobe.probes.result import Result
 
+INSIDE = "in-distribution"
 SHARES = (2, 1, 1)  # of the in-distribution images: fit, held out, test
 PARTS = ("first", "mean", "last", "max", "length", "steps")
 SHOWN = ("trajectory", "first", "joined")  # scores whose histograms are kept
@@ -39,6 +40,41 @@ class OODResult(Result):
         return self.facts
 
 
+@dataclass(frozen=True)
+class Sets:
+    """Images by their part in a comparison: to fit, held out and to test, and those from elsewhere by name.
+
+    The last of `elsewhere` are the `controls`; `dropped`: how many of each were in-distribution images too.
+    """
+
+    fit: Tensor
+    held_out: Tensor
+    test: Tensor
+    elsewhere: dict[str, Tensor]
+    controls: frozenset[str]
+    dropped: dict[str, int]
+    duplicates: int
+
+    @classmethod
+    def split(cls, images: Tensor, ood: Mapping[str, Tensor], controls: bool, seed: int) -> "Sets":
+        """In-distribution `images` by their content as 2 : 1 : 1. Raises InputError for too few."""
+        (fit, held_out, test), duplicates = split_by_content(images, SHARES, seed)
+        if len(held_out) < FEWEST:
+            raise InputError(
+                f"{len(images)} in-distribution images are too few: expected at least {4 * FEWEST} distinct ones"
+            )
+        pairs = {name: without(pictures, [images], name) for name, pictures in ood.items()}
+        made = {f"control: {name}": rows for name, rows in control_images(test, seed).items()} if controls else {}
+        elsewhere = {name: pictures for name, (pictures, _) in pairs.items()} | made
+        dropped = {name: count for name, (_, count) in pairs.items()}
+        return cls(fit, held_out, test, elsewhere, frozenset(made), dropped, duplicates)
+
+    @property
+    def examined(self) -> dict[str, Tensor]:
+        """Every set that is scored, the in-distribution test images first."""
+        return {INSIDE: self.test, **self.elsewhere}
+
+
 def probe_ood(
     model: Autoencoder,
     images: Tensor,
@@ -48,7 +84,6 @@ def probe_ood(
     acceptance: float = 0.95,
     bootstrap: int = BOOTSTRAP,
     seed: int = 0,
-    tell: Callable[[str], object] = lambda line: None,
     **settings: Any,
 ) -> OODResult:
     """Fit a detector on a part of `images` and compare every score on another part with sets from elsewhere.
@@ -59,42 +94,53 @@ def probe_ood(
     `settings`: of `TrajectorySettings`. No set of `ood` decides
     anything (Fumero et al., ICLR 2026, fig. 5, 10, tab. 1 for the protocol). Raises InputError for too few images.
     """
-    (fit, held_out, test), duplicates = split_by_content(images, SHARES, seed)
-    if len(held_out) < FEWEST:
-        raise InputError(
-            f"{len(images)} in-distribution images are too few: expected at least {4 * FEWEST} distinct ones"
-        )
-    pairs = {name: without(pictures, [images], name) for name, pictures in ood.items()}
-    sets = {name: pictures for name, (pictures, _) in pairs.items()}
-    made = {f"control: {name}": pictures for name, pictures in control_images(test, seed).items()} if controls else {}
-    tell(f"fit on {len(fit)} images, {len(held_out)} held out, {len(test)} to test")
-    detector = TrajectoryDetector(model, **settings).fit(fit, held_out)
+    sets = Sets.split(images, ood, controls, seed)
+    detector = fitted(model, sets, acceptance, settings)
+    found = {name: detector.examine(pictures) for name, pictures in sets.examined.items()}
+    return compare_scores(detector, sets, found, bootstrap, seed)
+
+
+def fitted(model: Autoencoder, sets: Sets, acceptance: float, settings: Mapping[str, Any]) -> TrajectoryDetector:
+    """The detector that the in-distribution images decide."""
+    detector = TrajectoryDetector(model, **settings).fit(sets.fit, sets.held_out)
     detector.acceptance = acceptance
-    tell(f"distances to {describe_reference(detector.describe()['reference'])}")
-    inside, status = detector.examine(test)
-    facts = {"in-distribution": _about(status, detector, inside)}
-    found: dict[str, Scores] = {}
-    for name, pictures in (sets | made).items():
-        tell(f"scoring {name} ({len(pictures)} images)")
-        found[name], status = detector.examine(pictures)
-        dropped = pairs[name][1] if name in pairs else 0
-        facts[name] = {**_about(status, detector, found[name]), "control": name in made, "dropped": dropped}
-    names = [name for name in inside if name != detector.settings.aggregate]  # listed as "trajectory"
+    return detector
+
+
+def compare_scores(
+    detector: TrajectoryDetector,
+    sets: Sets,
+    found: Mapping[str, tuple[Scores, np.ndarray]],
+    bootstrap: int = BOOTSTRAP,
+    seed: int = 0,
+) -> OODResult:
+    """Every score on every set from elsewhere; `found`: what the detector's `examine` gave for each set."""
+    facts = {
+        name: {
+            **_about(status, detector, scores),
+            **({"control": name in sets.controls, "dropped": sets.dropped.get(name, 0)} if name != INSIDE else {}),
+        }
+        for name, (scores, status) in found.items()
+    }
+    scores = {name: of for name, (of, _) in found.items()}
+    inside, outside = scores[INSIDE], {name: scores[name] for name in sets.elsewhere}
     table = [
         {
             "name": name,
             "group": group_of(name),
             "sets": {
-                key: ood_metrics(inside[name], of[name], bootstrap=bootstrap, seed=seed) for key, of in found.items()
+                key: ood_metrics(inside[name], of[name], bootstrap=bootstrap, seed=seed) for key, of in outside.items()
             },
         }
-        for name in names
+        for name in inside
+        if name != detector.settings.aggregate  # listed as "trajectory"
     ]
+    split = {"fit": len(sets.fit), "held_out": len(sets.held_out), "test": len(sets.test)}
     return OODResult(
         detector,
         {
             "convention": CONVENTION,
-            "split": {"fit": len(fit), "held_out": len(held_out), "test": len(test), "duplicates_dropped": duplicates},
+            "split": {**split, "duplicates_dropped": sets.duplicates},
             "sets": facts,
             "detector": detector.describe(),
             "distances_to": describe_reference(detector.describe()["reference"]),
@@ -102,9 +148,7 @@ def probe_ood(
             "groups": GROUPS,
             "scores": sorted(table, key=_place),
             "histograms": {
-                name: _histogram({"in-distribution": inside[name], **{k: s[name] for k, s in found.items()}})
-                for name in SHOWN
-                if name in inside
+                name: _histogram({key: of[name] for key, of in scores.items()}) for name in SHOWN if name in inside
             },
         },
     )
