@@ -79,11 +79,13 @@ def stream_images(
     """As `load_images`, in blocks of at most `block` images, so that memory does not grow with their number."""
     import torch
 
+    if n is not None and n < 1:
+        raise InputError(f"cannot take {n} images from {source}: expected at least 1")
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise InputError(f"image_shape {tuple(image_shape)}: expected (C, H, W), each at least 1")
     if source == "procedural":
         yield from _procedural(n, image_shape, block, seed)
         return
-    if n is not None and n < 1:
-        raise InputError(f"cannot take {n} images from {source}: expected at least 1")
     rows, damaged, count = [], [], 0
     for label, picture in _pictures(Source.parse(source)):
         if n is not None and count == n:

@@ -162,6 +162,10 @@ def tell(alignment: Mapping[str, Any]) -> None:
     reasons = {row["basins"]["reason"] for found in shown.values() for row in found["maps"].values()}
     for reason in sorted(reasons - {None}):
         typer.echo(f"basins: – where {reason}")
+    for key in alignment["subject"]["maps"]:
+        for name, found in shown.items():
+            if reason := found["maps"].get(key, {}).get("reason"):
+                typer.echo(f"{key}, {LABELS[name]}: {reason}")
     for name, reason in alignment["absent"].items():
         typer.echo(f"{name}: absent, {reason}")
 
