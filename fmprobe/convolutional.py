@@ -205,6 +205,10 @@ def train_autoencoder(
     check_counts(0, epochs=epochs)
     check_counts(batch_size=batch_size)
     check_seed(seed)
+    if not 0 < learning_rate < math.inf or not 0 <= weight_decay < math.inf:
+        raise InputError(
+            f"learning_rate must be positive and finite, weight_decay from 0 up: got {learning_rate}, {weight_decay}"
+        )
     call = callback or (lambda epoch, model: None)
     device = next(model.parameters()).device
     optimiser: Any = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
