@@ -263,7 +263,8 @@ def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Callable[
     except Exception as error:  # the library raises many kinds here
         what = "cannot be read" if local else "is no folder or file here, and the hub gave no such data set"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{name} {what} ({reason[:200]}): check the name") from error
+        remedy = "check the name" if local else "check the name, and the connection where it is right"
+        raise InputError(f"{name} {what} ({reason[:200]}): {remedy}") from error
     finally:
         datasets.logging.set_verbosity(logging)
     splits = list(data)

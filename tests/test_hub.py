@@ -59,7 +59,7 @@ BAD = [
 ]
 BROKEN_OFF = [
     ({"name": "acme/cut"}, "cannot fetch model.safetensors of acme/cut"),
-    ({"data": "acme/pictures:train"}, "acme/pictures"),
+    ({"data": "acme/pictures:train"}, "check the name, and the connection"),
 ]
 
 

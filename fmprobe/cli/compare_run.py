@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 BUDGET = 180.0  # seconds that the orbits of a run on a CPU may take, where nobody says how many steps
 STEPS = (20, 500)  # bounds of the step limit chosen by it
-LABELS = {"subject": "A and B", "null": "A and random weights", "ceiling": "A and A with weight noise"}
 
 
 def run_compare(
@@ -144,43 +143,11 @@ def _settings(models: "list[Autoencoder]", settings: Mapping[str, Any], n: int) 
 
 def tell(alignment: Mapping[str, Any]) -> None:
     """Every figure of the two models beside the null's and the ceiling's."""
-    shown = {name: alignment[name] for name in LABELS if alignment[name] is not None}
-    typer.echo("\n" + " " * 44 + "".join(f"{LABELS[name]:>28}" for name in shown))
-    for key in alignment["subject"]["maps"]:
-        rows = [found["maps"].get(key) for found in shown.values()]
-        _line(f"{key}: error of the map, held out", [row and _number(row["fit_error"]) for row in rows])
-        _line("  cosine of the fields, median (10, 90%)", [row and _cosine(row["cosine"]) for row in rows])
-        _line("  basins, adjusted Rand", [row and _number(row["basins"]["adjusted_rand"]) for row in rows])
-        _line("  basins, Jaccard (chance)", [row and _jaccard(row["basins"]) for row in rows])
-        _line("  attractor sets, Chamfer over spread", [row and _number(row["chamfer"]) for row in rows])
-    drifts = [found["drift"] for found in shown.values()]
-    for i in sorted({0, len(drifts[0]["steps"]) // 2, len(drifts[0]["steps"]) - 1}):
-        title = f"relative representations agree at step {drifts[0]['steps'][i]}"
-        _line(title, [_number(drift["agreement"][i]) for drift in drifts])
-    attractors = [f"{f['orbits']['a']['attractors']} and {f['orbits']['b']['attractors']}" for f in shown.values()]
-    _line("attractors", [text.replace("None", "unresolved") for text in attractors])
-    reasons = {row["basins"]["reason"] for found in shown.values() for row in found["maps"].values()}
-    for reason in sorted(reasons - {None}):
-        typer.echo(f"basins: – where {reason}")
-    for key in alignment["subject"]["maps"]:
-        for name, found in shown.items():
-            if reason := found["maps"].get(key, {}).get("reason"):
-                typer.echo(f"{key}, {LABELS[name]}: {reason}")
-    for name, reason in alignment["absent"].items():
-        typer.echo(f"{name}: absent, {reason}")
+    from fmprobe.report.alignment import comparison, notes
 
-
-def _line(title: str, cells: list[str | None]) -> None:
-    typer.echo(f"{title:44}" + "".join(f"{cell or '–':>28}" for cell in cells))
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _cosine(row: Mapping[str, Any]) -> str:
-    return "–" if not row["known"] else f"{row['q50']:.3f} ({row['q10']:.2f}, {row['q90']:.2f})"
-
-
-def _jaccard(row: Mapping[str, Any]) -> str:
-    return "–" if row["jaccard"] is None else f"{row['jaccard']:.3f} ({row['jaccard_chance']:.3f})"
+    typer.echo()
+    head, rows = comparison(alignment)
+    for row in (head, *rows):
+        typer.echo(f"{row[0]:44}" + "".join(f"{cell:>28}" for cell in row[1:]))
+    for note in notes(alignment):
+        typer.echo(note)

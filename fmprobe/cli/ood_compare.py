@@ -186,9 +186,10 @@ def _tell_what_the_trajectory_adds(ood: Mapping[str, Any], sets: Sequence[str]) 
     rows = {row["name"]: row for row in ood["scores"]}
     baselines = [row for row in ood["scores"] if row["group"] == "baseline"]
     rule = ood["detector"]["decision"]["rule"]
-    typer.echo("\nAUROC       trajectory; its first point alone; the default rule; the best baseline, known afterwards")
+    typer.echo("\nAUROC: trajectory; its first point alone; the default rule; the best baseline, known afterwards")
+    width = 2 + max(map(len, sets))
     for name in sets:
         values = {key: 100 * rows[key]["sets"][name]["auroc"] for key in ("trajectory", "first", rule) if key in rows}
         best = max(baselines, key=lambda row: row["sets"][name]["auroc"])
         shown = "; ".join(f"{key} {value:.1f}" for key, value in values.items())
-        typer.echo(f"{name:24s}{shown}; {best['name']} {100 * best['sets'][name]['auroc']:.1f}")
+        typer.echo(f"{name:{width}}{shown}; {best['name']} {100 * best['sets'][name]['auroc']:.1f}")

@@ -1,29 +1,34 @@
-"""The alignment of two networks as a picture; nothing is computed here."""
+"""The section on two networks compared: a picture, every figure beside its null and its ceiling."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fmprobe.report.rendering import plot, render
+
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
+    from fmprobe.report.run import Run
+
 SERIES = {
-    "subject": ("the two networks", "#0072B2"),
-    "null": ("random weights", "#999999"),
+    "subject": ("A and B", "#0072B2"),
+    "null": ("A and random weights", "#999999"),
     "ceiling": ("A and A with weight noise", "#009E73"),
 }
 
 
-def plot_alignment(alignment: Mapping[str, Any]) -> "Figure":
+def plot_alignment(found: Mapping[str, Any]) -> "Figure":
     """Cosine of the fields by map, with its band of four fifths; agreement of relative representations by step.
 
-    `alignment`: what `Alignment.to_dict` gives.
+    `found`: what `Alignment.to_dict` gives.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    shown = {name: alignment[name] for name in SERIES if alignment[name] is not None}
-    maps = list(alignment["subject"]["maps"])
+    shown = {name: found[name] for name in SERIES if found[name] is not None}
+    maps = list(found["subject"]["maps"])
     for i, (name, figures) in enumerate(shown.items()):
         label, colour = SERIES[name]
         for place, key in enumerate(maps):
@@ -48,3 +53,63 @@ def plot_alignment(alignment: Mapping[str, Any]) -> "Figure":
     if right.get_legend_handles_labels()[0]:
         right.legend(frameon=False, fontsize=8)
     return figure
+
+
+def alignment(found: Mapping[str, Any], run: "Run") -> "Markup":
+    """The plots, then all figures."""
+    from markupsafe import Markup, escape
+
+    picture = plot(plot_alignment(found), "cosine of the fields and agreement", run)
+    head, rows = comparison(found)
+    table = render("table.html", title="Every figure beside its null and its ceiling", head=head, rows=rows)
+    models = run.results.get("protocol", {}).get("models") or ()
+    named = [f"{letter}: {name}" for letter, name in zip("AB", models, strict=False)]
+    said = Markup("").join(Markup("<p>{}</p>").format(escape(note)) for note in (*named, *notes(found)))
+    return Markup('<div class="plots">{}</div>{}{}').format(picture, table, said)
+
+
+def comparison(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table: every figure of the two networks, then those of the null and the ceiling there are."""
+    shown = {name: found[name] for name in SERIES if found[name] is not None}
+    rows: list[list[str]] = []
+    for key in found["subject"]["maps"]:
+        maps = [figures["maps"].get(key) for figures in shown.values()]
+        for title, cell in (
+            (f"{key}: error of the map, held out", lambda row: _number(row["fit_error"])),
+            ("  cosine of the fields, median (10, 90%)", _cosine),
+            ("  basins, adjusted Rand", lambda row: _number(row["basins"]["adjusted_rand"])),
+            ("  basins, Jaccard (chance)", _jaccard),
+            ("  attractor sets, Chamfer over spread", lambda row: _number(row["chamfer"])),
+        ):
+            rows.append([title, *("–" if row is None else cell(row) for row in maps)])
+    drifts = [figures["drift"] for figures in shown.values()]
+    steps = drifts[0]["steps"]
+    for i in sorted({0, len(steps) // 2, len(steps) - 1}):
+        title = f"relative representations agree at step {steps[i]}"
+        rows.append([title, *(_number(drift["agreement"][i]) for drift in drifts)])
+    orbits = [figures["orbits"] for figures in shown.values()]
+    counts = [f"{o['a']['attractors']} and {o['b']['attractors']}".replace("None", "unresolved") for o in orbits]
+    return ["", *(SERIES[name][0] for name in shown)], [*rows, ["attractors", *counts]]
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """Why figures are absent, and why a map may say nothing."""
+    maps = [row for name in SERIES if found[name] for row in found[name]["maps"].values()]
+    reasons = sorted({row["basins"]["reason"] for row in maps} - {None})
+    absent = [f"{name}: absent, {reason}" for name, reason in found["absent"].items()]
+    fits = sorted({f"maps: {row['reason']}" for row in maps if "reason" in row})
+    return [f"basins: – where {reason}" for reason in reasons] + fits + absent
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _cosine(row: Mapping[str, Any]) -> str:
+    cosine = row["cosine"]
+    return "–" if not cosine["known"] else f"{cosine['q50']:.3f} ({cosine['q10']:.2f}, {cosine['q90']:.2f})"
+
+
+def _jaccard(row: Mapping[str, Any]) -> str:
+    basins = row["basins"]
+    return "–" if basins["jaccard"] is None else f"{basins['jaccard']:.3f} ({basins['jaccard_chance']:.3f})"

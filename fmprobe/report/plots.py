@@ -83,7 +83,7 @@ def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure
         ax.axhline(curves[key][metric]["mean"], color="grey", ls=style, lw=1, label=name)
     ax.set_xscale("log", base=2)
     ax.set_xticks(curves["levels"], [str(level) for level in curves["levels"]])
-    ax.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 

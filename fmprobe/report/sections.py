@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.report import attractors, ood, surrogate, weights
-from fmprobe.report.alignment import plot_alignment
+from fmprobe.report.alignment import alignment
 from fmprobe.report.contraction import plot_contraction
 from fmprobe.report.convergence import convergence_scatter
 from fmprobe.report.fields import plot_field
@@ -152,7 +152,7 @@ SECTIONS = (
         "Two networks compared",
         "Cosine of the two fields under each map between the latent spaces, and agreement of relative representations "
         "along the iteration, beside a null of random weights and a ceiling.",
-        drawn(cosine_of_the_fields_and_agreement=plot_alignment),
+        alignment,
     ),
     Section(
         "ood",

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fmprobe.report.alignment import SERIES
+
 
 def summary(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values of what a run found, by the keys that its results have."""
@@ -87,9 +89,9 @@ def _alignment(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """By map the median cosine of the fields, beside the null's and the ceiling's."""
     rows = []
     for name in found["subject"]["maps"]:
-        cosines = {part: (found[part] or {"maps": {}})["maps"].get(name) for part in ("subject", "null", "ceiling")}
+        cosines = {label: (found[part] or {"maps": {}})["maps"].get(name) for part, (label, _) in SERIES.items()}
         shown = [
-            f"{part} {row['cosine']['q50']:.3f}" for part, row in cosines.items() if row and row["cosine"]["known"]
+            f"{label} {row['cosine']['q50']:.3f}" for label, row in cosines.items() if row and row["cosine"]["known"]
         ]
         rows.append((f"fields, {name}", "median cosine: " + (", ".join(shown) or "not known")))
     return rows

@@ -114,6 +114,7 @@ def with_the_rest(folder: Path) -> Path:
     row = {"known": 2, "q10": 0.5, "q25": 0.6, "q50": 0.7, "q75": 0.8, "q90": 0.9}
     curve = {f"q{q}": [0.5, 0.25] for q in (10, 25, 50, 75, 90)}
     norms = {"latent": curve, "output": None, "norm": curve}
+    basins = {"adjusted_rand": None, "jaccard": None, "jaccard_chance": None, "reason": "no start settled"}
     entries = {
         "memorization": {
             "subject": "attractors",
@@ -141,7 +142,11 @@ def with_the_rest(folder: Path) -> Path:
         "contraction": {"steps": [0, 1], "norms": [row, row], "radii": None, "local": None},
         "residual_curves": {"steps": [1, 2], **norms, "n": 2, "starts": "N(0, I)"},
         "alignment": {
-            "subject": {"maps": {"orthogonal": {"cosine": row}}, "drift": {"steps": [0], "agreement": [1.0]}},
+            "subject": {
+                "maps": {"orthogonal": {"fit_error": 0.1, "cosine": row, "basins": basins, "chamfer": None}},
+                "drift": {"steps": [0], "agreement": [1.0]},
+                "orbits": {"a": {"attractors": 2}, "b": {"attractors": None}},
+            },
             "null": None,
             "ceiling": None,
             "absent": {},
