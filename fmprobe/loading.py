@@ -159,7 +159,8 @@ def load(
         model = adapter.load(source)
     model.provenance.setdefault("family", family)
     model.evaluate_by(execution)
-    changed = {"autocast": str(autocast) if autocast else None, "compile": compile, "deterministic": deterministic}
+    precision = str(_dtype(autocast)).removeprefix("torch.") if autocast else None
+    changed = {"autocast": precision, "compile": compile, "deterministic": deterministic}
     model.provenance |= {name: value for name, value in changed.items() if value}
     drawn = "" if random_weights is None else f"-random-{random_weights}"
     model.provenance["fingerprint"] = source.fingerprint + drawn

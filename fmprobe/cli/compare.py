@@ -1,7 +1,7 @@
 """fmprobe compare: are the latent vector fields of two models the same, up to a map between their spaces?"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ Noise = Annotated[
 DecoderB = Annotated[str | None, typer.Option(help="As --decoder, which is A's, for B.")]
 
 
+@o.grouped(orbits=o.ORBITS, load=o.without(o.LOAD, "revision", "decoder"))
 def compare(
     model_a: A,
     model_b: B,
@@ -34,18 +35,13 @@ def compare(
     ceiling: Ceiling = True,
     noise: Noise = 0.01,
     out: o.Out = None,
-    max_steps: o.MaxSteps = None,
-    tol: o.Tol = None,
-    measure: o.Measure = None,
-    batch_size: o.BatchSize = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
     seed: o.Seed = 0,
     decoder: o.Decoder = None,
     decoder_b: DecoderB = None,
-    image_size: o.ImageSize = None,
-    tokens: o.Tokens = None,
     resume: o.Resume = True,
+    *,
+    orbits: dict[str, Any],
+    load: dict[str, Any],
 ) -> Path:
     """Compare the latent vector fields of two models on shared images, beside a null and a ceiling.
 
@@ -61,16 +57,9 @@ def compare(
         images=images,
         null=null,
         ceiling=noise if ceiling else None,
-        load={"image_size": image_size, "tokens": tokens, "device": device, "dtype": dtype},
+        load=load,
         decoders=(decoder, decoder_b),
-        settings={
-            "maps": maps,
-            "anchors": anchors,
-            "max_steps": max_steps,
-            "tol": tol,
-            "measure": measure,
-            "batch_size": batch_size,
-        },
+        settings={"maps": maps, "anchors": anchors, **orbits},
         seed=seed,
         resume=resume,
     )

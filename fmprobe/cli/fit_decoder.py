@@ -30,6 +30,7 @@ Behind = Annotated[str | None, typer.Option(help="Latent: folder of a pixel deco
 Trackers = Annotated[str | None, typer.Option(help="A tracker of accelerate's, such as tensorboard. [default: none]")]
 
 
+@o.grouped(load=o.without(o.LOAD, "decoder", "autocast", "compile", "deterministic"))
 def fit_decoder(
     model: o.Model,
     out: o.Out = None,
@@ -45,13 +46,10 @@ def fit_decoder(
     variant: Variant = None,
     bottleneck: Bottleneck = None,
     pixel_decoder: Behind = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
     seed: o.Seed = 0,
-    revision: o.Revision = None,
-    image_size: o.ImageSize = None,
-    tokens: o.Tokens = None,
     trackers: Trackers = None,
+    *,
+    load: dict[str, Any],
 ) -> dict[str, Any]:
     """Fit a surrogate to a frozen encoder; its folder goes into --decoder of the other commands.
 
@@ -67,7 +65,7 @@ def fit_decoder(
 
     folder = out or default_out(model, "-decoder")
     check_place(folder)
-    encoder = load_model(model, revision=revision, image_size=image_size, device=device, dtype=dtype, tokens=tokens)
+    encoder = load_model(model, **load)
     pixel = PixelDecoder.load(pixel_decoder, encoder) if pixel_decoder else None
     surrogate = fmprobe.fit_decoder(
         encoder,

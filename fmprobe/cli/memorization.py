@@ -1,7 +1,7 @@
 """fmprobe memorization: are a model's attractors, found from noise, its training images?"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,30 +10,22 @@ from fmprobe.cli import options as o
 Data = Annotated[str, typer.Option(help="Training images, SOURCE[:split][#column].")]
 Test = Annotated[str | None, typer.Option(help="Images it was not trained on: the null level, and the test error.")]
 Images = Annotated[int, typer.Option("--images", min=1, help="At most so many of each, spread evenly.")]
-UseEnds = Annotated[bool, typer.Option("--use-ends", help="Take where orbits are after the last step, settled or not.")]
 
 
+@o.grouped(plan=o.PLAN, load=o.LOAD)
 def memorization(
     model: o.Model,
     data: Data,
     test: Test = None,
     images: Images = 1000,
-    use_ends: UseEnds = False,
+    use_ends: o.UseEnds = False,
     out: o.Out = None,
-    starts: o.Starts = None,
-    max_steps: o.MaxSteps = None,
-    tol: o.Tol = None,
-    measure: o.Measure = None,
-    merge: o.Merge = None,
-    batch_size: o.BatchSize = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
     seed: o.Seed = 0,
-    revision: o.Revision = None,
-    decoder: o.Decoder = None,
-    image_size: o.ImageSize = None,
-    tokens: o.Tokens = None,
+    verbose: o.Verbose = False,
     resume: o.Resume = True,
+    *,
+    plan: dict[str, Any],
+    load: dict[str, Any],
 ) -> Path:
     """Hold a model's decoded attractors against its training images, beside what is as near without memory.
 
@@ -48,22 +40,9 @@ def memorization(
         test=test,
         images=images,
         ends=use_ends,
-        load={
-            "revision": revision,
-            "decoder": decoder,
-            "image_size": image_size,
-            "tokens": tokens,
-            "device": device,
-            "dtype": dtype,
-        },
-        plan={
-            "n": starts,
-            "max_steps": max_steps,
-            "tol": tol,
-            "measure": measure,
-            "merge": merge,
-            "batch_size": batch_size,
-        },
+        load=load,
+        plan=plan,
         seed=seed,
         resume=resume,
+        verbose=verbose,
     )

@@ -36,9 +36,10 @@ def run_memorization(
     plan: Mapping[str, Any],
     seed: int,
     resume: bool,
+    verbose: bool = False,
 ) -> Path:
     """From a model's name and images to a run folder whose results hold the key `memorization`; returns the folder."""
-    model, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume)
+    model, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume, verbose=verbose)
     model = with_decoder(model, seed)
     if not is_main():
         return folder.path  # what was found together is held against images by one process

@@ -1,7 +1,7 @@
 """fmprobe ood: out-of-distribution detection by latent trajectories, compared and applied."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,7 @@ Controls = Annotated[
 ]
 
 
+@o.grouped(orbits=o.ORBITS, load=o.LOAD)
 def ood(
     model: Model = None,
     data: Data = None,
@@ -45,19 +46,12 @@ def ood(
     rule: Rule = None,
     controls: Controls = True,
     parquet: Parquet = False,
-    max_steps: o.MaxSteps = None,
-    tol: o.Tol = None,
-    measure: o.Measure = None,
     merge: o.Merge = None,
-    batch_size: o.BatchSize = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
     seed: o.Seed = 0,
-    revision: o.Revision = None,
-    decoder: o.Decoder = None,
-    image_size: o.ImageSize = None,
-    tokens: o.Tokens = None,
     resume: o.Resume = True,
+    *,
+    orbits: dict[str, Any],
+    load: dict[str, Any],
 ) -> Path:
     """Tell images from elsewhere by their latent trajectories: compare scores, or apply a fitted detector.
 
@@ -84,7 +78,7 @@ def ood(
             acceptance=acceptance,
             rule=rule,
             model=model,
-            device=device,
+            device=load["device"],
             resume=resume,
             parquet=parquet,
         )
@@ -100,24 +94,8 @@ def ood(
         data,
         ood or [],
         out,
-        load={
-            "revision": revision,
-            "decoder": decoder,
-            "image_size": image_size,
-            "tokens": tokens,
-            "device": device,
-            "dtype": dtype,
-        },
-        settings={
-            "steps": steps,
-            "distance": distance,
-            "aggregate": aggregate,
-            "max_steps": max_steps,
-            "tol": tol,
-            "measure": measure,
-            "merge": merge,
-            "batch_size": batch_size,
-        },
+        load=load,
+        settings={"steps": steps, "distance": distance, "aggregate": aggregate, "merge": merge, **orbits},
         images=images,
         ood_images=ood_images,
         controls=controls,

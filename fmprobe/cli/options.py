@@ -1,8 +1,11 @@
 """Options that several commands share, spelled once."""
 
+import functools
+import inspect
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,4 +40,57 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 Decoder = Annotated[str | None, typer.Option(help="Folder or hub id of a surrogate decoder made by fit-decoder.")]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Pixels a side. [default: the processor's; on a CPU 112]")]
 Tokens = Annotated[str | None, typer.Option(help="What makes z: patch, cls, pooled or all. [default: the family's]")]
+UseEnds = Annotated[bool, typer.Option("--use-ends", help="Take where orbits are after the last step, settled or not.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with a run in the folder, or start anew.")]
+
+Group = Mapping[str, tuple[Any, Any]]  # annotation and default of each option, by the key of what is gathered
+
+# How a model is loaded and evaluated, as `fmprobe.load` takes it.
+LOAD: Group = {
+    "device": (Device, "auto"),
+    "dtype": (Dtype, None),
+    "revision": (Revision, None),
+    "decoder": (Decoder, None),
+    "image_size": (ImageSize, None),
+    "tokens": (Tokens, None),
+    "device_map": (DeviceMap, None),
+    "autocast": (Autocast, None),
+    "compile": (Compile, None),
+    "deterministic": (Deterministic, False),
+}
+# How orbits are followed and attractors told apart, as `make_plan` takes it.
+ORBITS: Group = {
+    "max_steps": (MaxSteps, None),
+    "tol": (Tol, None),
+    "measure": (Measure, None),
+    "batch_size": (BatchSize, None),
+}
+PLAN: Group = {"n": (Starts, None), **ORBITS, "merge": (Merge, None), "polish": (Polish, None)}
+
+
+def without(group: Group, *names: str) -> Group:
+    """The group less some of its options."""
+    return {name: option for name, option in group.items() if name not in names}
+
+
+def grouped(**groups: Group) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A command that takes each of `groups` as one dict of its own, spelled out as options on the command line."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> Any:
+            gathered = {name: {key: arguments.pop(key) for key in group} for name, group in groups.items()}
+            return command(**arguments, **gathered)
+
+        own = inspect.signature(command)
+        kept = [parameter for name, parameter in own.parameters.items() if name not in groups]
+        options = {key: option for group in groups.values() for key, option in group.items()}
+        added = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for key, (annotation, default) in options.items()
+        ]
+        run.__signature__ = own.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in (*kept, *added)} | {"return": own.return_annotation}
+        return run
+
+    return decorate

@@ -39,12 +39,13 @@ def run_weights(
     plan: Mapping[str, Any],
     seed: int,
     resume: bool,
+    verbose: bool = False,
 ) -> Path:
     """From a model's name and data sets to a run folder whose results hold the key `weights`; returns the folder."""
     levels = parse_atoms(atoms)
     from fmprobe.probes.dictionaries import atoms_of
 
-    model, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume)
+    model, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume, verbose=verbose)
     attractors = fmprobe.AttractorSet.load(folder.path / "attractors")
     model = with_decoder(model, seed)
     settings = {"atoms": levels, "ends": ends, "seed": seed, "batch_size": plan.get("batch_size") or BATCH}

@@ -15,7 +15,7 @@ from fmprobe.report.contraction import plot_contraction
 from fmprobe.report.convergence import convergence_scatter
 from fmprobe.report.fields import plot_field
 from fmprobe.report.memorization import memorization
-from fmprobe.report.rendering import plot, render
+from fmprobe.report.rendering import plot
 from fmprobe.report.residuals import plot_residuals
 from fmprobe.report.training import training_curves
 
@@ -51,16 +51,6 @@ def drawn(**figures: "Callable[[Mapping[str, Any]], Figure]") -> Body:
 
         plots = [plot(figure(entry), name.replace("_", " "), run) for name, figure in figures.items()]
         return Markup('<div class="plots">{}</div>').format(Markup("").join(plots))
-
-    return body
-
-
-def tabled(title: str, *names: str) -> Body:
-    """A body that lists values of the entry by their names."""
-
-    def body(entry: Mapping[str, Any], run: "Run") -> "Markup":
-        rows = [(name.replace("_", " "), entry[name]) for name in names]
-        return render("table.html", title=title, head=None, rows=rows)
 
     return body
 

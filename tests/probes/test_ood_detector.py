@@ -319,6 +319,18 @@ def test_a_checkpoint_with_its_own_decoder_comes_back_by_its_name(tiny_mae, tmp_
     assert {"knn-10 z", "knn-10 pooled", "mahalanobis pooled", "joined"} <= set(scores)
 
 
+def test_a_detector_comes_back_with_the_precision_it_was_fitted_in(tiny_mae, tmp_path):
+    model = fmprobe.load(tiny_mae, device="cpu", autocast="bfloat16")
+    pictures = torch.rand(48, *model.image_shape, generator=torch.Generator().manual_seed(0))
+    detector = fmprobe.TrajectoryDetector(model, steps=3).fit(pictures[:20], pictures[20:40])
+    detector.save(tmp_path / "d")
+    again = fmprobe.TrajectoryDetector.load(tmp_path / "d", device="cpu")
+    assert again.model.provenance["autocast"] == model.provenance["autocast"]
+    assert torch.equal(detector.score(pictures[40:]), again.score(pictures[40:]))
+    plain = fmprobe.TrajectoryDetector.load(tmp_path / "d", model=fmprobe.load(tiny_mae, device="cpu"))
+    assert not torch.equal(detector.score(pictures[40:]), plain.score(pictures[40:]))
+
+
 def test_thresholds_accept_the_share_asked_for():
     """Over many draws, new in-distribution images are accepted with at least the stated probability."""
     model = model_of(wells)

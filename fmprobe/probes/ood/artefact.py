@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TENSORS, FACTS, DECODER = "detector.safetensors", "detector.json", "decoder"
 SAMPLED = 64  # numbers of f on fixed latents that tell one latent map from another
 TOLERANCE = 0.02  # relative; the same map differs by less between devices and precisions
+EVALUATED = ("autocast", "deterministic")  # how f was evaluated, and has to be again
 PINNED = ("fingerprint", "revision", "tokens", "space", "image_shape", "latent_shape", "decoder")
 
 
@@ -104,7 +105,7 @@ def _identity(model: Autoencoder) -> dict[str, Any]:
     name = str(provenance.get("model"))
     identity = {
         "model": str(Path(name).resolve()) if Path(name).is_dir() else name,
-        **{key: provenance.get(key) for key in ("fingerprint", "revision", "tokens", "space", "dtype")},
+        **{key: provenance.get(key) for key in ("fingerprint", "revision", "tokens", "space", "dtype", *EVALUATED)},
         "image_shape": list(model.image_shape),
         "latent_shape": list(model.latent_shape),
         "decoder": decoder,
@@ -135,6 +136,7 @@ def _load_model(identity: dict[str, Any], folder: Path, device: Any) -> Autoenco
         image_size=identity["image_shape"][-1],
         tokens=identity["tokens"],
         dtype=identity["dtype"],
+        **{key: identity[key] for key in EVALUATED if identity.get(key)},
         decoder=folder / DECODER if identity["surrogate_kept"] else None,
         device=device,
     )

@@ -5,8 +5,6 @@ from torch import Tensor
 
 from fmprobe.seeding import generator
 
-CONTROLS = ("constant", "noise", "blurred", "inverted")
-
 
 def control_images(images: Tensor, seed: int = 0) -> dict[str, Tensor]:
     """As many images of each control as in-distribution `images` `(n, C, H, W)` in [0, 1] are given.
