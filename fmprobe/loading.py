@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from fmprobe.errors import InputError
+from fmprobe.sharing import take_device
 
 if TYPE_CHECKING:
     import torch
@@ -175,6 +176,7 @@ def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
     """The device asked for; for None or "auto" the accelerator that is there, else the CPU."""
     import torch
 
+    take_device()
     if device is not None and device != "auto":
         try:
             chosen = torch.device(device)

@@ -14,6 +14,9 @@ from importlib import import_module
 from itertools import count
 from typing import Any
 
+from fmprobe.errors import InputError
+from fmprobe.stopping import Stopped, ignore
+
 PATIENCE = 0.05  # seconds between looks at what another process has done
 FAREWELL = 5.0  # seconds that the main process waits for the others to leave
 
@@ -84,16 +87,21 @@ class Team:
             left = self.store.add("left", 0)
 
 
+def take_device() -> None:
+    """Let "cuda" mean an accelerator of its own to each process of a launch."""
+    import torch
+
+    if launched() > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 @cache
 def team() -> Team:
     """This launch's processes; alone, where nothing launched several."""
-    import torch
-
     distributed: Any = import_module("torch.distributed")
     if launched() == 1:
         return Team(distributed.HashStore(), 0, 1)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    take_device()
     # The store that a process group would be set up with; several may share it.
     store, rank, size = next(distributed.rendezvous("env://"))
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -113,3 +121,53 @@ def quiet_unless_main() -> Iterator[None]:
             yield
         finally:
             sys.stdout, sys.stderr = kept
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What the processes of a launch go through as one program; with one process, that program.
+
+    The main process alone prints. Exit 2: bad input, one line on stderr; 130, 143: stopped; else a fault, with its
+    traceback. Where one process fails, the others end as soon as they look, and one of them says why.
+    """
+    try:
+        with quiet_unless_main():
+            yield
+    except InputError as error:
+        _give_up(str(error))
+        raise SystemExit(2) from None
+    except Abandoned:
+        raise SystemExit(2) from None
+    except Stopped as stopped:
+        if is_main():
+            _give_up(str(stopped))
+        raise SystemExit(stopped.exit_code) from None
+    except Exception:
+        _give_up()
+        raise
+    finally:
+        if launched() > 1 and "torch" in sys.modules:
+            ignore()  # a launcher ends the others as soon as one has gone
+            team().leave()
+
+
+def _give_up(line: str = "") -> None:
+    """Print why, unless another process gave up before, and let the others end too."""
+    ignore()
+    first = launched() == 1 or team().fail()
+    if line and first:
+        print(f"fmprobe: {line}", file=sys.stderr)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For a program that is not shared: of a launch's processes the main one goes through it, as if by itself.
+
+    The others end here, at once; so nothing may have let the processes meet before.
+    """
+    if not is_main():
+        raise SystemExit(0)
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+    with together():
+        yield

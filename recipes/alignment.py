@@ -8,12 +8,15 @@
 The paper's convolutional autoencoder is trained twice, from two seeds, on the same images in two orders. Maps between
 the two latent spaces are fitted on two thirds of the test images; on the others the fields are compared. The null is a
 third seed that is not trained at all, the ceiling the first network with 1% of noise on its weights. Prints one table a
-bottleneck and leaves it, with its figure, in `--out`.
+bottleneck and leaves it, with its figure, in `--out`, where what is there is not computed again; launched processes
+share the bottlenecks and sets.
 """
 
 import argparse
 import math
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +24,12 @@ from torch import Tensor
 import fmprobe
 from fmprobe.cli.compare_run import tell
 from fmprobe.images import SMALL_SETS, load_small_set
+from fmprobe.loading import pick_device
 from fmprobe.probes.perturbation import perturbed
-from fmprobe.runs import write_json
+from fmprobe.sharing import together
+from fmprobe.sweeps import sweep
+
+loaded = cache(load_small_set)
 
 
 def network(shape: tuple[int, ...], k: int, seed: int, arguments: argparse.Namespace) -> fmprobe.ConvAutoencoder:
@@ -31,7 +38,9 @@ def network(shape: tuple[int, ...], k: int, seed: int, arguments: argparse.Names
     return made.to(arguments.device)
 
 
-def trained(images: Tensor, k: int, seed: int, arguments: argparse.Namespace) -> fmprobe.ConvAutoencoder:
+def trained(
+    images: Tensor, k: int, seed: int, arguments: argparse.Namespace, told: list[str]
+) -> fmprobe.ConvAutoencoder:
     made = network(images.shape[1:], k, seed, arguments)
     epochs = arguments.epochs or max(1, arguments.steps // math.ceil(len(images) / arguments.batch_size))
     losses = fmprobe.train_autoencoder(
@@ -43,12 +52,15 @@ def trained(images: Tensor, k: int, seed: int, arguments: argparse.Namespace) ->
         weight_decay=arguments.weight_decay,
         seed=seed,
     )
-    print(f"k = {k}, seed {seed}: {epochs} epochs, loss {losses[-1]:.4f}", flush=True)
+    told.append(f"k = {k}, seed {seed}: {epochs} epochs, loss {losses[-1]:.4f}")
     return made.requires_grad_(False)
 
 
-def compare(name: str, train: Tensor, test: Tensor, k: int, arguments: argparse.Namespace) -> None:
-    first, second = (trained(train, k, seed, arguments) for seed in (arguments.seed, arguments.seed + 1))
+def compare(name: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    arguments = argparse.Namespace(**settings)
+    train, test = loaded(arguments.set, arguments.data, arguments.images, arguments.test)
+    k, told = arguments.k, []
+    first, second = (trained(train, k, seed, arguments, told) for seed in (arguments.seed, arguments.seed + 1))
     untrained = network(train.shape[1:], k, arguments.seed + 2, arguments).eval().requires_grad_(False)
     found = fmprobe.compare(
         first.autoencoder("seed A"),
@@ -59,14 +71,12 @@ def compare(name: str, train: Tensor, test: Tensor, k: int, arguments: argparse.
         max_steps=arguments.max_steps,
         seed=arguments.seed,
     )
-    print(f"\n=== {name}, k = {k}: {len(train)} images to train, {len(test)} to compare")
-    tell(found.to_dict())
-    print(flush=True)
-    settings = {"set": name, "k": k, "train": len(train), **vars(arguments)}
-    write_json(arguments.out / f"{name}-{k}.json", {"settings": settings, "alignment": found.to_dict()})
-    found.plot().savefig(arguments.out / f"{name}-{k}.png", dpi=120)
+    told.append(f"\n=== {arguments.set}, k = {k}: {len(train)} images to train, {len(test)} to compare")
+    found.plot().savefig(out / f"{name}.png", dpi=120)
+    return {"told": told, "alignment": found.to_dict()}
 
 
+@together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with mnist.npz, fashion_mnist.npz and cifar10  [digits]")
@@ -85,8 +95,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/alignment"))
     arguments = parser.parse_args()
-    from fmprobe.loading import pick_device
-
     arguments.device = str(pick_device(arguments.device))
     arguments.epochs = 500 if arguments.full else None
     arguments.width = arguments.width or (32 if arguments.full else 16)
@@ -96,11 +104,15 @@ def main() -> None:
         arguments.batch_size = 128
     sets = arguments.sets or (["mnist"] if arguments.full or arguments.data else ["digits"])
     ks = arguments.ks or ([2, 8, 32, 128] if arguments.full else [2, 8])
+    given = {name: value for name, value in vars(arguments).items() if name not in ("sets", "ks", "full", "out")}
+    settings = {}
     for name in sets:
         n = arguments.images or (None if arguments.full or name == "digits" else 4000)
-        train, test = load_small_set(name, arguments.data, n, arguments.test)
-        for k in ks:
-            compare(name, train, test, k, arguments)
+        settings |= {f"{name}-{k}": {**given, "set": name, "images": n, "k": k} for k in ks}
+    for _, found in sweep(partial(compare, out=arguments.out), settings, arguments.out):
+        print("\n".join(found["told"]))
+        tell(found["alignment"])
+        print(flush=True)
 
 
 if __name__ == "__main__":

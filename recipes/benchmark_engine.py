@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import fmprobe
+from fmprobe.sharing import alone
 
 MAX_STEPS, TOL, BATCH = 3000, 1e-6, 256  # the paper's rule for small autoencoders
 
@@ -114,6 +115,7 @@ def measure_overhead(dimension: int, batch: int, steps: int) -> None:
     print(f"of which outside f             {own[0]:6.1f} to {own[-1]:.1f} % of the time in f")
 
 
+@alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="image source, FILE.npz:key, a folder, parquet; default: scikit-learn's digits")

@@ -19,7 +19,7 @@ import torch
 import fmprobe
 from fmprobe.probes.prototypes import Plan, run_prototypes
 from fmprobe.runs import RunFolder
-from fmprobe.sharing import team
+from fmprobe.sharing import alone, team
 
 
 def hopfield(patterns: int, dimension: int, seed: int) -> fmprobe.Autoencoder:
@@ -41,6 +41,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
+@alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", "--starts", type=int, default=100_000)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 import fmprobe
 from fmprobe.dynamics.matching_pursuit import BUDGET
+from fmprobe.sharing import alone
 
 SKLEARN: dict[str, tuple[str, Literal["C", "F"], bool]] = {
     "scikit-learn, float32, copy_Gram=False": ("float32", "C", False),
@@ -158,6 +159,7 @@ def scaling(arguments: argparse.Namespace, path: Path) -> None:
     print(f"plotted: {path}")
 
 
+@alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("atoms", 4096), ("dim", 4096), ("select", 256), ("targets", 64), ("large", 1024)):

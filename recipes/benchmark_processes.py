@@ -24,7 +24,7 @@ import fmprobe
 from fmprobe.probes.prototypes import Plan
 from fmprobe.probes.search import Search
 from fmprobe.runs import RunFolder, read_events
-from fmprobe.sharing import team
+from fmprobe.sharing import alone, team
 
 WIDTH, TOKENS = 192, 16
 
@@ -85,6 +85,7 @@ def measure(size: int, starts: int, batch_size: int, port: int) -> tuple[float, 
     return wall, cpu
 
 
+@alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", "--starts", type=int, default=512)

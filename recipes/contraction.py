@@ -9,13 +9,14 @@ identity), and fed N(0, I) images as they are, without a normalisation of pixels
 `forward_features`, which in transformers ends with a LayerNorm that sets its deviation to 1 whatever came before, and
 the 1000 logits. The ratio of standard deviations, output over input, is taken twice: over all values together
 ("pooled"), and over inputs, coordinate by coordinate ("across"), which no offset can raise. One backbone is in memory
-at a time.
+at a time. What `--out` holds is not measured again; launched processes share the backbones.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ import fmprobe
 from fmprobe.probes.contraction import std_ratio
 from fmprobe.runs import write_json
 from fmprobe.seeding import normal_rows
+from fmprobe.sharing import is_main, together
+from fmprobe.sweeps import sweep
 
 BACKBONES = (
     "resnet18",
@@ -45,7 +48,7 @@ BACKBONES = (
 OUTPUTS = ("features", "logits")
 
 
-def images(n: int, side: int, seed: int, device: torch.device, batch: int = 16) -> Iterator[Tensor]:
+def images(n: int, side: int, seed: int, device: str, batch: int = 16) -> Iterator[Tensor]:
     for first in range(0, n, batch):
         rows = normal_rows(min(batch, n - first), 3 * side * side, seed, first)
         yield torch.from_numpy(rows).reshape(-1, 3, side, side).to(device)
@@ -62,20 +65,22 @@ def backbone(name: str, side: int, seed: int) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Ratios by output and kind, one a seed."""
+def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Ratios by output and kind, one a seed, and the seconds they took."""
+    began = time.perf_counter()
+    arguments = argparse.Namespace(**settings)
     row: dict[str, Any] = {f"{output} {kind}": [] for output in OUTPUTS for kind in ("pooled", "across")}
     for seed in range(arguments.seeds):
-        module = backbone(name, arguments.side, seed).to(device)
+        module = backbone(name, arguments.side, seed).to(arguments.device)
         outputs = {
             "features": module.forward_features,
             "logits": lambda x, module=module: module.forward_head(module.forward_features(x)),
         }
         for output, function in outputs.items():
-            ratios = std_ratio(function, images(arguments.inputs, arguments.side, 1000 + seed, device))
+            ratios = std_ratio(function, images(arguments.inputs, arguments.side, 1000 + seed, arguments.device))
             for kind, value in ratios.items():
                 row[f"{output} {kind}"].append(value)
-    return row
+    return {"ratios": row, "seconds": time.perf_counter() - began}
 
 
 def tell(name: str, row: dict[str, Any], seconds: float) -> None:
@@ -87,38 +92,42 @@ def tell(name: str, row: dict[str, Any], seconds: float) -> None:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{arguments.inputs} inputs of {arguments.side} px, {arguments.seeds} seeds: mean ± deviation over seeds")
     print(f"{'':30}" + "".join(f"{f'{output} {kind}':>19}  " for output in OUTPUTS for kind in ("pooled", "across")))
     rows = {}
-    for name in arguments.backbones:
-        began = time.perf_counter()
-        rows[name] = measure(name, arguments, device)
-        tell(name, rows[name], time.perf_counter() - began)
+    settings = {name: getattr(arguments, name) for name in ("inputs", "side", "seeds", "device")}
+    for name, found in sweep(measure, dict.fromkeys(arguments.backbones, settings), arguments.out / "backbones"):
+        rows[name] = found["ratios"]
+        tell(name, rows[name], found["seconds"])
     for column in next(iter(rows.values())):
         below = sum(all(value is not None and value < 1 for value in row[column]) for row in rows.values())
         print(f"{column}: below 1 under every seed for {below} of {len(rows)} backbones")
     protocol = {"inputs": arguments.inputs, "side": arguments.side, "seeds": arguments.seeds, "mode": "eval"}
-    write_json(arguments.out / "contraction.json", {"protocol": protocol, "backbones": rows})
+    if is_main():
+        write_json(arguments.out / "contraction.json", {"protocol": protocol, "backbones": rows})
+
+
+def examine(label: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The spectral norm and radius of J_f along the demo model's trajectories, or those of its untrained twin."""
+    model = fmprobe.load(str(Path(fmprobe.__file__).parent / "demo" / "vit-mae-digits"), device="cpu", **settings)
+    found = fmprobe.probe_contraction(model, n=256, starts=16)
+    found.plot().savefig(out / f"contraction-{label.replace(' ', '-')}.png", dpi=120)
+    return found.to_dict()
 
 
 def probe(arguments: argparse.Namespace) -> None:
-    """The spectral norm and radius of J_f along trajectories, of a trained network and of its untrained twin."""
-    folder = str(Path(fmprobe.__file__).parent / "demo" / "vit-mae-digits")
-    for label, random_weights in (("trained", None), ("random weights", 0)):
-        model = fmprobe.load(folder, random_weights=random_weights, device="cpu")
-        found = fmprobe.probe_contraction(model, n=256, starts=16)
-        row = found.to_dict()
+    settings = {"trained": {"random_weights": None}, "random weights": {"random_weights": 0}}
+    for label, row in sweep(partial(examine, out=arguments.out), settings, arguments.out / "probe"):
         print(f"\ndemo model, {label}: ratio of deviations {json.dumps(row['std_ratio'])}")
         print(f"{'step':>6}{'norm':>10}{'below 1':>10}{'radius':>10}{'below 1':>10}{'finite differences':>21}")
         for i, step in enumerate(row["steps"]):
             cells = [row[name][i] for name in ("norms", "radii", "local")]
             text = "".join(f"{cell['q50']:10.3f}{cell['share_below_1']:10.0%}" for cell in cells[:2])
             print(f"{step:6}{text}{cells[2]['q50']:21.3f}")
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        found.plot().savefig(arguments.out / f"contraction-{label.replace(' ', '-')}.png", dpi=120)
 
 
+@together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the published protocol: 1000 inputs of 224 px, 10 seeds")

@@ -18,8 +18,10 @@ import fmprobe
 from fmprobe.images import load_small_set
 from fmprobe.report.convergence import convergence_scatter
 from fmprobe.runs import write_json
+from fmprobe.sharing import alone
 
 
+@alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with mnist.npz  [scikit-learn's digits]")

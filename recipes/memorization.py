@@ -7,11 +7,14 @@
 
 For every data set and bottleneck k one convolutional autoencoder is trained; its attractors are sought from encoded
 training images and from N(0, I), and held against the training images. Prints the table and leaves it, with curves and
-one JSON a network, in `--out`. What is there already is not computed again: name another folder for other settings.
+one JSON a network, in `--out`. What is there under the same settings is not computed again; launched processes share
+the networks.
 """
 
 import argparse
 import math
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ from torch import Tensor
 import fmprobe
 from fmprobe.images import load_small_set
 from fmprobe.report.memorization import memorization_sweep
-from fmprobe.runs import read_json, write_json
+from fmprobe.sharing import is_main, together
+from fmprobe.sweeps import sweep
 
 SETS = ("mnist", "fashion_mnist", "cifar10")
 FULL = {"ks": [2**i for i in range(1, 10)], "images": None, "steps": 234_500, "batch_size": 128, "learning_rate": 5e-4}
@@ -30,6 +34,7 @@ REDUCED = {"ks": [2, 8, 16, 32, 128, 512], "images": 2000, "steps": 2000, "batch
 REDUCED |= {"width": 16, "starts": 128, "max_steps": 1000}
 SMALLEST = REDUCED | {"ks": [2, 8, 32], "images": 500, "steps": 800, "width": 8, "starts": 100}
 VARIED = [50, 100, 200, 500, 1000, 2000]  # training images of fig. 14
+loaded = cache(load_small_set)
 HEADER = ("set", "k", "images", "test MSE", "starts", "settled", "count", "cosine", "test img", "D(noise)", "rank")
 
 
@@ -48,9 +53,12 @@ def trained(train: Tensor, k: int, arguments: argparse.Namespace) -> fmprobe.Aut
     return network.requires_grad_(False).autoencoder()
 
 
-def measured(train: Tensor, test: Tensor, k: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def measured(_: str, settings: dict[str, Any]) -> dict[str, Any]:
     """One network's memorization by where its attractors were sought from."""
-    model = trained(train, k, arguments)
+    arguments = argparse.Namespace(**settings)
+    train, test = loaded(arguments.set, arguments.data, arguments.images, arguments.test)
+    train = train[: arguments.n]
+    model = trained(train, arguments.k, arguments)
     starts = {
         "train": model.encode(train[: arguments.starts].to(model.device)),
         "noise": model.sample_latents(arguments.starts, arguments.seed),
@@ -76,9 +84,10 @@ def line(name: str, k: int, n: int, start: str, entry: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |" + (" *" if entry["warning"] else "")
 
 
+@together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with mnist.npz, fashion_mnist.npz and cifar10  [digits]")
+    parser.add_argument("--data", help="folder with mnist.npz, fashion_mnist.npz and cifar10  [digits]")
     parser.add_argument("--sets", nargs="+", choices=("digits", *SETS))
     parser.add_argument("--full", action="store_true", help="all images of the hub's sets, 500 epochs, 5000 starts")
     parser.add_argument("--vary-images", action="store_true", help="k = 128, the number of training images varied")
@@ -95,23 +104,26 @@ def main() -> None:
         setattr(arguments, name, getattr(arguments, name) or value)
     sets = arguments.sets or (["digits"] if preset is SMALLEST else SETS)
 
+    given = {name: getattr(arguments, name) for name in (*preset, "data", "device", "seed") if name != "ks"}
+    given["test"] = None if arguments.full else 300
+    conditions: dict[str, dict[str, Any]] = {}
+    for name in sets:
+        train, _ = loaded(name, arguments.data, arguments.images, given["test"])
+        counts = [n for n in VARIED if n <= len(train)] if arguments.vary_images else [len(train)]
+        for n, k in product(counts, [128] if arguments.vary_images else arguments.ks):
+            conditions[f"{name}-k{k}-{n}"] = {**given, "set": name, "n": n, "k": k}
+
     print("| " + " | ".join(HEADER) + " |")
     print("|" + "---|" * len(HEADER))
-    for name in sets:
-        train, test = load_small_set(name, arguments.data, arguments.images, None if arguments.full else 300)
-        counts = [n for n in VARIED if n <= len(train)] if arguments.vary_images else [len(train)]
-        rows = []
-        for n in counts:
-            for k in [128] if arguments.vary_images else arguments.ks:
-                kept = arguments.out / f"{name}-k{k}-{n}.json"
-                if not kept.is_file():
-                    write_json(kept, measured(train[:n], test, k, arguments))
-                found = read_json(kept)
-                for start, entry in found.items():
-                    print(line(name, k, n, start, entry), flush=True)
-                rows.append({"k": k, "images": n, **found})
-        along = "images" if arguments.vary_images else "k"
-        memorization_sweep(rows, along).savefig(arguments.out / f"{name}-by-{along}.png", dpi=120)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in sets}
+    for name, found in sweep(measured, conditions, arguments.out):
+        k, n, own = (conditions[name][key] for key in ("k", "n", "set"))
+        for start, entry in found.items():
+            print(line(own, k, n, start, entry), flush=True)
+        rows[own].append({"k": k, "images": n, **found})
+    along = "images" if arguments.vary_images else "k"
+    for name in sets if is_main() else ():
+        memorization_sweep(rows[name], along).savefig(arguments.out / f"{name}-by-{along}.png", dpi=120)
     print("* f may be near constant, or nothing settled: see `warning` in the network's JSON")
 
 

@@ -6,22 +6,26 @@
 An open question of Fumero et al., ICLR 2026 (sec. 6). From one condition in the middle, width, weight decay, noise
 level (of a denoising autoencoder) and number of starts are changed one at a time. Prints, for each condition and at
 each epoch measured, the share of training attractors with a noise attractor at cos > 0.99, and the reverse; `--out`
-keeps the records and the curves.
+keeps the records and the curves. What is there is not computed again; launched processes share the conditions.
 """
 
 import argparse
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import fmprobe
 from fmprobe.images import load_small_set
 from fmprobe.report.training import matched_curves
 from fmprobe.runs import write_json
+from fmprobe.sharing import is_main, together
+from fmprobe.sweeps import sweep
+
+loaded = cache(load_small_set)
 
 
 @dataclass(frozen=True)
@@ -58,37 +62,40 @@ def conditions(middle: Condition, changes: list[str], full: bool) -> dict[str, C
     return found
 
 
-def tracked(condition: Condition, train: Tensor, test: Tensor, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    epochs = max(1, round(arguments.steps / math.ceil(len(train) / 64)))
+def tracked(_: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    chosen = argparse.Namespace(**settings)
+    train, test = loaded(chosen.set, chosen.data, chosen.images, 200)
+    epochs = max(1, round(chosen.steps / math.ceil(len(train) / 64)))
     tracker = fmprobe.AttractorTracker(
         train,
         test,
-        starts=condition.starts,
+        starts=chosen.starts,
         epochs={0, epochs, *(round(epochs / 4**i) for i in range(1, 3))},
-        seed=arguments.seed,
-        max_steps=arguments.max_steps,
+        seed=chosen.seed,
+        max_steps=chosen.max_steps,
     )
-    torch.manual_seed(arguments.seed)
+    torch.manual_seed(chosen.seed)
     network = fmprobe.ConvAutoencoder(
-        arguments.k,
-        condition.width,
+        chosen.k,
+        chosen.width,
         (train.shape[1], train.shape[2], train.shape[3]),
-        variant="denoising" if condition.noise else "plain",
-        strength=condition.noise or None,
+        variant="denoising" if chosen.noise else "plain",
+        strength=chosen.noise or None,
     )
     fmprobe.train_autoencoder(
-        network.to(arguments.device),
+        network.to(chosen.device),
         train,
         epochs=epochs,
         batch_size=64,
         learning_rate=1e-3,
-        weight_decay=condition.weight_decay,
-        seed=arguments.seed,
+        weight_decay=chosen.weight_decay,
+        seed=chosen.seed,
         callback=tracker,
     )
     return tracker.records
 
 
+@together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with mnist.npz, fashion_mnist.npz and cifar10")
@@ -105,13 +112,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/noise_meets_training"))
     arguments = parser.parse_args()
 
-    train, test = load_small_set(arguments.set, arguments.data, arguments.images, 200)
     print("| condition | epoch | train | noise | Chamfer | training attractors met | noise attractors met | test MSE |")
     print("|" + "---|" * 8)
-    runs = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
     middle = Condition(starts=arguments.starts)
-    for name, condition in conditions(middle, arguments.changes, arguments.full).items():
-        runs[name] = tracked(condition, train, test, arguments)
+    given = {name: value for name, value in vars(arguments).items() if name not in ("changes", "full", "out")}
+    chosen = conditions(middle, arguments.changes, arguments.full)
+    settings = {name: {**given, **asdict(condition)} for name, condition in chosen.items()}
+    for name, runs[name] in sweep(tracked, settings, arguments.out / "conditions"):
         for record in runs[name]:
             counts = [f"{record[kind]['count']} ({record[kind]['converged']:.0%})" for kind in ("train", "noise")]
             matched = record["matched"] or {}
@@ -119,9 +127,10 @@ def main() -> None:
             cells = [name, str(record["epoch"]), *counts]
             cells += ["none" if share is None else f"{share:.3f}" for share in shares]
             print("| " + " | ".join(cells) + " |", flush=True)
+    if is_main():
         write_json(arguments.out / "records.json", runs)
-    for direction in ("train", "noise"):
-        matched_curves(runs, direction).savefig(arguments.out / f"met-{direction}.png", dpi=120)
+        for direction in ("train", "noise"):
+            matched_curves(runs, direction).savefig(arguments.out / f"met-{direction}.png", dpi=120)
 
 
 if __name__ == "__main__":

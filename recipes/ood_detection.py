@@ -22,6 +22,7 @@ import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
 from fmprobe.cli.ood_compare import compare
+from fmprobe.sharing import is_main, team, together
 
 PATCHES, SIDE = 120, 64  # of scikit-learn's two photographs, and their side in pixels
 
@@ -52,9 +53,10 @@ def demo(folder: Path, seed: int) -> dict[str, Any]:
         photograph = photographs.images[i % 2]
         y, x = (rng.integers(size - SIDE) for size in photograph.shape[:2])
         patches.append(photograph[y : y + SIDE, x : x + SIDE])
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "digits.npz", images=np.round(digits.images / 16 * 255).astype(np.uint8))
-    np.savez(folder / "patches.npz", images=np.stack(patches))
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "digits.npz", images=np.round(digits.images / 16 * 255).astype(np.uint8))
+        np.savez(folder / "patches.npz", images=np.stack(patches))
     return {
         "model": str(Path(fmprobe.demo.__path__[0]) / "vit-mae-digits"),
         "data": str(folder / "digits.npz"),
@@ -99,6 +101,7 @@ def dinov2(shared: Path) -> dict[str, Any]:
     }
 
 
+@together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
@@ -119,16 +122,17 @@ def main() -> None:
     if args.model and not args.data:
         parser.error("--model needs --data, and --ood for each set from elsewhere")
 
-    if args.train_mae:
-        run = small_mae(args.out.with_name(args.out.name + "-model"), args.train_mae, args.minutes, args.seed)
-    elif args.dinov2:
-        run = dinov2(args.dinov2)
-    elif args.full:
-        run = dict(FULL)
-    elif args.model:
-        run = {"model": args.model, "data": args.data, "ood": []}
-    else:
-        run = demo(args.out.with_name(args.out.name + "-data"), args.seed)
+    with team().main_first():  # which leaves what is prepared on disk
+        if args.train_mae:
+            run = small_mae(args.out.with_name(args.out.name + "-model"), args.train_mae, args.minutes, args.seed)
+        elif args.dinov2:
+            run = dinov2(args.dinov2)
+        elif args.full:
+            run = dict(FULL)
+        elif args.model:
+            run = {"model": args.model, "data": args.data, "ood": []}
+        else:
+            run = demo(args.out.with_name(args.out.name + "-data"), args.seed)
     run |= {key: value for key in ("data", "ood", "images", "steps") if (value := getattr(args, key))}
     load = {"revision": None, "decoder": args.decoder, "image_size": None, "device": args.device, "dtype": None}
     compare(

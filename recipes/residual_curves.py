@@ -8,13 +8,14 @@
 Starts are encoded images where there are any (--data; for the demo model scikit-learn's digits), and N(0, I) beside
 them. A language model has no images: its f is the residual stream from the embedding to the last layer. An encoder
 without a decoder gets a surrogate on procedural images, so its curves are those of both together. One model is in
-memory at a time. Leaves one JSON and one figure a model and kind of start in `--out`.
+memory at a time. Leaves one JSON and one figure a model and kind of start in `--out`; what is there is not computed
+again. Launched processes share these, and the training of a surrogate.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from torch import Tensor
 import fmprobe
 from fmprobe.cli.session import with_decoder
 from fmprobe.report.residuals import plot_residuals
-from fmprobe.runs import write_json
+from fmprobe.sharing import together
+from fmprobe.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "fmprobe" / "demo" / "vit-mae-digits"
@@ -47,11 +49,6 @@ def digits(model: fmprobe.Autoencoder, n: int) -> Tensor:
     return pixels.expand(-1, model.image_shape[0], -1, -1)
 
 
-def by_name(name: str, image_size: int | None, arguments: argparse.Namespace) -> fmprobe.Autoencoder:
-    model = fmprobe.load(name, image_size=image_size or "fit", device=arguments.device)
-    return with_decoder(model, arguments.seed)
-
-
 def taef2(arguments: argparse.Namespace) -> fmprobe.Autoencoder:
     sys.path.append(str(ROOT / "tests"))
     from support import taef2 as networks  # the layers, which only the tests need otherwise
@@ -59,17 +56,17 @@ def taef2(arguments: argparse.Namespace) -> fmprobe.Autoencoder:
     return networks.load(arguments.assets / "models" / "taef2", side=64)
 
 
-def models(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], fmprobe.Autoencoder]]]:
-    """Names, and functions that load, so that one model is in memory at a time."""
-    size = arguments.image_size
+def models(arguments: argparse.Namespace) -> dict[str, Callable[[], fmprobe.Autoencoder]]:
+    """Functions that load, by name, so that one model is in memory at a time."""
+    load, size = partial(fmprobe.load, device=arguments.device), arguments.image_size or "fit"
     if arguments.full or arguments.model:
-        for name in [arguments.model] if arguments.model else FULL:
-            yield Path(name).name, partial(by_name, name, size, arguments)
-        return
-    yield "demo", partial(by_name, str(DEMO), None, arguments)
+        names = [arguments.model] if arguments.model else FULL
+        return {Path(name).name: partial(load, name, image_size=size) for name in names}
+    found: dict[str, Callable[[], fmprobe.Autoencoder]] = {"demo": partial(load, str(DEMO), image_size="fit")}
     if arguments.assets is not None:
-        yield "dinov2-small", partial(by_name, str(arguments.assets / "models" / "dinov2-small"), size, arguments)
-        yield "taef2", partial(taef2, arguments)
+        found["dinov2-small"] = partial(load, str(arguments.assets / "models" / "dinov2-small"), image_size=size)
+        found["taef2"] = partial(taef2, arguments)
+    return found
 
 
 def images_for(name: str, model: fmprobe.Autoencoder, arguments: argparse.Namespace) -> Tensor | None:
@@ -102,6 +99,7 @@ def tell(name: str, row: dict[str, Any]) -> None:
         print(f"{row['n'] - row['finite'][-1]} of {row['n']} orbits are not finite at the end")
 
 
+@together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="hub id or folder, language models among them")
@@ -118,26 +116,36 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.starts = arguments.starts or (500 if arguments.full else 32)
     arguments.steps = arguments.steps or (300 if arguments.full else 100)
-    for name, load in models(arguments):
-        model = load()
-        pictures = images_for(name, model, arguments)
-        for kind, images in (("images", pictures), ("noise", None)):
-            if kind == "images" and images is None:
-                continue
-            found = fmprobe.probe_residuals(
-                model,
-                images,
-                n=arguments.starts,
-                steps=arguments.steps,
-                seed=arguments.seed,
-                batch_size=arguments.batch_size,
-            )
-            row = found.to_dict()
-            tell(name, row)
-            write_json(arguments.out / f"{name}-{kind}.json", {"model": model.provenance, "residual_curves": row})
-            plot_residuals(row, f"{name}: {row['n']} starts, {row['starts']}").savefig(
-                arguments.out / f"{name}-{kind}.png", dpi=120
-            )
+    loads = models(arguments)
+    given = {name: value for name, value in vars(arguments).items() if name != "out"}
+    decoders, conditions = {}, {}
+    for name, load in loads.items():
+        model = with_decoder(load(), arguments.seed)  # which processes fit together, so before they part
+        decoders[name] = model.surrogate
+        own = {**given, "name": name, "fingerprint": model.provenance.get("fingerprint")}
+        conditions |= {f"{name}-{kind}": {**own, "kind": kind} for kind in ("images", "noise")}
+        del model
+
+    @lru_cache(1)
+    def whole(name: str) -> fmprobe.Autoencoder:
+        model = loads[name]()
+        return model if decoders[name] is None else model.with_decoder(decoders[name])
+
+    def measure(label: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+        name = settings["name"]
+        model = whole(name)
+        images = images_for(name, model, arguments) if settings["kind"] == "images" else None
+        if images is None and settings["kind"] == "images":
+            return None
+        options = {"steps": arguments.steps, "seed": arguments.seed, "batch_size": arguments.batch_size}
+        row = fmprobe.probe_residuals(model, images, n=arguments.starts, **options).to_dict()
+        title = f"{name}: {row['n']} starts, {row['starts']}"
+        plot_residuals(row, title).savefig(arguments.out / f"{label}.png", dpi=120)
+        return {"model": model.provenance, "residual_curves": row}
+
+    for label, found in sweep(measure, conditions, arguments.out):
+        if found is not None:
+            tell(conditions[label]["name"], found["residual_curves"])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@
 2. the same trained on --data, judged on the same images;
 3. latent surrogates of all six kinds on the same cached features.
 
-Each is iterated from N(0, I); reconstructions.png shows originals and what the decoders make of them.
+Each is iterated from N(0, I); reconstructions.png shows originals and what the decoders make of them. Launched
+processes share the training of every surrogate.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from torch import Tensor
 
 import fmprobe
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.sharing import is_main, together
 from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, procedural
 from fmprobe.surrogates.features import as_pixels
 from fmprobe.surrogates.fit import validate
@@ -29,6 +31,7 @@ from fmprobe.surrogates.latent import VARIANTS
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
 
 
+@together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="hub id or folder of an encoder [the demo model's]")
@@ -67,7 +70,8 @@ def main() -> None:
         with torch.no_grad():
             whole = model.with_decoder(decoder)
             painted[name] = whole.decode(whole.encode(shown.to(model.device))).cpu()
-    save_sheet(arguments.out / "reconstructions.png", torch.cat([images[:6] for images in sets.values()]), painted)
+    if is_main():
+        save_sheet(arguments.out / "reconstructions.png", torch.cat([images[:6] for images in sets.values()]), painted)
 
     print()
     for variant in VARIANTS:

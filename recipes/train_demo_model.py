@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 import fmprobe
+from fmprobe.sharing import alone
 
 # Pixels a side, of the image and of its one patch: trained alike on 2x2 patches, the map kept nearly every noise start
 # apart, as a patchwork of parts of several digits.
@@ -259,6 +260,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@alone()
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(1)  # the model is too small to gain from more, and sums then add up in one order

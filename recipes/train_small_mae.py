@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 import fmprobe
+from fmprobe.sharing import alone
 
 SIDE, PATCH = 32, 4
 RATIOS = (0.0, 0.25, 0.5, 0.75)
@@ -90,6 +91,7 @@ def save(model: ViTMAEForPreTraining, folder: Path) -> None:
     ViTImageProcessor(size=size, image_mean=half, image_std=half, do_convert_rgb=True).save_pretrained(folder)
 
 
+@alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="SOURCE[:split][#column]")

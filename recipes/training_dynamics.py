@@ -18,6 +18,7 @@ import torch
 import fmprobe
 from fmprobe.images import load_small_set
 from fmprobe.report.training import training_curves
+from fmprobe.sharing import alone
 
 FULL = {"k": 128, "images": None, "steps": 234_500, "batch_size": 128, "learning_rate": 5e-4, "width": 32}
 FULL |= {"starts": 5000, "max_steps": 3000}
@@ -45,6 +46,7 @@ HEADER = ("epoch", "train (settled)", "test", "noise", "Chamfer", "met: train", 
 HEADER += ("test MSE", "max radius", "rank", "rows of f")
 
 
+@alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with mnist.npz, fashion_mnist.npz and cifar10  [digits]")

@@ -7,11 +7,13 @@
 
 For every seed the paper's convolutional autoencoder is trained, and its field drawn on [-8, 8] x [-8, 8]: arrows
 coloured by their norm, attractors as stars, basins shaded. `epochs-SEED.gif` shows it from the first epoch to the last;
-for k above 2, on the plane through the trained network's three largest attractors.
+for k above 2, on the plane through the trained network's three largest attractors. Seeds that are in `--out` already
+are not drawn again; launched processes share them.
 """
 
 import argparse
 import math
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,10 @@ from fmprobe.dynamics.fields import VectorField
 from fmprobe.images import SMALL_SETS, load_small_set
 from fmprobe.loading import pick_device
 from fmprobe.report.fields import animate_fields, plot_field
-from fmprobe.runs import write_json
+from fmprobe.sharing import together
+from fmprobe.sweeps import sweep
+
+loaded = cache(load_small_set)
 
 
 class Snapshots:
@@ -44,7 +49,11 @@ def field_of(network: fmprobe.ConvAutoencoder, arguments: argparse.Namespace, pl
     return fmprobe.vector_field(network.autoencoder(), plane, **settings)
 
 
-def draw(seed: int, images: Tensor, arguments: argparse.Namespace) -> None:
+def draw(name: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    """One seed's pictures; its field, and what there is to tell of it."""
+    arguments = argparse.Namespace(**settings)
+    images, _ = loaded(arguments.set, arguments.data, arguments.images, 1)
+    seed = arguments.seed
     torch.manual_seed(seed)
     _, channels, height, width = images.shape
     network = fmprobe.ConvAutoencoder(arguments.k, arguments.width, (channels, height, width))
@@ -62,22 +71,20 @@ def draw(seed: int, images: Tensor, arguments: argparse.Namespace) -> None:
     )
     last = field_of(network.requires_grad_(False), arguments)
     entry = last.to_dict()
-    tell(f"seed {seed}, {epochs} epochs, loss {losses[-1]:.4f}", last)
-    write_json(arguments.out / f"field-{seed}.json", entry)
-    plot_field(entry, f"seed {seed}: {len(entry['attractors'])} attractors").savefig(
-        arguments.out / f"field-{seed}.png", dpi=120
-    )
+    told = [line(f"seed {seed}, {epochs} epochs, loss {losses[-1]:.4f}", last)]
+    plot_field(entry, f"seed {seed}: {len(entry['attractors'])} attractors").savefig(out / f"{name}.png", dpi=120)
     frames, titles = [], []
     for epoch, weights in kept.weights.items():
         network.load_state_dict(weights)
         found = field_of(network, arguments, last.plane)
-        tell(f"  epoch {epoch}", found)
+        told.append(line(f"  epoch {epoch}", found))
         frames.append(found.to_dict())
         titles.append(f"seed {seed}, epoch {epoch}: {len(frames[-1]['attractors'])} attractors")
-    animate_fields(frames, titles, arguments.out / f"epochs-{seed}.gif")
+    animate_fields(frames, titles, out / f"epochs-{seed}.gif")
+    return {"told": told, "field": entry}
 
 
-def tell(label: str, field: VectorField) -> None:
+def line(label: str, field: VectorField) -> str:
     assert field.attractors is not None
     orbits = field.attractors.orbits.to_dict()
     settled = orbits["status"]["converged"] / orbits["starts"]
@@ -85,15 +92,15 @@ def tell(label: str, field: VectorField) -> None:
     inner = field.norms.isfinite()
     known = field.outside[~field.outside.isnan()]
     radii = field.attractors.spectral_radius
-    print(
+    return (
         f"{label}: {'unresolved' if count is None else count} attractors from {orbits['starts']} grid points, "
         f"{settled:.0%} settled, median step norm {float(field.norms[inner].median()):.3g}, "
         f"outside the plane {float(known.median()) if len(known) else 0:.0%}"
-        + (f", spectral radius {float(radii.min()):.3f} to {float(radii.max()):.3f}" if len(radii) else ""),
-        flush=True,
+        + (f", spectral radius {float(radii.min()):.3f} to {float(radii.max()):.3f}" if len(radii) else "")
     )
 
 
+@together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with mnist.npz, fashion_mnist.npz and cifar10  [digits]")
@@ -114,11 +121,12 @@ def main() -> None:
         preset = {"epochs": 500, "batch_size": 128, "learning_rate": 5e-4, "width": 32, "max_steps": 3000}
     for name, value in preset.items():
         setattr(arguments, name, value)
-    name = arguments.set or ("mnist" if arguments.full or arguments.data else "digits")
-    n = arguments.images or (None if arguments.full or name == "digits" else 4000)
-    images, _ = load_small_set(name, arguments.data, n, 1)
-    for seed in arguments.seeds:
-        draw(seed, images, arguments)
+    arguments.set = arguments.set or ("mnist" if arguments.full or arguments.data else "digits")
+    arguments.images = arguments.images or (None if arguments.full or arguments.set == "digits" else 4000)
+    given = {name: value for name, value in vars(arguments).items() if name not in ("seeds", "full", "out")}
+    settings = {f"field-{seed}": {**given, "seed": seed} for seed in arguments.seeds}
+    for _, found in sweep(partial(draw, out=arguments.out), settings, arguments.out):
+        print("\n".join(found["told"]), flush=True)
     print(f"pictures and animations: {arguments.out}")
 
 

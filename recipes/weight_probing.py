@@ -5,30 +5,31 @@
     python recipes/weight_probing.py --full                            # the paper's protocol, from the hub, on a GPU
 
 `--assets` is a folder with `data/` (photos, textures, cifar10, mnist) and `models/` (taef2, dinov2-small). Prints the
-table of every data set and leaves it, with curves and reconstructions, in `--out`. What is there already is not
-computed again: name another folder for another protocol.
+table of every data set and leaves it, with curves and reconstructions, in `--out`. What is there under the same
+protocol is not computed again; launched processes share networks and data sets.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fmprobe
 from fmprobe.cli.weights_run import held_out, tell_curves
 from fmprobe.probes.dictionaries import atoms_of
 from fmprobe.report.pictures import save_reconstructions
 from fmprobe.report.plots import weight_curves
-from fmprobe.runs import write_json
+from fmprobe.sharing import together
 from fmprobe.surrogates.cache import cached_decoder
+from fmprobe.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 STABILITY = 2  # attractors whose Jacobian is examined: what is asked here does not need it
@@ -97,14 +98,15 @@ def published(arguments: argparse.Namespace) -> Subject:
 SUBJECTS: dict[str, Callable[[argparse.Namespace], Subject]] = {"demo": demo, "taef2": taef2, "dinov2": dinov2}
 
 
-def attractors_of(model: fmprobe.Autoencoder, subject: Subject, folder: Path, seed: int) -> fmprobe.AttractorSet:
-    """Those on disk, or found now and kept."""
-    if (folder / "attractors.json").is_file():
-        return fmprobe.AttractorSet.load(folder)
-    settings: dict[str, Any] = {"tol": 1e-5, "max_steps": subject.max_steps, "batch_size": 32, "merge": "relative"}
-    found = fmprobe.find_attractors(model, subject.starts, seed=seed, stability_cap=STABILITY, **settings)
-    found.save(folder)
-    return found
+def find(part: str, settings: dict[str, Any], subject: Subject, folder: Path) -> dict[str, int]:
+    """The attractors of the subject or of its null, kept in a folder of that name; how its starts ended."""
+    model = subject.model if part == "attractors" else subject.null
+    assert model is not None
+    how: dict[str, Any] = {"tol": 1e-5, "batch_size": 32, "merge": "relative", "stability_cap": STABILITY}
+    starts, max_steps, seed = (settings[name] for name in ("starts", "max_steps", "seed"))
+    found = fmprobe.find_attractors(model, starts, seed=seed, max_steps=max_steps, **how)
+    found.save(folder / part)
+    return found.orbits.counts()
 
 
 def sources_of(arguments: argparse.Namespace) -> dict[str, str]:
@@ -122,48 +124,49 @@ def sources_of(arguments: argparse.Namespace) -> dict[str, str]:
 
 def probe(name: str, subject: Subject, arguments: argparse.Namespace) -> None:
     folder = arguments.out / name
-    found = attractors_of(subject.model, subject, folder / "attractors", arguments.seed)
-    null = subject.null and attractors_of(subject.null, subject, folder / "null", arguments.seed)
+    given = {key: getattr(arguments, key) for key in ("assets", "full", "image_size", "device", "seed")}
+    search = {**given, "starts": subject.starts, "max_steps": subject.max_steps}
+    parts = ["attractors"] if subject.null is None else ["attractors", "null"]
+    counts = dict(sweep(partial(find, subject=subject, folder=folder), dict.fromkeys(parts, search), folder))
+    found = {part: fmprobe.AttractorSet.load(folder / part) for part in parts}
     print(f"\n=== {name}: images {subject.model.image_shape}, latents {subject.model.latent_shape}, ", end="")
-    print(f"{len(found.orbits)} starts: {found.orbits.counts()}, {found.count} attractors")
-    if null is not None:
-        print(f"random weights: {null.orbits.counts()}, {null.count} attractors")
-    n_atoms = len(atoms_of(found, subject.ends)[0])
-    for label, source in sources_of(arguments).items():
-        images, reference = held_out(subject.model, source, arguments.images, n_atoms, arguments.seed)
-        tables(label, subject, found, null, images, reference, folder, arguments)
+    print(f"{subject.starts} starts: {counts['attractors']}, {found['attractors'].count} attractors")
+    if "null" in found:
+        print(f"random weights: {counts['null']}, {found['null'].count} attractors")
+    sources = sources_of(arguments)
+    protocol = {**search, "images": arguments.images, "atoms": arguments.atoms}
+    measure = partial(curves_of, subject=subject, found=found, sources=sources, folder=folder)
+    for label, summary in sweep(measure, dict.fromkeys(sources, protocol), folder / "data"):
+        tell_curves(label, summary)
 
 
-def tables(
+def curves_of(
     label: str,
+    settings: dict[str, Any],
     subject: Subject,
-    found: fmprobe.AttractorSet,
-    null: fmprobe.AttractorSet | None,
-    images: Tensor,
-    reference: Tensor | None,
+    found: dict[str, fmprobe.AttractorSet],
+    sources: dict[str, str],
     folder: Path,
-    arguments: argparse.Namespace,
-) -> None:
-    kept = folder / f"{label}.json"
-    if kept.is_file() and (summary := json.loads(kept.read_text()))["images"] == len(images):
-        return tell_curves(label, summary)
+) -> dict[str, Any]:
+    seed, n_atoms = settings["seed"], len(atoms_of(found["attractors"], subject.ends)[0])
+    images, reference = held_out(subject.model, sources[label], settings["images"], n_atoms, seed)
     curves = fmprobe.probe_weights(
         subject.model,
-        found,
+        found["attractors"],
         images,
-        arguments.atoms,
+        settings["atoms"],
         ends=subject.ends,
-        null_attractors=null,
+        null_attractors=found.get("null"),
         reference_images=reference,
-        seed=arguments.seed,
+        seed=seed,
     )
     summary = curves.to_dict()
-    tell_curves(label, summary)
     weight_curves(summary, "image_mse", "image MSE").savefig(folder / f"{label}-curves.png", dpi=120)
     save_reconstructions(curves, folder / f"{label}.png")
-    return write_json(kept, summary)
+    return summary
 
 
+@together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=["demo"])

@@ -1,8 +1,10 @@
 """What fmprobe compare does: load both, their null and their ceiling, compare, write, tell."""
 
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +12,23 @@ import typer
 
 import fmprobe
 from fmprobe.cli.output import tell as tell_all
-from fmprobe.cli.session import MEASURES, default_out, head, load_model, with_decoder
+from fmprobe.cli.session import (
+    MEASURES,
+    at_work,
+    default_out,
+    head,
+    load_model,
+    open_folder,
+    pin_circumstances,
+    with_decoder,
+)
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, write_atomically
-from fmprobe.sharing import launched
+from fmprobe.sharing import is_main
 
 if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
+    from fmprobe.probes.alignment import Alignment, Pairs
 
 BUDGET = 180.0  # seconds that the orbits of a run on a CPU may take, where nobody says how many steps
 STEPS = (20, 500)  # bounds of the step limit chosen by it
@@ -41,24 +53,24 @@ def run_compare(
     `ceiling`: the weight noise, None for no ceiling. Returns the folder.
     """
     began = time.perf_counter()
-    if launched() > 1:
-        raise InputError(f"compare works on one process, not {launched()}: run it without a launcher")
     _check(settings)
     out = out or default_out(names[0], f"-and-{default_out(names[1]).name}")
     asked = {"null": null, "ceiling": ceiling, "data": data, "images": images, "decoders": list(decoders)}
     manifest = {"models": list(names), "seed": seed, **asked, **load, **settings, "fmprobe": fmprobe.__version__}
     loaded = [load_model(name, decoder=d, **load) for name, d in zip(names, decoders, strict=True)]
     manifest["fingerprints"] = [model.provenance["fingerprint"] for model in loaded]
-    folder = RunFolder.open(out, manifest, resume)
+    folder = open_folder(out, manifest, resume)
     if (results := folder.results) is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
     else:
-        results = _compute(names, loaded, folder, asked, load, settings, seed, began)
-    from fmprobe.report.html import write_report
+        with at_work(folder):
+            results = _compute(names, loaded, folder, asked, load, settings, seed, began)
+    if is_main():
+        from fmprobe.report.html import write_report
 
-    write_report(folder.path)
-    tell(results["alignment"])
-    tell_all(results, folder.path)
+        write_report(folder.path)
+        tell(results["alignment"])
+        tell_all(results, folder.path)
     return folder.path
 
 
@@ -72,6 +84,9 @@ def _compute(
     seed: int,
     began: float,
 ) -> dict[str, Any]:
+    """The results, which the main process writes; the others, which find the comparisons with it, have none."""
+    from fmprobe.sharing import team
+
     pictures = [_images(model, asked["data"], asked["images"]) for model in loaded]  # first: a bad source costs nothing
     a, b = (with_decoder(model, seed) for model in loaded)
     twins = {}
@@ -80,8 +95,29 @@ def _compute(
         twins["null"] = with_decoder(load_model(names[1], random_weights=0, **load), seed)
     if asked["ceiling"] is not None:
         twins["ceiling"] = _disturbed(names[0], a, asked["ceiling"], load, seed)
-    chosen = _settings([a, b, *twins.values()], settings, len(pictures[0]))
-    found = fmprobe.compare(a, b, pictures[0], images_b=pictures[1], seed=seed, **twins, **chosen)
+    with team().main_first():  # how many steps are affordable follows from how fast the machine was then
+        chosen = folder.pin("settings", lambda: _settings([a, b, *twins.values()], settings, len(pictures[0])))
+        for name, model in {"A": a, "B": b, **twins}.items():
+            pin_circumstances(model, folder, name)
+    parts = folder.path / "comparisons"
+    shared = partial(_shared, settings={**chosen, "seed": seed}, parts=parts)
+    found = fmprobe.compare(a, b, pictures[0], images_b=pictures[1], seed=seed, compute=shared, **twins, **chosen)
+    team().barrier()  # all have read the comparisons
+    results = _results(found, folder, a, b, asked, began) if is_main() else {}
+    shutil.rmtree(parts, ignore_errors=True) if is_main() else None
+    return results
+
+
+def _shared(pairs: "Pairs", settings: Mapping[str, Any], parts: Path) -> dict[str, Any]:
+    """Comparisons drawn by the processes of the launch, each kept until the run is done."""
+    from fmprobe.sweeps import sweep
+
+    return dict(sweep(lambda name, _: pairs[name](), dict.fromkeys(pairs, settings), parts))
+
+
+def _results(
+    found: "Alignment", folder: RunFolder, a: "Autoencoder", b: "Autoencoder", asked: Mapping[str, Any], began: float
+) -> dict[str, Any]:
     figure = found.plot()
     write_atomically(folder.path / "alignment.png", lambda path: figure.savefig(path, format="png", dpi=120))
     first, second = (head(model, {}) for model in (a, b))

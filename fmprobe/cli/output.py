@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fmprobe.sharing import is_main
+
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON alone; messages go to stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no messages and no table.")]
 
@@ -31,7 +33,7 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
             elsewhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if quiet else sys.stderr
             stack.enter_context(redirect_stdout(elsewhere if quiet or as_json else out))
             found = command(**arguments)
-        if as_json:
+        if as_json and is_main():
             print(json.dumps(_content(found), indent=2, default=str), file=out)
 
     own = inspect.signature(command)

@@ -176,7 +176,7 @@ def search(
 
     with team().main_first():
         made = Plan(**folder.pin(name, lambda: asdict(replace(make_plan(model, seed=seed, **plan), **settings))))
-        _pin_circumstances(model, folder, name)
+        pin_circumstances(model, folder, name)
     typer.echo(
         f"{made.n} starts from N(0, I), at most {made.max_steps} steps of {1000 * made.seconds_per_row:.1f} ms: "
         f"about {_minutes(made.likely_seconds)}, at most {_minutes(made.most_seconds)}, then the Jacobians"
@@ -184,8 +184,13 @@ def search(
     return run_prototypes(model, made, folder, team(), name), made
 
 
-def _pin_circumstances(model: "Autoencoder", folder: RunFolder, name: str) -> None:
-    """Refuse to go on under other versions, on another kind of device or with another decoder than a search began."""
+def pin_circumstances(model: "Autoencoder", folder: RunFolder, name: str) -> None:
+    """Refuse to go on under other versions, on another kind of device or with another decoder than a search began.
+
+    The main process looks; what the others fitted together with it differs in the seconds that it took them.
+    """
+    if not is_main():
+        return
     import torch
     import transformers
 

@@ -1,8 +1,9 @@
 """Alignment: do two networks have the same latent vector field, up to a map between their spaces?"""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,6 +51,9 @@ class Alignment(Result):
         return {name: getattr(self, name) for name in ("subject", "null", "ceiling", "absent", "protocol")}
 
 
+Pairs = Mapping[str, Callable[[], dict[str, Any]]]  # what computes a comparison of two networks, by name
+
+
 @dataclass(frozen=True)
 class _Settings:
     maps: tuple[str, ...]
@@ -60,6 +64,11 @@ class _Settings:
     @property
     def batch_size(self) -> int:
         return self.search["batch_size"]
+
+
+def one_by_one(pairs: Pairs) -> dict[str, dict[str, Any]]:
+    """Every comparison, in order."""
+    return {name: pair() for name, pair in pairs.items()}
 
 
 def compare(
@@ -78,6 +87,7 @@ def compare(
     max_steps: int = 500,
     batch_size: int = 64,
     seed: int = 0,
+    compute: Callable[[Pairs], Mapping[str, dict[str, Any]]] = one_by_one,
 ) -> Alignment:
     """Compare the latent vector fields of two networks (Fumero et al., ICLR 2026, sec. 6, asks for it).
 
@@ -86,7 +96,8 @@ def compare(
     by default where dimensions differ), "linear" and "relative". Steps of A, mapped, are held against steps of B at
     the mapped points (or, for "relative", at the same images), and so are the basins; attractors are those that the
     held-out images lead to, in each network. `null`: a network like B with random weights; `ceiling`: one like A with a
-    little weight noise (`fmprobe.probes.perturbation.perturbed`); both undergo the same as B, maps included.
+    little weight noise (`fmprobe.probes.perturbation.perturbed`); both undergo the same as B, maps included. `compute`
+    calls the functions that it is given and returns, by their names, what they do: where processes share them, say.
 
     Raises InputError where a network has no latent map or takes no images, for fewer than 12 images, for unknown maps,
     where an orthogonal map is asked for between different dimensions, and for latents that are not finite; ValueError
@@ -104,17 +115,21 @@ def compare(
     fitted = round(FIT_SHARE * len(images))
     other = images if images_b is None else images_b
     a = _Side(model_a, images[order], fitted, settings)
-    b = _Side(model_b, other[order], fitted, settings)
+    sizes = [math.prod(model.latent_shape) for model in (model_a, model_b)]
     absent = {}
-    if a.fit.shape[1] != b.fit.shape[1] and maps is None:
-        absent[ORTHOGONAL] = f"latents of {a.fit.shape[1]} and of {b.fit.shape[1]} values"
+    if sizes[0] != sizes[1] and maps is None:
+        absent[ORTHOGONAL] = f"latents of {sizes[0]} and of {sizes[1]} values"
         settings = replace(settings, maps=tuple(name for name in settings.maps if name != ORTHOGONAL))
-    found: dict[str, dict[str, Any] | None] = {"null": None, "ceiling": None}
+
+    def against(model: Autoencoder, its_images: Tensor) -> dict[str, Any]:
+        return _compare(a, _Side(model, its_images[order], fitted, settings), settings)
+
+    pairs = {"subject": partial(against, model_b, other)}
     for name, model, its_images in (("null", null, other), ("ceiling", ceiling, images)):
         if model is None:
             absent[name] = "no such network was given"
         else:
-            found[name] = _compare(a, _Side(model, its_images[order], fitted, settings), settings)
+            pairs[name] = partial(against, model, its_images)
     protocol = {
         "images": len(images),
         "fitted_on": fitted,
@@ -124,7 +139,8 @@ def compare(
         "models": [model_a.name, model_b.name],
         **search,
     }
-    return Alignment(_compare(a, b, settings), found["null"], found["ceiling"], absent, protocol)
+    found = compute(pairs)
+    return Alignment(found["subject"], found.get("null"), found.get("ceiling"), absent, protocol)
 
 
 class _Side:

@@ -8,6 +8,9 @@ from importlib.resources import files
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from support.runs import command, launch
+
+from fmprobe.runs import RunFolder, read_json
 
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
 
@@ -51,6 +54,28 @@ def test_two_models_beside_null_and_ceiling_and_again_from_disk(digits, tiny_mae
     assert again.returncode == 0, again.stderr
     assert "holds this run already" in again.stdout
     assert done.stdout.splitlines()[-5:] == again.stdout.splitlines()[-5:]
+
+
+def test_two_processes_find_what_one_finds_and_a_run_that_goes_on_too(digits, tiny_mae, tmp_path, capfd):
+    arguments = ["compare", DEMO, tiny_mae, "--data", digits, "--images", 12, "--max-steps", 5, "--device", "cpu"]
+    assert command(*arguments, "-o", tmp_path / "one") == 0
+    alone = capfd.readouterr().out
+    log, out = tmp_path / "log", tmp_path / "two"
+    team = launch(2, command, *arguments, "-o", out, log=log)
+    for process in team:
+        process.join()
+    assert [process.exitcode for process in team] == [0, 0]
+    one, two = (read_json(folder / "results.json") for folder in (tmp_path / "one", out))
+    assert one["alignment"] == two["alignment"]
+    assert one["other"] == two["other"]
+    assert log.read_text().count("report  ") == alone.count("report  ") == 1
+    assert not (out / "comparisons").exists()
+    (out / "results.json").unlink()  # as after a kill
+    with RunFolder(out).locked():
+        assert command(*arguments, "-o", out) == 2
+    assert "another run is at work" in capfd.readouterr().err
+    assert command(*arguments, "-o", out) == 0
+    assert read_json(out / "results.json")["alignment"] == one["alignment"]
 
 
 @pytest.mark.parametrize(

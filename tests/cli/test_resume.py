@@ -15,14 +15,6 @@ from fmprobe.runs import read_events, read_json
 QUICK = 0.002  # seconds a call of f
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "run"

@@ -1,0 +1,83 @@
+"""Sweeps: results of named conditions, shared by the processes of a launch, kept on disk and gone on with."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fmprobe.errors import InputError, WriteError
+from fmprobe.runs import RunFolder, read_json, write_json
+from fmprobe.sharing import PATIENCE, team
+
+LONGEST = 120  # characters of a file's name before its ending
+
+Work = Callable[[str, dict[str, Any]], Any]
+
+
+def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator[tuple[str, Any]]:
+    """The name and result of every condition, in order, each as soon as it is there.
+
+    `conditions`: settings by name, as JSON holds them, that decide the result. `work(name, settings)` computes one, a
+    value that JSON holds, by its settings alone: processes of one launch draw conditions from a shared counter, so that
+    it must not wait for other processes. `folder` keeps each in a file of its own; what is there with the same settings
+    is not computed again. All processes must come here, and to every result. Raises InputError where they came with
+    different conditions, another run is at work in the folder, or it cannot be written; Abandoned where another process
+    met an error.
+    """
+    crew = team()
+    wanted = {name: json.loads(_text(settings)) for name, settings in conditions.items()}
+    with _guarded(folder) if crew.is_main else nullcontext():
+        missing = [name for name in wanted if not _kept(folder, name, wanted[name])]
+        draw, total = crew.counter(), crew.counter()
+        mark = int.from_bytes(sha256(_text(list(wanted.items())).encode()).digest()[:4])
+        total(mark)
+        crew.barrier()  # before one of them writes, so that the same ones are missing everywhere
+        if total(0) != crew.size * mark:  # they would wait for each other for ever
+            raise InputError("processes of one launch came to a sweep with different conditions: launch them alike")
+        drawn = 0
+        for name in wanted:
+            while not (kept := _kept(folder, name, wanted[name])):
+                if drawn < len(missing) and (drawn := draw(1)) <= len(missing):
+                    mine = missing[drawn - 1]
+                    result = work(mine, wanted[mine])
+                    write_json(file_of(folder, mine), {"settings": wanted[mine], "result": result})
+                else:
+                    crew.check()
+                    time.sleep(PATIENCE)
+            yield name, kept["result"]
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Where a condition's result is kept: its name, with what a file's name may not hold written as in a URL."""
+    safe = quote(name, safe=" ,=+()")
+    safe = safe.replace(".", "%2E", 1) if safe.startswith(".") else safe
+    if len(safe) > LONGEST:
+        safe = f"{safe[: LONGEST - 17]}-{sha256(name.encode()).hexdigest()[:16]}"
+    return folder / f"{safe}.json"
+
+
+def _kept(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file of a condition holds; nothing where it is not there, damaged or of other settings."""
+    try:
+        content = read_json(file_of(folder, name))
+    except InputError:
+        return {}
+    same = "result" in content and _text(content.get("settings")) == _text(settings)
+    return content if same else {}
+
+
+def _text(settings: Any) -> str:
+    return json.dumps(settings, sort_keys=True, allow_nan=False, default=str)
+
+
+def _guarded(folder: Path) -> AbstractContextManager[None]:
+    """While the launch works in the folder, which others are kept out of."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(folder, error) from error
+    return RunFolder(folder).locked()
