@@ -41,6 +41,9 @@ class Autoencoder:
         prepare: "Callable[[Image], Tensor] | None" = None,
         latent_map: Function | None = None,
     ) -> None:
+        for what, shape in (("image_shape", image_shape), ("latent_shape", latent_shape)):
+            if any(size < 1 or size % 1 for size in shape):
+                raise InputError(f"{what} {tuple(shape)}: expected sizes from 1 up, without that of the batch")
         self._encode = encode
         self._decode = decode
         self._latent_map = latent_map
@@ -74,7 +77,7 @@ class Autoencoder:
     def encode(self, images: Tensor) -> Tensor:
         """E: images `(B, *image_shape)` to latents `(B, *latent_shape)`.
 
-        Raises InputError on another shape, or where the model takes no images.
+        Raises InputError on another shape or type, or where the model takes no images.
         """
         if self._encode is None:
             raise InputError(f"{self.name} takes no images: only its latent map can be asked for")
@@ -142,8 +145,10 @@ class Autoencoder:
     def sample_latents(self, n: int, seed: int = 0, first: int = 0) -> Tensor:
         """Starts from N(0, I), float32 `(n, *latent_shape)` on the model's device; row i depends on seed and i alone.
 
-        `first` is the index of the first row, so that a large set can be drawn in blocks.
+        `first` is the index of the first row, so that a large set can be drawn in blocks. Raises InputError below 0.
         """
+        if min(n, first) < 0:
+            raise InputError(f"cannot draw {n} latents from row {first} on: expected numbers from 0 up")
         rows = normal_rows(n, math.prod(self.latent_shape), seed, first)
         return torch.from_numpy(rows).reshape(n, *self.latent_shape).to(self.device)
 
@@ -168,6 +173,10 @@ class Autoencoder:
     def _apply(
         self, function: Function, x: Tensor, what: str, expected: tuple[int, ...], produced: tuple[int, ...]
     ) -> Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            hint = ", in [0, 1], as fmprobe.load_images reads them" if what == "images" else ""
+            raise InputError(f"{self.name} takes {what} as tensors of floats{hint}: got {kind}")
         if tuple(x.shape[1:]) != expected:
             raise InputError(f"{self.name} takes {what} of shape (B, {_text(expected)}), got {tuple(x.shape)}")
         out = function(x).to(x.device)  # a model shared by devices may end on another
@@ -196,6 +205,17 @@ def from_functions(
     return Autoencoder(
         encode, decode, image_shape=image_shape, latent_shape=latent_shape, provenance=provenance, device=device
     )
+
+
+def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise InputError where `images` are no finite floats `(n, *shape)`."""
+    if tuple(images.shape[1:]) != tuple(shape) or not images.is_floating_point():
+        raise InputError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}: expected floats in [0, 1] of shape "
+            f"(n, {_text(shape)})"
+        )
+    if not bool(images.isfinite().all()):
+        raise InputError("images hold values that are not finite: leave those out")
 
 
 def _text(shape: tuple[int, ...]) -> str:

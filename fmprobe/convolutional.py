@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmprobe.autoencoder import Autoencoder, from_functions
+from fmprobe.autoencoder import Autoencoder, check_images, from_functions
+from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.errors import InputError
 
 # What a variant's strength is by default, in the meaning that BottleneckAutoencoder states.
@@ -25,22 +26,33 @@ class BottleneckAutoencoder(nn.Module):
     estimate, over k); variational (weight of the divergence against the squared error summed over pixels, Kingma and
     Welling 2014; the mean is the code); sparse (weight of the mean absolute code); masked (share of 4x4 patches set to
     zero, He et al. 2022). Images `(B, *image_shape)`, latents `(B, k)`, taken as they are. The output is linear:
-    nothing bounds it but the training. Raises InputError for an unknown variant or a strength outside its range.
+    nothing bounds it but the training. Raises InputError for an unknown variant, a strength outside its range or sizes
+    below 1.
     """
 
     down: nn.Module
     up: nn.Module
 
     def __init__(
-        self, k: int, image_shape: tuple[int, int, int], variant: str = "plain", strength: float | None = None
+        self,
+        k: int,
+        width: int,
+        image_shape: tuple[int, int, int],
+        variant: str = "plain",
+        strength: float | None = None,
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
             raise InputError(f"unknown variant {variant!r}: expected one of {', '.join(VARIANTS)}")
+        if len(image_shape) != 3 or min(k, width, *image_shape) < 1 or k % 1 or width % 1:
+            raise InputError(
+                f"{type(self).__name__}(k={k}, width={width}, image_shape={image_shape}): expected sizes from 1 up, "
+                "and images (C, H, W)"
+            )
         strength = STRENGTHS[variant] if strength is None else strength
         most = {"plain": 0.0, "masked": 1.0}.get(variant, math.inf)
-        if not 0 <= strength <= most:
-            raise InputError(f"strength {strength} of the variant {variant}: expected 0 to {most:g}")
+        if not 0 <= strength <= most or strength == math.inf:
+            raise InputError(f"strength {strength} of the variant {variant}: expected a finite number, 0 to {most:g}")
         self.image_shape, self.k, self.variant, self.strength = image_shape, k, variant, strength
         self.codes = 2 * k if variant == "variational" else k  # numbers that `down` gives
 
@@ -101,7 +113,7 @@ class ConvAutoencoder(BottleneckAutoencoder):
     """Four 3x3 stride-2 convolutions C -> w -> 2w -> 4w -> 8w, a linear bottleneck of k, and the mirror image.
 
     Fumero et al., ICLR 2026, appendix (experimental details). Images, latents, `variant` and `strength` as in
-    `BottleneckAutoencoder`. Raises InputError also for sizes below 1 or images under 16 pixels.
+    `BottleneckAutoencoder`. Raises InputError also for images under 16 pixels.
     """
 
     def __init__(
@@ -112,12 +124,11 @@ class ConvAutoencoder(BottleneckAutoencoder):
         variant: str = "plain",
         strength: float | None = None,
     ) -> None:
-        super().__init__(k, image_shape, variant, strength)
+        super().__init__(k, width, image_shape, variant, strength)
         channels, height, breadth = image_shape
-        if min(k, width, channels) < 1 or min(height, breadth) < 16:
+        if min(height, breadth) < 16:
             raise InputError(
-                f"ConvAutoencoder(k={k}, width={width}, image_shape={image_shape}): expected positive sizes and images "
-                "of at least 16 pixels a side"
+                f"ConvAutoencoder takes images of at least 16 pixels a side, got image_shape={image_shape}"
             )
         widths = [channels, width, 2 * width, 4 * width, 8 * width]
         sizes = [(height, breadth)]
@@ -142,7 +153,7 @@ class ConvAutoencoder(BottleneckAutoencoder):
 class DenseAutoencoder(BottleneckAutoencoder):
     """Pixels -> w -> w -> k and the mirror image, fully connected with ReLU between.
 
-    Images, latents, `variant` and `strength` as in `BottleneckAutoencoder`. Raises InputError also for sizes below 1.
+    Images, latents, `variant`, `strength` and errors as in `BottleneckAutoencoder`.
     """
 
     def __init__(
@@ -153,12 +164,8 @@ class DenseAutoencoder(BottleneckAutoencoder):
         variant: str = "plain",
         strength: float | None = None,
     ) -> None:
-        super().__init__(k, image_shape, variant, strength)
+        super().__init__(k, width, image_shape, variant, strength)
         pixels = math.prod(image_shape)
-        if min(k, width, *image_shape) < 1:
-            raise InputError(
-                f"DenseAutoencoder(k={k}, width={width}, image_shape={image_shape}): sizes must be positive"
-            )
         self.down = nn.Sequential(nn.Flatten(), *_layers(pixels, width, width, self.codes))
         self.up = nn.Sequential(*_layers(k, width, width, pixels), nn.Unflatten(1, image_shape))
 
@@ -187,12 +194,21 @@ def train_autoencoder(
     `images` `(n, *image_shape)` in [0, 1], on any device. Returns the mean loss of each epoch. The order of the images
     and all noise depend on `seed` alone, and the caller's random state is left as it was. `callback(epoch, model)`,
     such as an `AttractorTracker`, is called before the training with 0 and after each epoch with 1, 2, …. The model is
-    left in eval mode. Raises InputError for no images.
+    left in eval mode. Raises InputError for no images or others than the model takes, ValueError for numbers that make
+    no sense.
     """
     from tqdm.auto import tqdm
 
     if len(images) == 0:
         raise InputError("cannot train on no images: pass at least one")
+    check_images(images, model.image_shape)
+    check_counts(0, epochs=epochs)
+    check_counts(batch_size=batch_size)
+    check_seed(seed)
+    if not 0 < learning_rate < math.inf or not 0 <= weight_decay < math.inf:
+        raise InputError(
+            f"learning_rate must be positive and finite, weight_decay from 0 up: got {learning_rate}, {weight_decay}"
+        )
     call = callback or (lambda epoch, model: None)
     device = next(model.parameters()).device
     optimiser: Any = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)

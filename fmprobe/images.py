@@ -79,11 +79,13 @@ def stream_images(
     """As `load_images`, in blocks of at most `block` images, so that memory does not grow with their number."""
     import torch
 
+    if n is not None and n < 1:
+        raise InputError(f"cannot take {n} images from {source}: expected at least 1")
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise InputError(f"image_shape {tuple(image_shape)}: expected (C, H, W), each at least 1")
     if source == "procedural":
         yield from _procedural(n, image_shape, block, seed)
         return
-    if n is not None and n < 1:
-        raise InputError(f"cannot take {n} images from {source}: expected at least 1")
     rows, damaged, count = [], [], 0
     for label, picture in _pictures(Source.parse(source)):
         if n is not None and count == n:
@@ -261,7 +263,8 @@ def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Callable[
     except Exception as error:  # the library raises many kinds here
         what = "cannot be read" if local else "is no folder or file here, and the hub gave no such data set"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{name} {what} ({reason[:200]}): check the name") from error
+        remedy = "check the name" if local else "check the name, and the connection where it is right"
+        raise InputError(f"{name} {what} ({reason[:200]}): {remedy}") from error
     finally:
         datasets.logging.set_verbosity(logging)
     splits = list(data)

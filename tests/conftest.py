@@ -8,6 +8,7 @@ from pathlib import Path
 
 # One thread a process: the tests run in two processes, and threads of both would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing asks a hub; its libraries read this once, when they are imported
 
 import pytest
 import torch
@@ -48,9 +49,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoders that a test fits go to a folder of this session, and nothing asks a hub."""
+    """Decoders that a test fits go to a folder of this session."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(autouse=True)

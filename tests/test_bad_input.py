@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints import PATCH, SIDE, save_dinov2
-from support.spoiled import cut, edit, spoiled_checkpoints, spoiled_images
+from support.spoiled import RUNS, cut, edit, spoiled_checkpoints, spoiled_images
 from support.surrogates import quick
 
 import fmprobe
@@ -129,6 +129,10 @@ COMMANDS = {
     "fit-decoder {encoder} -o {tmp}/d --steps 0": "--steps",
     "fit-decoder {encoder} -o {tmp}/d --images 2": "--images",
     "fit-decoder {encoder} -o {tmp}/d --noise -1": "--noise",
+    "fit-decoder {encoder} -o {tmp}/d --noise nan": "--noise",
+    "fit-decoder {encoder} -o {tmp}/d --contraction inf": "--contraction",
+    "fit-decoder {encoder} -o {tmp}/d --perceptual nan": "--perceptual",
+    "ood {demo} --data {images}/good.npz --acceptance nan": "--acceptance",
     "fit-decoder {encoder} -o {tmp}/d --kind latent --bottleneck 0": "--bottleneck",
     "fit-decoder {encoder} -o {images}/good.npz": "is a file|good.npz",
     "fit-decoder {encoder} -o /proc/nothing/here": "cannot write the decoder",
@@ -149,6 +153,87 @@ COMMANDS = {
     "ood {demo} --detector {detector} --data {images}/one": "knows its model",
     "models extra": "extra",
     "paint": "paint",
+    "memorization": "[Mm]issing argument|MODEL",
+    "memorization {demo}": "--data",
+    "memorization no/such-model --data {images}/good.npz": "no/such-model is not in the local cache",
+    "memorization {demo} --data {images}/good.npz --images 0": "--images",
+    "memorization {demo} --data {images}/good.npz --images -5": "--images",
+    "memorization {demo} --data {images}/good.npz --images 1e9": "--images",
+    "memorization {demo} --data {images}/good.npz --tol nan": "tol",
+    "memorization {demo} --data {images}/good.npz --tol inf": "--tol",
+    "memorization {demo} --data {images}/good.npz --tol -1": "--tol",
+    "memorization {demo} --data {images}/good.npz --max-steps -1": "--max-steps",
+    "memorization {demo} --data {images}/good.npz --batch-size 0": "--batch-size",
+    "memorization {demo} --data {images}/good.npz --measure metres": "squared, relative, rms",
+    "memorization {demo} --data {images}/good.npz --merge blend": "relative, cosine",
+    "memorization {demo} --data {images}/good.npz --seed -1": "--seed",
+    "memorization {demo} --data {images}/good.npz --decoder {detector}": "detector",
+    "memorization {encoder} --data {images}/good.npz --decoder {other_decoder}": "another encoder",
+    "memorization {demo} --data {images}/good.npz -o {images}/good.npz": "is a file",
+    "memorization {demo} --data {images}/good.npz -o {images}": "is no run folder",
+    "memorization {demo} --data {images}/good.npz -o /proc/nothing/here": "cannot write",
+    "memorization {demo} --data {images}/good.npz -o {run} -n 5": "holds another run",
+    "memorization {demo} --data {images}/good.npz -o {run_manifest_cut} -n 4": "cannot be read as JSON",
+    "memorization {same} -o {run} --data {images}/missing.npz": "does not exist",
+    "memorization {same} -o {run} --data {images}/empty": "holds no images|gave no such|cannot be read",
+    "memorization {same} -o {run} --data {images}/cut": "a.png cannot be read as an image",
+    "memorization {same} -o {run} --data {images}/flat.npz:x": "has shape",
+    "memorization {same} -o {run} --data {images}/outside.npz:x": "expected uint8",
+    "memorization {same} -o {run} --data {images}/good.npz --test {images}/text": "holds no images|cannot be read",
+    "memorization {same} -o {run} --data {images}/good.npz --test ''": "is no image source",
+    "memorization {same} -o {run_results_cut} --data {images}/good.npz": "cannot be read as JSON",
+    "memorization {same} -o {run_attractors_cut} --data {images}/good.npz": "attractors.safetensors",
+    "memorization {same} -o {run_attractors_gone} --data {images}/good.npz": "attractors.json does not exist",
+    "memorization {same} -o {run_attractors_other} --data {images}/good.npz": "latents of shape",
+    "compare": "[Mm]issing argument|'A'",
+    "compare {demo}": "[Mm]issing argument|'B'",
+    "compare {demo} {demo}": "--data",
+    "compare {demo} no/such-model --data {images}/good.npz": "no/such-model is not in the local cache",
+    "compare /no/such/folder {demo} --data {images}/good.npz": "/no/such/folder",
+    "compare {demo} {checkpoints}/weights-cut --data {images}/good.npz": "damaged",
+    "compare {demo} {demo} --data {images}/good.npz --images 11": "--images",
+    "compare {demo} {demo} --data {images}/good.npz --images -96": "--images",
+    "compare {demo} {demo} --data {images}/good.npz --anchors 1": "--anchors",
+    "compare {demo} {demo} --data {images}/good.npz --noise -1": "--noise",
+    "compare {demo} {demo} --data {images}/good.npz --noise nan": "--noise",
+    "compare {demo} {demo} --data {images}/good.npz --noise inf": "--noise",
+    "compare {demo} {demo} --data {images}/good.npz --map conformal": "orthogonal, linear, relative",
+    "compare {demo} {demo} --data {images}/good.npz --measure metres": "squared, relative, rms",
+    "compare {demo} {demo} --data {images}/good.npz --tol nan": "tol",
+    "compare {demo} {demo} --data {images}/good.npz --tol inf": "no finite number",
+    "compare {demo} {demo} --data {images}/good.npz --max-steps 0": "--max-steps",
+    "compare {demo} {demo} --data {images}/good.npz --batch-size 0": "--batch-size",
+    "compare {demo} {demo} --data {images}/good.npz --seed 1.5": "--seed",
+    "compare {demo} {demo} --data {images}/good.npz --device abacus": "abacus",
+    "compare {demo} {demo} --data {images}/good.npz --image-size 13": "13",
+    "compare {demo} {demo} --data {images}/good.npz --decoder {detector}": "detector",
+    "compare {demo} {demo} --data {images}/good.npz --decoder-b /no/such": "/no/such",
+    "compare {demo} {encoder} --data {images}/good.npz --decoder-b {other_decoder}": "another encoder",
+    "compare {demo} {demo} --data {images}/one": "12 images or more",
+    "compare {demo} {demo} --data {images}/missing.npz": "does not exist",
+    "compare {demo} {demo} --data {images}/objects.npz:x": "cannot be read as .npz",
+    "compare {demo} {demo} --data no/such-file.npz": "does not exist",
+    "compare {demo} {demo} --data {images}/good.npz -o {run}": "holds another run",
+    "compare {demo} {demo} --data {images}/good.npz -o {images}": "is no run folder",
+    "compare {demo} {demo} --data {images}/good.npz -o {images}/good.npz": "is a file",
+    "compare {demo} {demo} --data {images}/good.npz -o /proc/nothing/here": "cannot write",
+    "report": "[Mm]issing argument|RUNS",
+    "report /no/such/run": "is not a folder",
+    "report {images}/good.npz": "is not a folder",
+    "report {images}/empty": "holds no results.json",
+    "report {images}": "holds no results.json",
+    "report {run_results_cut}": "is not JSON",
+    "report {run_results_list}": "is not a JSON object",
+    "report {run_results_schema}": "is of schema 99",
+    "report {run_results_odd}": "run_results_odd",
+    "report {run_results_bare}": "holds nothing that a report shows",
+    "report {run} {run_results_cut}": "is not JSON",
+    "report {run} /no/such/run": "is not a folder",
+    "report {run_pictures_cut}": "is no PNG",
+    "report {run_link}": "no file of the run folder",
+    "report {run} -o /proc/nothing/here.html": "cannot write",
+    "report {run} -o {images}": "is a folder",
+    "report {run} -o {images}/good.npz/page.html": "cannot write",
 }
 
 
@@ -169,21 +254,21 @@ def places(tmp_path_factory, tiny):
     fmprobe.TrajectoryDetector(demo, max_steps=5).fit(pictures[:20], pictures[20:50]).save(root / "detector")
     _run(["probe", DEMO, "-o", str(root / "run"), "-n", "4", "--max-steps", "20", "--device", "cpu"])
     copies |= {"detector_cut": root / "detector"}
-    copies |= dict.fromkeys(("run_manifest_cut", "run_results_cut", "run_attractors_cut"), root / "run")
+    copies |= dict.fromkeys(RUNS, root / "run")
     for name, original in copies.items():
         shutil.copytree(original, root / name)
     cut(root / "decoder_cut" / "model.safetensors")
     edit(root / "decoder_edited" / "config.json", size="vast", decoder=None, latent=None)
     cut(root / "detector_cut" / "detector.safetensors")
-    cut(root / "run_manifest_cut" / "manifest.json")
-    cut(root / "run_results_cut" / "results.json")
-    cut(root / "run_attractors_cut" / "attractors" / "attractors.safetensors")
+    for name, change in RUNS.items():
+        change(root / name)
     names = ("decoder", "other_decoder", "detector", "run", *copies)
     return {name: root / name for name in names} | {
         "checkpoints": checkpoints,
         "images": images,
         "encoder": encoder,
         "demo": DEMO,
+        "same": f"{DEMO} -n 4 --max-steps 20 --device cpu",  # of the run
     }
 
 
@@ -203,7 +288,7 @@ def _run(arguments: list[str]) -> object:
 def refused(command: str, message: str, places: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = shlex.split(command.format(**places, tmp=tmp_path))
     out = tmp_path / "out"
-    if arguments[0] in ("probe", "weights", "ood") and not {"-o", "--out"} & set(arguments):
+    if arguments[0] in ("probe", "weights", "ood", "memorization", "compare") and not {"-o", "--out"} & set(arguments):
         arguments += ["-o", str(out)]
     before = _contents(places["run"].parent)
     capsys.readouterr()
@@ -240,7 +325,7 @@ def test_a_command_that_makes_no_sense(command, places, tmp_path, capsys):
 
 
 def test_the_table_is_large_enough():
-    assert len(CHECKPOINTS) + len(SOURCES) + len(COMMANDS) >= 80
+    assert len(CHECKPOINTS) + len(SOURCES) + len(COMMANDS) >= 190
 
 
 def test_a_run_that_is_refused_can_be_read_still(places):

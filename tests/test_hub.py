@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.hub import COMMIT, Hub
+from support.spoiled import cut as truncate
 from support.surrogates import quick
 
 import fmprobe
@@ -52,9 +53,13 @@ BAD = [
     ({"name": "acme/pickled"}, "only as pytorch_model.bin, and reading a pickle can execute code"),
     ({"name": "acme/own-code"}, "never executes that"),
     ({"name": "acme/empty"}, "holds no config.json"),
-    ({"name": "acme/cut"}, "cannot fetch model.safetensors of acme/cut"),
+    ({"name": "acme/short"}, "weights of acme/short: model.safetensors is damaged"),
     ({"name": "acme/escaping"}, "lacks the weights file '../../secret.safetensors'"),
     ({"data": "acme/no-such-data"}, "acme/no-such-data"),
+]
+BROKEN_OFF = [
+    ({"name": "acme/cut"}, "cannot fetch model.safetensors of acme/cut"),
+    ({"data": "acme/pictures:train"}, "check the name, and the connection"),
 ]
 
 
@@ -76,8 +81,9 @@ def root(tiny, tmp_path_factory):
     shutil.copytree(tiny("timm-vit"), models / "tiny-timm")
     shutil.copytree(tiny("kl"), models / "tiny-pipeline" / "vae")
     (models / "tiny-pipeline" / "model_index.json").write_text("{}")
-    for name in ("locked", "cut", "sharded", "pickled", "escaping"):
+    for name in ("locked", "cut", "short", "sharded", "pickled", "escaping"):
         shutil.copytree(tiny("vit"), models / name)
+    truncate(models / "short" / "model.safetensors")  # on the hub itself
     weights = load_file(models / "sharded" / "model.safetensors")
     parts = {"model-1.safetensors": sorted(weights)[::2], "model-2.safetensors": sorted(weights)[1::2]}
     for file, keys in parts.items():
@@ -130,16 +136,27 @@ def test_by_name_then_offline_then_with_the_hub_down(root, tiny, tmp_path):
 
 def test_what_cannot_be_had_says_why_in_one_line(root, tmp_path):
     with Hub(root, gated=("acme/locked",), cut=("cut.bin",)) as hub:
-        questions = [question for question, _ in BAD if question.get("name") != "acme/cut"]
-        answers = ask(questions, tmp_path, hub.url)
+        answers = ask([question for question, _ in BAD], tmp_path, hub.url)
         assert not any(name.endswith((".bin", ".py")) and "GET" in name for name in hub.asked)
-    with Hub(root, cut=("model.safetensors",)) as hub:
-        answers.insert(
-            [q.get("name") for q, _ in BAD].index("acme/cut"), *ask([{"name": "acme/cut"}], tmp_path, hub.url)
-        )
-    for (_, message), answer in zip(BAD, answers, strict=True):
+    with Hub(root, cut=("model.safetensors", "1.png")) as hub:
+        answers += ask([question for question, _ in BROKEN_OFF], tmp_path, hub.url)
+    for (_, message), answer in zip(BAD + BROKEN_OFF, answers, strict=True):
         assert message in answer["error"]
         assert "\n" not in answer["error"]
+
+
+def test_a_command_whose_download_breaks_off_says_so_and_the_next_one_goes_on(root, tmp_path):
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    with Hub(root, cut=("model.safetensors",)) as hub:
+        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-m", "fmprobe", "probe", "acme/cut", "-o", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 2
+    assert done.stderr.rstrip().splitlines()[-1].startswith("fmprobe: cannot fetch model.safetensors of acme/cut")
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+    with Hub(root) as hub:
+        assert "error" not in ask([{"name": "acme/cut"}], cache, hub.url)[0]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ Maps = Annotated[
 Anchors = Annotated[int, typer.Option(min=2, help="Images that relative representations are relative to.")]
 Null = Annotated[bool, typer.Option("--null/--no-null", help="Compare A with B's architecture at random, or not.")]
 Ceiling = Annotated[bool, typer.Option("--ceiling/--no-ceiling", help="Compare A with A under weight noise, or not.")]
-Noise = Annotated[float, typer.Option(min=0, help="Of the ceiling, relative to each weight tensor's size.")]
+Noise = Annotated[
+    float, typer.Option(min=0, callback=o.finite, help="Of the ceiling, relative to each weight tensor's size.")
+]
 DecoderB = Annotated[str | None, typer.Option(help="As --decoder, which is A's, for B.")]
 
 

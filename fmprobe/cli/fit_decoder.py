@@ -11,10 +11,15 @@ Images = Annotated[int | None, typer.Option("--images", min=16, help="Training i
 Kind = Annotated[str, typer.Option(help="pixel: a decoder to images; latent: an autoencoder on features.")]
 Size = Annotated[str | None, typer.Option(help="tiny, small, base or large. [default: by device]")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps. [default: by device]")]
-Noise = Annotated[float | None, typer.Option(min=0, help="Of the latents, in deviations. [default: 2]")]
-Perceptual = Annotated[float | None, typer.Option(min=0, help="Weight of the encoder's own features. [default: 0]")]
+Noise = Annotated[
+    float | None, typer.Option(min=0, callback=o.finite, help="Of the latents, in deviations. [default: 2]")
+]
+Perceptual = Annotated[
+    float | None, typer.Option(min=0, callback=o.finite, help="Weight of the encoder's own features. [default: 0]")
+]
 Contraction = Annotated[
-    float | None, typer.Option(min=0, help="Pixel: weight of f's squared Jacobian norm. [default: 0.015]")
+    float | None,
+    typer.Option(min=0, callback=o.finite, help="Pixel: weight of f's squared Jacobian norm. [default: 0.015]"),
 ]
 Variant = Annotated[
     str | None,

@@ -43,11 +43,11 @@ def run_memorization(
     model = with_decoder(model, seed)
     if not is_main():
         return folder.path  # what was found together is held against images by one process
-    sources = {"train": data} | ({"test": test} if test else {})
+    sources = {"train": data} | ({} if test is None else {"test": test})
     sets = {part: sample_images(source, images, seed=seed, **model.image_arguments) for part, source in sources.items()}
     kept = folder.path / "memorization" / "memorization.json"
     identity = _identity({"sources": sources, "ends": ends, "seed": seed}, sets)
-    if kept.is_file() and read_json(kept)["identity"] == identity:
+    if kept.is_file() and read_json(kept).get("identity") == identity:
         typer.echo(f"{kept} holds this already")
         entry = read_json(kept)
     else:

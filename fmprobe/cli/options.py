@@ -2,17 +2,28 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+
+def finite(value: float | None) -> float | None:
+    """The callback of options that take a number: nan lies in every range, and JSON has no infinity."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number.")
+    return value
+
+
 Model = Annotated[str, typer.Argument(help="Hub id (ORG/NAME) or local folder in Hugging Face layout.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results. [default: runs/MODEL]")]
 Starts = Annotated[int | None, typer.Option("--starts", "-n", min=1, help="Starts from N(0, I). [default: by device]")]
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Step limit of an orbit. [default: 500, less on a slow CPU]")]
-Tol = Annotated[float | None, typer.Option(min=0, help="An orbit converges below this step. [default: 1e-5]")]
+Tol = Annotated[
+    float | None, typer.Option(min=0, callback=finite, help="An orbit converges below this step. [default: 1e-5]")
+]
 Measure = Annotated[str | None, typer.Option(help="Of a step: squared, relative or rms. [default: squared]")]
 Merge = Annotated[str | None, typer.Option(help="Of attractors: relative or cosine. [default: relative]")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Latents in flight at once. [default: by device]")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.cover import Points
 from fmprobe.dynamics.distances import Dissimilarity
 from fmprobe.dynamics.floor import rounding_floor
@@ -139,8 +140,8 @@ def find_attractors(
     """
     f: Function = getattr(model, "latent_map", model)
     if starts is None:
-        starts = _noise(model, n, seed)
-    _check(merge, polish)
+        starts = noise_starts(model, n, seed)
+    _check(merge, threshold, stability_cap, polish)
     orbits = iterate(
         f,
         starts,
@@ -169,15 +170,18 @@ def attractors_of(
     """`find_attractors` from its orbits on; `scale` is the root mean square of the starts' coordinates.
 
     The orbits are taken over: their ends are overwritten where an orbit is iterated on. They may be memory-mapped, and
-    on another device than f's, which is `device`. Raises ValueError for an unknown name.
+    on another device than f's, which is `device`. Raises ValueError for settings that make no sense.
     """
-    _check(merge, polish)
+    _check(merge, threshold, stability_cap, polish)
     threshold = THRESHOLDS[merge] if threshold is None else threshold
     search = _Search(f, orbits, scale, merge, threshold, stability_cap, device or orbits.ends.device)
     return search.run(polish is not None)
 
 
-def _check(merge: str, polish: str | None) -> None:
+def _check(merge: str, threshold: float | None, stability_cap: int, polish: str | None) -> None:
+    check_counts(0, stability_cap=stability_cap)
+    if threshold is not None and not threshold >= 0:
+        raise ValueError(f"threshold must not be negative or nan, got {threshold}")
     if polish is not None and polish not in METHODS:
         raise ValueError(f"unknown polish {polish!r}: expected one of {', '.join(METHODS)}")
     if merge not in THRESHOLDS:
@@ -341,13 +345,13 @@ class _Search:
         return replace(result, latents=latents, errors=errors, polished=polished, orbits=self.orbits)
 
 
-def _noise(model: Any, n: int | None, seed: int) -> Tensor:
+def noise_starts(model: Any, n: int | None, seed: int) -> Tensor:
+    """`n` draws from N(0, I) by `seed`, by default as `find_attractors` does. Raises ValueError for a bare f."""
     if not hasattr(model, "sample_latents"):
         raise ValueError("a bare f does not say what its latents are: pass starts=…, of shape (n, *latent_shape)")
     if n is None:
         n = 64 if model.device.type == "cpu" else 512
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    check_counts(n=n)
     return model.sample_latents(n, seed=seed)
 
 

@@ -82,6 +82,8 @@ class Engine:
     def _evaluate(self, batch: WorkingBatch) -> Tensor:
         before = batch.latents.reshape(len(batch), *self.shape)
         after = self.f(before)
+        if not isinstance(after, Tensor):
+            raise ValueError(f"f must give a tensor of the shape of its batch, got a {type(after).__name__}")
         if after.shape != before.shape:
             raise ValueError(
                 f"f must keep the shape of its batch: it turned {tuple(before.shape)} into {tuple(after.shape)}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.jacobian import Function
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Plane:
     """A plane in latent space: `origin` `(*latent_shape)` and two orthonormal `directions` `(2, *latent_shape)`.
 
     `extent`: half the side, in latent units, of the square around the origin that is looked at. `label`: how the plane
-    was chosen.
+    was chosen. Raises ValueError for an extent that is not positive and finite, or shapes that do not fit.
     """
 
     origin: Tensor
@@ -30,12 +31,22 @@ class Plane:
     extent: float
     label: str
 
+    def __post_init__(self) -> None:
+        if not 0 < self.extent < float("inf"):
+            raise ValueError(f"the extent of a plane must be positive and finite, got {self.extent}")
+        if self.directions.shape != (2, *self.origin.shape):
+            expected, got = (2, *self.origin.shape), tuple(self.directions.shape)
+            raise ValueError(f"directions of a plane have shape {got}: expected {expected}, as its origin has")
+
     @classmethod
     def spanned(cls, origin: Tensor, u: Tensor, v: Tensor, extent: float = PAPER_EXTENT, label: str = "") -> "Plane":
         """The plane at `origin` along u and v, orthonormalised (Gram-Schmidt, u's direction kept).
 
         Raises ValueError where u and v are parallel or zero.
         """
+        if not u.shape == v.shape == origin.shape:
+            shapes = ", ".join(str(tuple(x.shape)) for x in (origin, u, v))
+            raise ValueError(f"origin, u and v of a plane must have one shape, got {shapes}")
         first, second = u.flatten().double(), v.flatten().double()
         first = first / first.norm()
         across = second - (second @ first) * first
@@ -67,8 +78,10 @@ class Plane:
     def principal(cls, points: Tensor, label: str = "principal components") -> "Plane":
         """The plane of the first two principal components of points `(n, *latent_shape)`, at their mean.
 
-        Raises ValueError where they lie on one line.
+        Raises ValueError where they lie on one line or are not finite.
         """
+        if not bool(points.isfinite().all()):
+            raise ValueError("points that are not finite have no principal components: leave them out")
         centre = points.mean(0)
         centred = (points - centre).flatten(1).double()
         _, values, directions = torch.linalg.svd(centred, full_matrices=False)
@@ -166,8 +179,8 @@ def vector_field(
     Raises ValueError where there is no such plane, or for settings that make no sense.
     """
     f: Function = getattr(model, "latent_map", model)
-    if resolution < 2:
-        raise ValueError(f"resolution must be at least 2, got {resolution}")
+    check_counts(2, resolution=resolution)
+    check_counts(batch_size=batch_size)
     search = {"batch_size": batch_size, "progress": False, **settings}
     if not isinstance(plane, Plane):
         plane, attractors = _choose(model, plane, points, attractors, seed, search)

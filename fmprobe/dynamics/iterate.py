@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.engine import Ended, Engine, Observer
 from fmprobe.dynamics.orbits import Orbits, Rules, Status, protocol_of
 from fmprobe.dynamics.working import Criterion
@@ -52,7 +53,10 @@ def iterate(
     latents = _flat(starts)
     rules = rules or Rules()
     criterion = Criterion(measure, max_steps, latents.shape[1], rules)
-    tols = torch.as_tensor(tol, dtype=latents.dtype, device=latents.device).expand(len(starts))
+    tols = torch.as_tensor(tol, dtype=latents.dtype, device=latents.device)
+    if tols.numel() != 1 and tols.shape != (len(starts),):
+        raise ValueError(f"tol must be one value, or one a start: got shape {tuple(tols.shape)}, {len(starts)} starts")
+    tols = tols.expand(len(starts))
     _warn_below_resolution(latents, tols, criterion)
     recorder = _Recorder(latents, shape, max_steps) if store_trajectories else None
     observers = [o for o in (recorder, observer) if o]
@@ -191,15 +195,15 @@ def free_memory() -> int:
 
 
 def _check(starts: Tensor, measure: str, max_steps: int, batch_size: int, check_every: int | None) -> None:
+    if not isinstance(starts, Tensor):
+        raise ValueError(f"starts must be a tensor of shape (n, *latent_shape), got a {type(starts).__name__}")
     if starts.ndim < 2 or not starts.is_floating_point():
         raise ValueError(f"starts must be floats of shape (n, *latent_shape), got {starts.dtype} {tuple(starts.shape)}")
     if starts.shape[1:].numel() == 0:
         raise ValueError(f"latents must not be empty, got shape {tuple(starts.shape)}")
     if measure not in MEASURES:
         raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(MEASURES)}")
-    for name, value in (("max_steps", max_steps), ("batch_size", batch_size), ("check_every", check_every or 1)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_counts(max_steps=max_steps, batch_size=batch_size, check_every=1 if check_every is None else check_every)
 
 
 def _warn_below_resolution(latents: Tensor, tols: Tensor, criterion: Criterion) -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.sparse_codes import Codes
 
 BUDGET = 1 << 30  # bytes of working memory
@@ -53,6 +54,8 @@ def orthogonal_matching_pursuit(
 
 def _check(dictionary: Tensor, targets: Tensor, n_atoms: int) -> None:
     for name, rows in (("dictionary", dictionary), ("targets", targets)):
+        if not isinstance(rows, Tensor):
+            raise ValueError(f"{name} must be a tensor, one row a vector, got a {type(rows).__name__}")
         if rows.ndim != 2 or 0 in rows.shape[1:]:
             raise ValueError(f"{name} has shape {tuple(rows.shape)}: expected two dimensions, one row a vector")
         if not rows.is_floating_point() or not _all_finite(rows):
@@ -61,6 +64,7 @@ def _check(dictionary: Tensor, targets: Tensor, n_atoms: int) -> None:
         raise ValueError(f"atoms have {dictionary.shape[1]} dimensions and targets {targets.shape[1]}")
     if dictionary.device != targets.device:
         raise ValueError(f"the dictionary is on {dictionary.device} and the targets are on {targets.device}")
+    check_counts(0, n_atoms=n_atoms)
     if n_atoms < 1 or not len(dictionary):
         raise ValueError(f"cannot choose {n_atoms} of {len(dictionary)} atoms: expected at least 1 of both")
 

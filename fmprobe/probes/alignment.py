@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.dynamics.distances import chamfer
 from fmprobe.dynamics.fields import cosine_of, field_at
 from fmprobe.errors import InputError
@@ -99,9 +100,14 @@ def compare(
     calls the functions that it is given and returns, by their names, what they do: where processes share them, say.
 
     Raises InputError where a network has no latent map or takes no images, for fewer than 12 images, for unknown maps,
-    and where an orthogonal map is asked for between different dimensions.
+    where an orthogonal map is asked for between different dimensions, and for latents that are not finite; ValueError
+    for numbers that make no sense.
     """
     _check(model_a, model_b, images, images_b, maps)
+    check_counts(2, anchors=anchors)
+    check_seed(seed)
+    check_counts(0, **{f"drift_steps[{i}]": step for i, step in enumerate(drift_steps)})
+    check_counts(batch_size=batch_size)
     search = {"tol": tol, "measure": measure, "max_steps": max_steps, "batch_size": batch_size}
     quiet = {**search, "stability_cap": JACOBIANS, "progress": False}
     settings = _Settings(tuple(maps or FITS), anchors, tuple(sorted({0, *drift_steps})), quiet)
@@ -145,6 +151,8 @@ class _Side:
         with torch.no_grad():
             blocks = [model.encode(x.to(model.device)).flatten(1).cpu() for x in images.split(settings.batch_size)]
         latents = torch.cat(blocks)
+        if not bool(latents.isfinite().all()):
+            raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
         self.fit, self.held_out = latents[:fitted], latents[fitted:]
 
     def shaped(self, flat: Tensor) -> Tensor:

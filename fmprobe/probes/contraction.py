@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.jacobian import NotDifferentiableError, spectral_norm, spectral_radius
 from fmprobe.errors import InputError
 from fmprobe.probes.result import Result
@@ -117,10 +118,11 @@ def probe_contraction(
     Jacobian is examined. An encoder without a latent map has the ratio of E alone. Raises InputError for fewer than
     two inputs or starts, or steps that are negative.
     """
-    if min(n, starts) < 2 or not steps or min(steps) < 0:
+    if min(n, starts) < 2 or not steps or min(steps) < 0 or any(step % 1 for step in steps):
         raise InputError(
             f"contraction needs two inputs and starts or more, and steps from 0 up: got {n}, {starts}, {steps}"
         )
+    check_counts(batch_size=batch_size)
     ratios, absent = _ratios(model, n, seed, batch_size), {}
     steps = tuple(sorted(set(steps)))
     norms = radii = local = distant = None

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.attractors import AttractorSet, find_attractors, noise_starts
 from fmprobe.dynamics.iterate import iterate
 from fmprobe.errors import InputError
 from fmprobe.probes.result import Result
@@ -53,14 +53,14 @@ def probe_convergence(
 
     `model`: an Autoencoder, or f itself where `starts` `(n, *latent_shape)` are given; else `n` draws of N(0, I) by
     `seed`. Attractors are found to `tol`, far below `eps`; `search`: further arguments of `find_attractors`. Raises
-    InputError for an `eps` that is not positive.
+    InputError for an `eps` that is not positive and finite, ValueError as `find_attractors` does.
     """
-    if eps <= 0:
-        raise InputError(f"eps must be positive, got {eps}")
+    if not 0 < eps < float("inf"):
+        raise InputError(f"eps must be positive and finite, got {eps}")
     search = {"progress": False, "stability_cap": 256} | search
     settings: dict[str, Any] = {"tol": tol, "max_steps": max_steps, "batch_size": batch_size}
     f = getattr(model, "latent_map", model)
-    latents: Tensor = model.sample_latents(64 if n is None else n, seed=seed) if starts is None else starts
+    latents = noise_starts(model, 64 if n is None else n, seed) if starts is None else starts
     found = find_attractors(f, starts=latents, **settings, **search)
     reached = found.labels >= 0
     near = _Approach(latents, found, eps)

@@ -42,8 +42,10 @@ def make_dictionaries(
 ) -> Dictionaries:
     """The model's atoms, cut to at most d, and baselines of as many: equal counts make the comparison fair.
 
-    `reference`: encoded images `(r, d)` for the principal components. Raises InputError where there are no atoms.
+    `reference`: encoded images `(r, d)` for the principal components. Raises InputError where there are no atoms
+    or they lie in another space.
     """
+    check_space(model, attractors)
     atoms, origins = atoms_of(attractors, ends)
     atoms, origins = atoms[: atoms.shape[1]], origins[: atoms.shape[1]]
     n, d = atoms.shape
@@ -72,6 +74,14 @@ def make_dictionaries(
     else:
         made[PCA] = principal_directions(reference, n).to(atoms)
     return Dictionaries(made, absent)
+
+
+def check_space(model: Autoencoder, attractors: AttractorSet) -> None:
+    """Raise InputError where the attractors are no latents of the model."""
+    if (shape := tuple(attractors.orbits.ends.shape[1:])) != model.latent_shape:
+        raise InputError(
+            f"the attractors are latents of shape {shape}, and {model.name} has {model.latent_shape}: find its own"
+        )
 
 
 def atoms_of(attractors: AttractorSet, ends: bool) -> tuple[Tensor, list[int]]:

@@ -14,12 +14,13 @@ from fmprobe.errors import InputError
 ORTHOGONAL, LINEAR, RELATIVE = "orthogonal", "linear", "relative"
 RIDGE = np.logspace(-8, 2, 11)  # penalties that are tried, relative to the mean squared singular value
 CONSTANT = 1e-6  # a spread of this share of the latents' size is their rounding
+NOTHING = "the latents of A do not vary, so that every image is mapped to the mean of B's"
 
 
 class LatentMap(ABC):
     """Latents of two networks A and B, flat rows `(n, d_a)` and `(n, d_b)`, in one common space.
 
-    `facts`: what the fit decided, JSON-ready.
+    `facts`: what the fit decided, JSON-ready; `rank` 0 and a `reason` where there was nothing to fit.
     """
 
     facts: dict[str, Any]
@@ -83,7 +84,7 @@ def fit_orthogonal(a: Tensor, b: Tensor) -> Affine:
     """Orthogonal Procrustes about the means, with one scale (Schönemann 1966, by scipy), on paired rows `(n, d)`.
 
     With fewer rows than dimensions the rotation is known between their spans alone: what lies outside is dropped.
-    Raises InputError where the dimensions differ.
+    Rows `a` that do not vary are mapped to the mean of `b`. Raises InputError where the dimensions differ.
     """
     from scipy.linalg import orthogonal_procrustes
 
@@ -93,10 +94,11 @@ def fit_orthogonal(a: Tensor, b: Tensor) -> Affine:
             f"{LINEAR} or {RELATIVE}"
         )
     (centre_a, x), (centre_b, y) = _centred(a), _centred(b)
+    if not _varies(x, a):
+        return _to_the_mean(centre_a, centre_b, {"scale": 0.0})
     basis_a, basis_b = _span(x), _span(y)
     rotation, overlap = orthogonal_procrustes(x @ basis_a, y @ basis_b)
-    size = float(np.square(x).sum())
-    scale = float(overlap) / size if size > 0 else 0.0
+    scale = float(overlap) / float(np.square(x).sum())
     facts = {"scale": scale, "rank": int(rotation.shape[0])}
     return Affine(centre_a, centre_b, _tensor(basis_a @ rotation), _tensor(scale * basis_b.T), facts)
 
@@ -104,17 +106,17 @@ def fit_orthogonal(a: Tensor, b: Tensor) -> Affine:
 def fit_linear(a: Tensor, b: Tensor) -> Affine:
     """Ridge regression with intercept (scikit-learn), paired rows `(n, d_a)` to `(n, d_b)`.
 
-    The penalty is the one of eleven with the smallest leave-one-out error.
+    The penalty is the one of eleven with the smallest leave-one-out error. Rows `a` that do not vary are mapped to the
+    mean of `b`.
     """
     from sklearn.linear_model import RidgeCV
 
     (centre_a, x), (centre_b, y) = _centred(a), _centred(b)
+    if not _varies(x, a):
+        return _to_the_mean(centre_a, centre_b, {"penalty": None})
     basis = _span(x)
     scores = x @ basis  # a ridge solution lies in the span of the rows, so nothing is lost
     unit = float(np.square(scores).sum()) / scores.shape[1]
-    if unit <= CONSTANT**2 * float(a.double().square().sum()):  # nothing to go by but the mean
-        weights = np.zeros((basis.shape[1], y.shape[1]))
-        return Affine(centre_a, centre_b, _tensor(basis), _tensor(weights), {"penalty": None, "rank": 0})
     fitted: Any = RidgeCV(alphas=RIDGE * unit, fit_intercept=False).fit(scores, y)
     weights = fitted.coef_.reshape(y.shape[1], -1).T
     facts = {"penalty": float(fitted.alpha_) / unit, "rank": int(basis.shape[1])}
@@ -133,13 +135,31 @@ FITS = {ORTHOGONAL: fit_orthogonal, LINEAR: fit_linear, RELATIVE: fit_relative}
 
 def _cosines(latents: Tensor, anchors: Tensor) -> Tensor:
     centre = anchors.mean(0)
-    return normalize(latents - centre, dim=1) @ normalize(anchors - centre, dim=1).T
+    return _directions(latents, centre) @ _directions(anchors, centre).T
+
+
+def _directions(latents: Tensor, centre: Tensor) -> Tensor:
+    """Unit rows from the centre to the latents, zero where these differ from it by no more than their rounding."""
+    apart = latents - centre
+    known = torch.linalg.vector_norm(apart, dim=1) > CONSTANT * torch.linalg.vector_norm(centre)
+    return normalize(apart, dim=1) * known[:, None]
 
 
 def _centred(latents: Tensor) -> tuple[Tensor, np.ndarray]:
     """The mean, and rows about it in float64."""
     rows = latents.double()
     return latents.double().mean(0).to(latents.dtype), (rows - rows.mean(0)).numpy()
+
+
+def _varies(centred: np.ndarray, latents: Tensor) -> bool:
+    """Whether rows spread by more than their rounding, which a fit would only blow up."""
+    least = CONSTANT**2 * float(latents.double().square().sum())
+    return float(np.square(centred).sum()) > max(least, torch.finfo(torch.float32).tiny)
+
+
+def _to_the_mean(centre_a: Tensor, centre_b: Tensor, facts: dict[str, Any]) -> Affine:
+    basis, weights = torch.zeros(len(centre_a), 1), torch.zeros(1, len(centre_b))
+    return Affine(centre_a, centre_b, basis, weights, {**facts, "rank": 0, "reason": NOTHING})
 
 
 def _span(rows: np.ndarray) -> np.ndarray:

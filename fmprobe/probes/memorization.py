@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.distances import nearest
 from fmprobe.errors import InputError
-from fmprobe.probes.dictionaries import atoms_of
+from fmprobe.probes.dictionaries import atoms_of, check_space
 from fmprobe.probes.result import Result
 from fmprobe.seeding import generator
 
@@ -78,12 +79,15 @@ def probe_memorization(
     `n` draws of N(0, I) by `seed`, `search` being further arguments of it. `ends`: take the distinct last latents of
     all finite orbits, settled or not. Where nothing converged the values are None and the count 0.
 
-    Raises InputError for no images, latents of them that are not finite, or a model that has no decoder.
+    Raises InputError for no images, latents of them that are not finite, a model that has no decoder,
+    or attractors of another latent space.
     """
     if not len(train) or (test is not None and not len(test)):
         raise InputError("memorization needs training images, and test images where they are given: got none")
     if attractors is None:
         attractors = find_attractors(model, n, seed=seed, batch_size=batch_size, **search)
+    check_space(model, attractors)
+    check_counts(batch_size=batch_size)
     subject = f"ends after {attractors.orbits.protocol['max_steps']} steps" if ends else "attractors"
     latents = atoms_of(attractors, ends)[0].reshape(-1, *model.latent_shape)
     train, test = train.cpu(), None if test is None else test.cpu()

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fmprobe.autoencoder import Autoencoder
+from fmprobe.autoencoder import Autoencoder, check_images
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.distances import chamfer, nearest
 from fmprobe.dynamics.merging import THRESHOLDS
-from fmprobe.errors import InputError
+from fmprobe.errors import InputError, WriteError
 from fmprobe.probes.memorization import rank_at
 from fmprobe.probes.ood.metrics import ood_metrics
 from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, follow
@@ -36,7 +36,8 @@ class AttractorTracker:
     `path`: a file to which each record is appended as a line of JSON at once; `records` keeps them too. `adapt`: makes
     an Autoencoder of the model in training, by default its own `autoencoder()`. `tol`, `measure`, `max_steps` and
     `batch_size` as in `iterate`; ends are one attractor where cos > 1 - `threshold` (the paper's 0.99). Raises
-    InputError for no images or starts.
+    InputError for no images or starts, images of two shapes, or that hold no finite floats, ValueError for settings as
+    `find_attractors` does; WriteError where the file cannot be written.
     """
 
     def __init__(
@@ -61,12 +62,21 @@ class AttractorTracker:
                 f"AttractorTracker: {len(train)} training and {len(test)} test images, starts={starts}, "
                 f"epochs={epochs}: expected at least 1 of each"
             )
+        chosen = [epochs] if isinstance(epochs, int | float) else epochs
+        if not chosen or any(epoch < 0 or epoch % 1 for epoch in chosen):
+            raise InputError(f"AttractorTracker: epochs={epochs}: expected a whole number, or those of chosen epochs")
+        for images in (train, test):
+            check_images(images, train.shape[1:])
         self.train, self.test, self.starts, self.epochs = train, test, starts, epochs
         self.path = Path(path) if path is not None else None
         self.adapt = adapt or _own_autoencoder
         self.seed, self.batch_size, self.threshold = seed, batch_size, threshold
         self.orbits: dict[str, Any] = {"tol": tol, "measure": measure, "max_steps": max_steps, "batch_size": batch_size}
         self.search = {**self.orbits, "merge": "cosine", "threshold": threshold, "stability_cap": stability_cap}
+        # Settings that make no sense are refused now, and not after hours of training.
+        find_attractors(lambda z: z, starts=torch.zeros(1, 1), progress=False, **self.search)
+        if self.path is not None and self.path.is_dir():
+            raise InputError(f"AttractorTracker: {self.path} is a folder: expected a file for the records")
         self.records: list[dict[str, Any]] = []
 
     def __call__(self, epoch: int, model: Any) -> dict[str, Any] | None:
@@ -81,10 +91,16 @@ class AttractorTracker:
         record["cost"]["seconds"] = round(time.perf_counter() - began, 3)
         self.records.append(record)
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._append(json.dumps(record, allow_nan=False) + "\n", self.path)
         return record
+
+    def _append(self, line: str, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise WriteError(path, error) from error
 
     def for_trainer(self) -> Any:
         """This tracker as a `transformers.TrainerCallback`, called before the training and after each epoch."""

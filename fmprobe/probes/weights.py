@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet
+from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
 from fmprobe.errors import InputError
 from fmprobe.probes.dictionaries import bootstrap, effective_rank, make_dictionaries
@@ -75,12 +76,19 @@ def probe_weights(
     architecture with random weights, and the mean and principal components of `reference_images`, which see data and
     should be none of `images`.
 
-    Raises InputError where there are no atoms or no images, or for a number of atoms below 1.
+    Raises InputError where there are no atoms or no images, latents that are not finite or attractors of another latent
+    space, ValueError for numbers below 1.
     """
     if not len(images) or (atoms is not None and (not atoms or min(atoms) < 1)):
         raise InputError(f"weight probing needs images and numbers of atoms from 1 up, got {len(images)} and {atoms}")
+    check_counts(batch_size=batch_size)
+    check_seed(seed)
+    for k in atoms or ():
+        check_counts(atoms=k)
     with torch.no_grad():
         latents = _encode(model, images, batch_size)
+        if not bool(latents.isfinite().all()):
+            raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
         reference = None if reference_images is None else _encode(model, reference_images, batch_size)
         found = make_dictionaries(
             model, attractors, ends=ends, seed=seed, null_attractors=null_attractors, reference=reference

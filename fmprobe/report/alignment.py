@@ -93,11 +93,12 @@ def comparison(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
-    """Why figures are absent."""
+    """Why figures are absent, and why a map may say nothing."""
     maps = [row for name in SERIES if found[name] for row in found[name]["maps"].values()]
     reasons = sorted({row["basins"]["reason"] for row in maps} - {None})
     absent = [f"{name}: absent, {reason}" for name, reason in found["absent"].items()]
-    return [f"basins: – where {reason}" for reason in reasons] + absent
+    fits = sorted({f"maps: {row['reason']}" for row in maps if "reason" in row})
+    return [f"basins: – where {reason}" for reason in reasons] + fits + absent
 
 
 def _number(value: float | None) -> str:

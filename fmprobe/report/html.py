@@ -43,6 +43,9 @@ def make_page(runs: Sequence[Run]) -> str:
         for section in SECTIONS
         if (columns := _columns(section, runs, labels))
     ]
+    if not sections:
+        named = " and ".join(str(run.folder) for run in runs)
+        raise InputError(f"{named} holds nothing that a report shows: run its command again with --no-resume")
     per_run = [_checked(run, "summary", lambda run: dict(summary(run.results))) for run in runs]
     return render(
         "page.html",

@@ -9,8 +9,9 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from fmprobe.autoencoder import Autoencoder
+from fmprobe.autoencoder import Autoencoder, check_images
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.distances import chamfer
 from fmprobe.errors import InputError
 from fmprobe.surrogates.cache import cached_decoder
@@ -83,10 +84,16 @@ def surrogate_report(
     beside held-out procedural images and dead leaves. `n` starts from N(0, I), `max_steps` steps. `null`: by default
     the model's own architecture with random weights, loaded by its name. A finding that the null shows as well is not
     the weights'; one that changes with the surrogate is not the encoder's. Fits five surrogates, which the cache keeps.
-    Raises InputError where the model has a latent map already, or the null cannot be made.
+    Raises InputError where the model has a latent map already, the null cannot be made, or images are none or not such
+    as the model takes, ValueError for numbers below 1.
     """
     if model.has_latent_map:
         raise InputError(f"{model.name} has a latent map already: there is no surrogate to report on")
+    check_counts(n=n, max_steps=max_steps)
+    for name, block in (images or {}).items():
+        check_images(block, model.image_shape)
+        if not len(block):
+            raise InputError(f"there are no images in {name!r}: expected at least one")
     base = replace(settings or FitSettings.for_device(model.device), seed=seed)
     variants = {
         "first": base,

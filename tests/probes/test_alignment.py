@@ -16,6 +16,7 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.probes.alignment import basin_agreement, pair_jaccard
 from fmprobe.probes.latent_maps import fit_linear, fit_orthogonal, fit_relative
 from fmprobe.probes.perturbation import perturb, perturbed, perturbed_checkpoint
+from fmprobe.report.alignment import notes
 
 D = 4
 TURN = torch.linalg.qr(draws(D, D, 3))[0]
@@ -155,12 +156,47 @@ def test_fewer_images_than_dimensions():
         torch.testing.assert_close(fitted.from_a(a), a @ turn, atol=1e-3, rtol=0)
 
 
-def test_latents_that_do_not_vary_are_mapped_to_the_mean():
+CONSTANT = torch.full((20, 3), 1.7)
+STILL = {"constant": CONSTANT, "zero": torch.zeros(20, 3), "rounding": CONSTANT * (1 + 1e-7 * draws(20, 3, 2))}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", STILL)
+def test_latents_that_do_not_vary_are_mapped_to_the_mean(name):
     b = draws(20, 3, 1)
-    for a in (torch.full((20, 4), 2.0), torch.zeros(20, 4)):
-        fitted = fit_linear(a, b)
-        assert fitted.facts == {"penalty": None, "rank": 0}
-        torch.testing.assert_close(fitted.from_a(a + 1), b.mean(0).expand(20, 3))
+    for fit in (fit_orthogonal, fit_linear):
+        fitted = fit(STILL[name], b)
+        assert fitted.facts["rank"] == 0
+        assert "do not vary" in fitted.facts["reason"]
+        torch.testing.assert_close(fitted.from_a(STILL[name] + 1), b.mean(0).expand(20, 3))
+    relative = fit_relative(STILL[name], b)
+    assert bool((relative.from_a(STILL[name]) == 0).all()), "directions of rounding are none"
+    assert fit_linear(b, STILL[name]).from_a(b) == pytest.approx(STILL[name], abs=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "spread",
+    [lambda a: a[:, :1].expand(-1, 40), lambda a: a * (torch.arange(40) < 2), lambda a: a[torch.arange(8) % 2]],
+)
+@pytest.mark.parametrize("rows", [8, 60])
+def test_rows_of_low_rank_are_fitted_with_finite_numbers(spread, rows):
+    a = spread(draws(rows, 40, 0)[:, :40] if rows == 60 else draws(8, 40, 0))
+    turn = torch.linalg.qr(draws(40, 40, 1))[0]
+    for fit in (fit_orthogonal, fit_linear):
+        torch.testing.assert_close(fit(a, a @ turn).from_a(a), a @ turn, atol=1e-3, rtol=0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_network_of_constant_latents_is_compared_and_said_to_be_one():
+    still = wells(torch.eye(D), f=lambda z: 0 * z + 0.5)
+    for pair in ((still, wells(TURN)), (wells(TURN), still), (still, still)):
+        found = compare(*pair, IMAGES[:30], max_steps=20)
+        json.dumps(found.to_dict(), allow_nan=False)
+        assert any("do not vary" in note for note in notes(found.to_dict())) == (pair[0] is still)
+        rows = found.subject["maps"]
+        assert all(row["cosine"]["known"] == 0 for row in rows.values())
+        assert [rows[name].get("rank") == 0 for name in ("orthogonal", "linear")] == [pair[0] is still] * 2
 
 
 def test_relative_representations_do_not_see_rotation_shift_or_scale():

@@ -54,6 +54,22 @@ def spoiled_checkpoints(good: Path, place: Path) -> None:
         change(place / name)
 
 
+# Damages of a finished run's folder, by the name of the copy.
+RUNS: dict[str, Change] = {
+    "run_manifest_cut": lambda folder: cut(folder / "manifest.json"),
+    "run_results_cut": lambda folder: cut(folder / "results.json"),
+    "run_results_list": lambda folder: (folder / "results.json").write_text("[]"),
+    "run_results_schema": lambda folder: edit(folder / "results.json", schema=99),
+    "run_results_odd": lambda folder: edit(folder / "results.json", attractors="none"),
+    "run_results_bare": lambda folder: (folder / "results.json").write_text('{"schema": 1}'),
+    "run_attractors_cut": lambda folder: cut(folder / "attractors" / "attractors.safetensors"),
+    "run_attractors_gone": lambda folder: shutil.rmtree(folder / "attractors"),
+    "run_attractors_other": lambda folder: _other_attractors(folder / "attractors"),
+    "run_pictures_cut": lambda folder: [cut(path) for path in folder.rglob("*.png")],
+    "run_link": lambda folder: _linked(folder / "results.json"),
+}
+
+
 def spoiled_images(place: Path) -> None:
     """Sources that hold no images, damaged ones, or none of the kind expected."""
     picture = Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))
@@ -129,6 +145,23 @@ def _fewer_tensors(folder: Path) -> None:
     path = folder / "model.safetensors"
     kept = {name: tensor for name, tensor in load_file(path).items() if "decoder" not in name}
     save_file(kept, path, metadata={"format": "pt"})
+
+
+def _other_attractors(folder: Path) -> None:
+    """Those of another map, in a latent space of two values."""
+    import torch
+
+    import fmprobe
+
+    starts = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    fmprobe.find_attractors(lambda z: z / 2, starts=starts, progress=False).save(folder)
+
+
+def _linked(path: Path) -> None:
+    """The file lies outside its folder, and a link in its place."""
+    outside = path.parents[1] / "outside.json"
+    path.rename(outside)
+    path.symlink_to(outside)
 
 
 def _index(folder: Path, shard: str | None) -> None:

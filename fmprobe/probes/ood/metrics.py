@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from fmprobe.dynamics.checks import check_seed
 from fmprobe.errors import InputError
 
 CONVENTION = (
@@ -31,8 +32,9 @@ def ood_metrics(
     Raises InputError for fewer than 2 scores of either kind, scores that are not finite, or not of shape (n,).
     """
     inside, outside = _scores(id_scores, "id_scores"), _scores(ood_scores, "ood_scores")
-    if bootstrap < 0 or not 0 < confidence < 1:
-        raise InputError(f"bootstrap={bootstrap}, confidence={confidence}: expected 0 or more, and between 0 and 1")
+    if bootstrap < 0 or bootstrap % 1 or not 0 < confidence < 1:
+        raise InputError(f"bootstrap={bootstrap}, confidence={confidence}: expected a number from 0, one in (0, 1)")
+    check_seed(seed)
     # Ranks of the joint set: exact at any scale, and all that the metrics depend on.
     levels, rank = np.unique(np.concatenate([inside, outside]), return_inverse=True)
     ins = np.bincount(rank[: len(inside)], minlength=len(levels))

@@ -52,8 +52,10 @@ class TrajectorySettings:
                 raise InputError(f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         for name in ("steps", "max_steps", "batch_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+            if value is not None and (value < 1 or value % 1):
+                raise InputError(f"{name} must be a whole number and at least 1, got {value}")
+        if not self.tol >= 0:
+            raise InputError(f"tol must not be negative or nan, got {self.tol}")
 
     @property
     def horizon(self) -> int:

@@ -1,0 +1,276 @@
+"""What no public function takes: each raises a ValueError (an InputError is one) of one clear line from the package."""
+
+import re
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from support.maps import draws
+
+import fmprobe
+from fmprobe.errors import InputError
+
+NAN, INF = float("nan"), float("inf")
+SHAPE = (1, 16, 16)
+# What the table's expressions name beside `fmprobe` as F; `bare`: an encoder without a decoder.
+NETWORK = fmprobe.DenseAutoencoder(2, 4, SHAPE)
+IMAGES = torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(0))
+STARTS = draws(4, 2, 1)
+
+
+def half(z: torch.Tensor) -> torch.Tensor:
+    return z / 2
+
+
+VALUES = {
+    "iterate(f, z, tol=-1)": "tol must not be negative",
+    "iterate(f, z, tol=nan)": "tol must not be negative or nan",
+    "iterate(f, z, tol=torch.ones(3))": "one value, or one a start: got shape (3,), 4 starts",
+    "iterate(f, z, measure='metres')": "squared, relative, rms",
+    "iterate(f, z, max_steps=0)": "max_steps must be a whole number and at least 1, got 0",
+    "iterate(f, z, max_steps=2.5)": "max_steps must be a whole number",
+    "iterate(f, z, max_steps=nan)": "max_steps must be a whole number",
+    "iterate(f, z, batch_size=-7)": "batch_size must be a whole number and at least 1, got -7",
+    "iterate(f, z, check_every=0)": "check_every",
+    "iterate(f, z.numpy())": "must be a tensor of shape (n, *latent_shape), got a ndarray",
+    "iterate(f, z.long())": "must be floats",
+    "iterate(f, z[0])": "must be floats of shape (n, *latent_shape)",
+    "iterate(f, z[:, :0])": "latents must not be empty",
+    "iterate(lambda z: z[:, :1], z)": "f must keep the shape",
+    "iterate(lambda z: z[:2], z)": "f must keep the shape",
+    "iterate(lambda z: None, z)": "f must give a tensor of the shape of its batch, got a NoneType",
+    "find_attractors(f)": "pass starts=",
+    "find_attractors('a model', 4)": "pass starts=",
+    "find_attractors(model, 0)": "n must be a whole number and at least 1, got 0",
+    "find_attractors(model, 2.5)": "n must be a whole number",
+    "find_attractors(bare, 4)": "fmprobe fit-decoder",
+    "find_attractors(model, starts=draws(4, 5, 0))": "takes latents of shape (B, 2), got (4, 5)",
+    "find_attractors(f, starts=z, merge='blend')": "relative, cosine",
+    "find_attractors(f, starts=z, threshold=-1)": "threshold",
+    "find_attractors(f, starts=z, threshold=nan)": "threshold",
+    "find_attractors(f, starts=z, stability_cap=-1)": "stability_cap",
+    "find_attractors(f, starts=z, polish='shoe')": "anderson",
+    "AttractorSet.load('/no/such/folder')": "/no/such/folder/attractors.json does not exist",
+    "AttractorSet.load(tmp)": "attractors.json does not exist",
+    "attractors.save('/proc/nothing/here')": "cannot write /proc/nothing/here",
+    "vector_field(f)": "pass a Plane",
+    "vector_field(bare)": "fmprobe fit-decoder",
+    "vector_field(model, resolution=1)": "resolution",
+    "vector_field(model, resolution=2.5)": "resolution must be a whole number",
+    "vector_field(model, batch_size=0, basins=False)": "batch_size",
+    "vector_field(model, max_steps=-1)": "max_steps",
+    "vector_field(model, 'diagonal')": "'attractors' or 'components'".replace("'", '"'),
+    "vector_field(wide, 'components')": "needs points",
+    "vector_field(wide, 'components', points=torch.zeros(5, 3))": "on one line",
+    "vector_field(wide, 'components', points=torch.full((5, 3), nan))": "not finite",
+    "vector_field(wide, 'attractors', attractors=attractors)": "needs three attractors",
+    "vector_field(model, Plane.spanned(*torch.eye(3)))": "takes latents of shape (B, 2)",
+    "Plane.spanned(torch.zeros(2), torch.zeros(2), torch.ones(2))": "parallel or zero",
+    "Plane.spanned(torch.zeros(2), *torch.eye(3)[:2])": "must have one shape, got (2,), (3,), (3,)",
+    "Plane.spanned(torch.zeros(2), *torch.eye(2), extent=-1)": "extent of a plane",
+    "Plane.spanned(torch.zeros(2), *torch.eye(2), extent=nan)": "extent of a plane",
+    "Plane.through(draws(2, 3, 0))": "needs three points, got 2",
+    "Plane.through(torch.full((3, 3), nan))": "parallel or zero",
+    "Plane.principal(draws(1, 3, 0))": "on one line",
+    "probe_contraction(model, n=1)": "two inputs and starts or more",
+    "probe_contraction(model, starts=-3)": "two inputs and starts or more",
+    "probe_contraction(model, steps=())": "steps from 0 up",
+    "probe_contraction(model, steps=(0, 1.5))": "steps from 0 up",
+    "probe_contraction(model, batch_size=0)": "batch_size",
+    "probe_residuals(model, n=0)": "need starts, steps and a batch",
+    "probe_residuals(model, steps=-1)": "need starts, steps and a batch",
+    "probe_residuals(model, x[:0])": "need starts, steps and a batch",
+    "probe_residuals(model, x[:, :, :8])": "takes images of shape (B, 1, 16, 16)",
+    "probe_residuals(bare)": "fmprobe fit-decoder",
+    "probe_convergence(f)": "pass starts=",
+    "probe_convergence(bare)": "fmprobe fit-decoder",
+    "probe_convergence(model, -1)": "n must be",
+    "probe_convergence(model, 0)": "n must be",
+    "probe_convergence(model, eps=0)": "eps",
+    "probe_convergence(model, eps=nan)": "eps",
+    "probe_convergence(model, eps=inf)": "eps",
+    "probe_convergence(model, tol=-1)": "tol",
+    "probe_memorization(model, x[:0])": "got none",
+    "probe_memorization(model, x, x[:0])": "got none",
+    "probe_memorization(model, x * nan, n=2, max_steps=2)": "not finite",
+    "probe_memorization(model, x, x * inf, n=2, max_steps=2)": "not finite",
+    "probe_memorization(model, (255 * x).byte(), n=2, max_steps=2)": "tensors of floats, in [0, 1]",
+    "probe_memorization(model, x[0], n=2, max_steps=2)": "takes images of shape (B, 1, 16, 16)",
+    "probe_memorization(model, x, n=0)": "n must be",
+    "probe_memorization(model, x, attractors=attractors, batch_size=0)": "batch_size",
+    "probe_memorization(wide, x, attractors=attractors)": "latents of shape (2,), and DenseAutoencoder has (3,)",
+    "probe_memorization(bare, x, attractors=attractors)": "fmprobe fit-decoder",
+    "compare(model, bare, x)": "bare has no latent map",
+    "compare(model, model, x[:11])": "12 images or more, the same for both: got 11",
+    "compare(model, model, x, images_b=x[:13])": "got 40 and 13",
+    "compare(model, model, x[:, :, :8])": "takes images of shape (B, 1, 16, 16)",
+    "compare(model, model, x * nan)": "not finite",
+    "compare(model, model, (255 * x).byte())": "tensors of floats, in [0, 1]",
+    "compare(model, model, x, maps=['conformal'])": "orthogonal, linear, relative",
+    "compare(model, wide, x, maps=['orthogonal'])": "no orthogonal map joins them",
+    "compare(model, model, x, anchors=0)": "anchors",
+    "compare(model, model, x, drift_steps=(0, -1))": "drift_steps[1]",
+    "compare(model, model, x, max_steps=0)": "max_steps",
+    "compare(model, model, x, tol=nan)": "tol",
+    "compare(model, model, x, measure='metres')": "squared, relative, rms",
+    "compare(model, model, x, batch_size=0)": "batch_size",
+    "compare(model, model, x, seed=-1)": "seed must be a whole number from 0",
+    "compare(model, model, x, seed=2**70)": "seed must be a whole number from 0",
+    "ConvAutoencoder(0)": "ConvAutoencoder(k=0",
+    "ConvAutoencoder(2.5)": "expected sizes from 1 up",
+    "ConvAutoencoder(2, -1)": "expected sizes from 1 up",
+    "ConvAutoencoder(2, image_shape=(28, 28))": "images (C, H, W)",
+    "ConvAutoencoder(2, image_shape=(1, 8, 8))": "at least 16 pixels",
+    "ConvAutoencoder(2, variant='odd')": "plain, denoising",
+    "ConvAutoencoder(2, variant='masked', strength=2)": "0 to 1",
+    "ConvAutoencoder(2, variant='denoising', strength=nan)": "strength nan",
+    "ConvAutoencoder(2, variant='denoising', strength=inf)": "strength inf",
+    "DenseAutoencoder(-2)": "DenseAutoencoder(k=-2",
+    "DenseAutoencoder(2, 4, (16, 16))": "images (C, H, W)",
+    "DenseAutoencoder(2, 4, (0, 8, 8))": "expected sizes from 1 up",
+    "train_autoencoder(network, x[:0])": "no images",
+    "train_autoencoder(network, x[:, :, :8])": "expected floats in [0, 1] of shape (n, 1, 16, 16)",
+    "train_autoencoder(network, x[0])": "expected floats in [0, 1] of shape (n, 1, 16, 16)",
+    "train_autoencoder(network, (255 * x).byte())": "torch.uint8",
+    "train_autoencoder(network, x * nan)": "not finite",
+    "train_autoencoder(network, x, epochs=-1)": "epochs",
+    "train_autoencoder(network, x, epochs=1.5)": "epochs",
+    "train_autoencoder(network, x, batch_size=0)": "batch_size",
+    "train_autoencoder(network, x, learning_rate=-1)": "learning_rate must be positive and finite",
+    "train_autoencoder(network, x, learning_rate=inf)": "learning_rate must be positive and finite",
+    "train_autoencoder(network, x, weight_decay=nan)": "weight_decay",
+    "train_autoencoder(network, x, seed=-1)": "seed",
+    "AttractorTracker(x[:0], x)": "0 training and 40 test images",
+    "AttractorTracker(x, x, starts=0)": "starts=0",
+    "AttractorTracker(x, x, epochs=-2)": "epochs=-2",
+    "AttractorTracker(x, x, epochs=[])": "epochs=[]",
+    "AttractorTracker(x, x, epochs=1.5)": "epochs=1.5",
+    "AttractorTracker(x, x[:, :, :8])": "expected floats in [0, 1] of shape (n, 1, 16, 16)",
+    "AttractorTracker(x * nan, x)": "not finite",
+    "AttractorTracker(x, x, tol=-1)": "tol",
+    "AttractorTracker(x, x, measure='metres')": "squared, relative, rms",
+    "AttractorTracker(x, x, max_steps=0)": "max_steps",
+    "AttractorTracker(x, x, batch_size=0)": "batch_size",
+    "AttractorTracker(x, x, threshold=nan)": "threshold",
+    "AttractorTracker(x, x, stability_cap=-1)": "stability_cap",
+    "AttractorTracker(x, x, path=tmp)": "is a folder",
+    "AttractorTracker(x, x, starts=2, max_steps=2, path='/proc/a/b')(0, network)": "cannot write /proc/a/b",
+    "AttractorTracker(x, x)(0, torch.nn.Linear(2, 2))": "pass adapt=",
+    "AttractorTracker(x[..., :8], x[..., :8], starts=2)(0, network)": "takes images of shape (B, 1, 16, 16)",
+    "probe_weights(model, attractors, x[:0])": "got 0 and None",
+    "probe_weights(model, attractors, x, atoms=[])": "numbers of atoms from 1 up",
+    "probe_weights(model, attractors, x, atoms=[4, 0])": "numbers of atoms from 1 up",
+    "probe_weights(model, attractors, x, atoms=[1.5])": "atoms must be a whole number",
+    "probe_weights(model, attractors, x, batch_size=0)": "batch_size",
+    "probe_weights(model, attractors, x, seed=-1)": "seed",
+    "probe_weights(model, attractors, x * nan)": "not finite",
+    "probe_weights(wide, attractors, x)": "latents of shape (2,), and DenseAutoencoder has (3,)",
+    "probe_weights(bare, attractors, x)": "fmprobe fit-decoder",
+    "surrogate_report(model)": "no surrogate to report on",
+    "surrogate_report(bare)": "pass null=",
+    "surrogate_report(bare, n=0, null=bare)": "n must be",
+    "surrogate_report(bare, max_steps=0, null=bare)": "max_steps",
+    "surrogate_report(bare, images={'mine': x[:, :, :8]}, null=bare)": "expected floats in [0, 1] of shape",
+    "surrogate_report(bare, images={'mine': x[:0]}, null=bare)": "'mine'",
+    "TrajectoryDetector(model, colour='red')": "unexpected keyword argument 'colour': expected settings among",
+    "TrajectoryDetector(model, max_steps=0)": "max_steps",
+    "TrajectoryDetector(model, batch_size=2.5)": "batch_size",
+    "TrajectoryDetector(model, tol=-1)": "tol",
+    "TrajectoryDetector(model, distance='miles')": "euclidean, cosine, standardised",
+    "TrajectoryDetector(model, aggregate='sum')": "mean, first",
+    "TrajectoryDetector(model).fit(x[:1])": "on 1 images",
+    "TrajectoryDetector(model).fit(x[:, :, :8])": "takes images of shape (B, 1, 16, 16)",
+    "TrajectoryDetector(model).fit(x * nan)": "not finite",
+    "TrajectoryDetector(bare).fit(x)": "fmprobe fit-decoder",
+    "TrajectoryDetector(model).score(x)": "call fit(images) first",
+    "TrajectoryDetector(model).save(tmp)": "call fit(images) first",
+    "TrajectoryDetector.load('/no/such')": "/no/such/detector.json does not exist",
+    "detector.predict(x, acceptance=1.5)": "acceptance must lie between 0 and 1",
+    "detector.predict(x, acceptance=nan)": "acceptance must lie between 0 and 1",
+    "detector.predict(x, rule='favourite')": "unknown score 'favourite'",
+    "detector.score(x[:, :, :8])": "takes images of shape (B, 1, 16, 16)",
+    "detector.scores(x[:0])": "no images to score",
+    "detector.calibrate(x[:15])": "15 held-out images",
+    "detector.save('/proc/nothing/here')": "/proc/nothing/here",
+    "ood_metrics([1.0], [1.0, 2.0])": "id_scores holds 1 scores",
+    "ood_metrics([1.0, 2.0], [])": "ood_scores holds 0 scores",
+    "ood_metrics([1.0, nan], [1.0, 2.0])": "not finite",
+    "ood_metrics(torch.ones(2, 2), [1.0, 2.0])": "has shape (2, 2)",
+    "ood_metrics([1.0, 2.0], [1.0, 2.0], bootstrap=-1)": "bootstrap=-1",
+    "ood_metrics([1.0, 2.0], [1.0, 2.0], bootstrap=2.5)": "bootstrap=2.5",
+    "ood_metrics([1.0, 2.0], [1.0, 2.0], bootstrap=5, confidence=95)": "confidence=95",
+    "ood_metrics([1.0, 2.0], [1.0, 2.0], bootstrap=5, seed=-1)": "seed",
+    "orthogonal_matching_pursuit(z, z, 0)": "at least 1 of both",
+    "orthogonal_matching_pursuit(z, z, 1.5)": "n_atoms must be a whole number",
+    "orthogonal_matching_pursuit(z[:0], z, 1)": "at least 1 of both",
+    "orthogonal_matching_pursuit(z, draws(4, 3, 0), 1)": "atoms have 2 dimensions and targets 3",
+    "orthogonal_matching_pursuit(z, z * nan, 1)": "targets holds values",
+    "orthogonal_matching_pursuit(z.long(), z, 1)": "dictionary holds values",
+    "orthogonal_matching_pursuit(z[0], z, 1)": "dictionary has shape (2,)",
+    "orthogonal_matching_pursuit(z.numpy(), z, 1)": "dictionary must be a tensor",
+    "orthogonal_matching_pursuit(z, z, 2).reconstruct(9)": "codes of 1 to 2 atoms are known, not of 9",
+    "load('')": "neither a folder nor a hub id",
+    "load(None)": "cannot load a NoneType",
+    "load(torch.nn.Linear(2, 2))": "cannot load a Linear",
+    "load_images('procedural', -1, image_shape=(3, 8, 8))": "cannot take -1 images",
+    "load_images('procedural', image_shape=(3, 8, 8))": "say how many",
+    "load_images('procedural', 2, image_shape=(3, 0, 8))": "expected (C, H, W)",
+    "load_images('procedural', 2, image_shape=(8, 8))": "expected (C, H, W)",
+    "procedural_images(-1, 8)": "must not be negative",
+    "procedural_images(2, 0)": "at least 1 pixel",
+    "procedural_images(2, 8, mixture='odd')": "all, leaves",
+    "fit_decoder(model)": "needs no surrogate",
+    "fit_decoder(bare, kind='pencil')": "pixel, latent",
+    "fit_decoder(bare, x[:3])": "16 images or more, got 3",
+    "fit_decoder(bare, x[:, :, :8])": "takes images of shape",
+    "from_functions(f, f, image_shape=(1, -2, 3), latent_shape=(2,))": "image_shape (1, -2, 3)",
+    "from_functions(f, f, image_shape=(1, 2, 3), latent_shape=(0,))": "latent_shape (0,)",
+    "from_functions(f, f, image_shape=(1, 2, 3), latent_shape=(2,)).decode(z)": "gave shape (4, 2) for latents",
+    "model.encode(x.numpy())": "takes images as tensors of floats, in [0, 1], as fmprobe.load_images reads them",
+    "model.encode(x[:, :, :8])": "takes images of shape (B, 1, 16, 16)",
+    "model.decode(draws(2, 5, 0))": "takes latents of shape (B, 2), got (2, 5)",
+    "model.sample_latents(-1)": "cannot draw -1 latents",
+    "bare.decode(z)": "fmprobe fit-decoder",
+}
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    model, wide = NETWORK.autoencoder(), fmprobe.DenseAutoencoder(3, 4, SHAPE).autoencoder()
+    bare = fmprobe.Autoencoder(
+        lambda x: x.flatten(1)[:, :2], None, image_shape=SHAPE, latent_shape=(2,), provenance={"model": "bare"}
+    )
+    return {name: getattr(fmprobe, name) for name in fmprobe.__all__} | {
+        "f": half,
+        "z": STARTS,
+        "x": IMAGES,
+        "model": model,
+        "wide": wide,
+        "bare": bare,
+        "network": NETWORK,
+        "attractors": fmprobe.find_attractors(half, starts=STARTS, progress=False),
+        "detector": fmprobe.TrajectoryDetector(model, max_steps=3).fit(IMAGES[:20], IMAGES[20:]),
+        "tmp": tmp_path_factory.mktemp("empty"),
+        "nan": NAN,
+        "inf": INF,
+        "torch": torch,
+        "draws": draws,
+    }
+
+
+@pytest.mark.parametrize("call", VALUES)
+def test_a_value_that_makes_no_sense(call, names):
+    before = {name: value.clone() for name, value in NETWORK.state_dict().items()}
+    with pytest.raises(ValueError, match=re.escape(VALUES[call])) as caught:
+        eval(call, dict(names))
+    assert "\n" not in str(caught.value)
+    raised_in = Path(traceback.extract_tb(caught.value.__traceback__)[-1].filename)
+    assert isinstance(caught.value, InputError) or raised_in.is_relative_to(Path(fmprobe.__file__).parent)
+    assert all(torch.equal(value, before[name]) for name, value in NETWORK.state_dict().items())
+    assert not list(names["tmp"].iterdir())
+
+
+def test_every_public_name_is_tried():
+    untried = {"Autoencoder", "InputError", "Orbits", "Status"}  # made by the others
+    assert {name for name in fmprobe.__all__ if not any(call.startswith(name) for call in VALUES)} == untried
