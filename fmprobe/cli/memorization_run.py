@@ -39,11 +39,13 @@ def run_memorization(
     verbose: bool = False,
 ) -> Path:
     """From a model's name and images to a run folder whose results hold the key `memorization`; returns the folder."""
-    model, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume, verbose=verbose)
+    sources = {"train": data} | ({} if test is None else {"test": test})
+    model, folder, results = open_run(
+        name, out, load=load, plan=plan, seed=seed, resume=resume, verbose=verbose, sources=list(sources.values())
+    )
     model = with_decoder(model, seed)
     if not is_main():
         return folder.path  # what was found together is held against images by one process
-    sources = {"train": data} | ({} if test is None else {"test": test})
     sets = {part: sample_images(source, images, seed=seed, **model.image_arguments) for part, source in sources.items()}
     kept = folder.path / "memorization" / "memorization.json"
     identity = _identity({"sources": sources, "ends": ends, "seed": seed}, sets)

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -56,10 +56,12 @@ def open_run(
     seed: int,
     resume: bool,
     verbose: bool = False,
+    sources: Sequence[str] = (),
 ) -> "tuple[Autoencoder, RunFolder, dict[str, Any]]":
     """The model, its run folder and results with the attractors: those on disk, or found now.
 
-    A model from a run that is on disk already may still lack its decoder.
+    A model from a run that is on disk already may still lack its decoder. `sources` of images are looked at before
+    anything is computed, so that one that cannot be read costs nothing.
     """
     _check_choice("measure", plan.get("measure"), MEASURES)
     _check_choice("merge", plan.get("merge"), MERGES)
@@ -70,6 +72,8 @@ def open_run(
     manifest = {"model": str(name), "seed": seed, **load, **plan, "fmprobe": fmprobe.__version__}
     model = load_model(name, **load)
     manifest["fingerprint"] = model.provenance["fingerprint"]
+    for source in sources:
+        model.load_images(source, 1)
     folder = open_folder(out, manifest, resume, verbose)
     if folder.results is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")

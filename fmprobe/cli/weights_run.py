@@ -45,12 +45,13 @@ def run_weights(
     levels = parse_atoms(atoms)
     from fmprobe.probes.dictionaries import atoms_of
 
-    model, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume, verbose=verbose)
+    model, folder, results = open_run(
+        name, out, load=load, plan=plan, seed=seed, resume=resume, verbose=verbose, sources=data
+    )
     attractors = fmprobe.AttractorSet.load(folder.path / "attractors")
     model = with_decoder(model, seed)
     settings = {"atoms": levels, "ends": ends, "seed": seed, "batch_size": plan.get("batch_size") or BATCH}
     n_atoms = len(atoms_of(attractors, ends)[0])
-    # Images first, so that a source that cannot be read costs nothing.
     sets = {source: held_out(model, source, images, n_atoms, seed) for source in dict.fromkeys(data)}
     with at_work(folder):
         twin = _null_attractors(name, folder, results["protocol"], load, plan, seed) if null and n_atoms else None
