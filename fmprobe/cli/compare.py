@@ -38,6 +38,7 @@ def compare(
     seed: o.Seed = 0,
     decoder: o.Decoder = None,
     decoder_b: DecoderB = None,
+    verbose: o.Verbose = False,
     resume: o.Resume = True,
     *,
     orbits: dict[str, Any],
@@ -62,4 +63,5 @@ def compare(
         settings={"maps": maps, "anchors": anchors, **orbits},
         seed=seed,
         resume=resume,
+        verbose=verbose,
     )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fmprobe.probes.alignment import Alignment, Pairs
 
 BUDGET = 180.0  # seconds that the orbits of a run on a CPU may take, where nobody says how many steps
+PARTS = "comparisons"  # folder of what has been compared, while a run goes on
 STEPS = (20, 500)  # bounds of the step limit chosen by it
 
 
@@ -47,6 +48,7 @@ def run_compare(
     settings: Mapping[str, Any],
     seed: int,
     resume: bool,
+    verbose: bool = False,
 ) -> Path:
     """From two models' names and shared images to a run folder whose results hold the key `alignment`.
 
@@ -59,7 +61,7 @@ def run_compare(
     manifest = {"models": list(names), "seed": seed, **asked, **load, **settings, "fmprobe": fmprobe.__version__}
     loaded = [load_model(name, decoder=d, **load) for name, d in zip(names, decoders, strict=True)]
     manifest["fingerprints"] = [model.provenance["fingerprint"] for model in loaded]
-    folder = open_folder(out, manifest, resume)
+    folder = open_folder(out, manifest, resume, verbose)
     if (results := folder.results) is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
     else:
@@ -99,20 +101,24 @@ def _compute(
         chosen = folder.pin("settings", lambda: _settings([a, b, *twins.values()], settings, len(pictures[0])))
         for name, model in {"A": a, "B": b, **twins}.items():
             pin_circumstances(model, folder, name)
-    parts = folder.path / "comparisons"
-    shared = partial(_shared, settings={**chosen, "seed": seed}, parts=parts)
+    shared = partial(_shared, settings={**chosen, "seed": seed}, folder=folder)
     found = fmprobe.compare(a, b, pictures[0], images_b=pictures[1], seed=seed, compute=shared, **twins, **chosen)
     team().barrier()  # all have read the comparisons
     results = _results(found, folder, a, b, asked, began) if is_main() else {}
-    shutil.rmtree(parts, ignore_errors=True) if is_main() else None
+    shutil.rmtree(folder.path / PARTS, ignore_errors=True) if is_main() else None
     return results
 
 
-def _shared(pairs: "Pairs", settings: Mapping[str, Any], parts: Path) -> dict[str, Any]:
+def _shared(pairs: "Pairs", settings: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
     """Comparisons drawn by the processes of the launch, each kept until the run is done."""
+    from fmprobe.sharing import team
     from fmprobe.sweeps import sweep
 
-    return dict(sweep(lambda name, _: pairs[name](), dict.fromkeys(pairs, settings), parts))
+    def work(name: str, _: Mapping[str, Any]) -> Any:
+        folder.tell("compare", pair=name, process=team().rank)
+        return pairs[name]()
+
+    return dict(sweep(work, dict.fromkeys(pairs, settings), folder.path / PARTS))
 
 
 def _results(

@@ -48,6 +48,7 @@ def ood(
     parquet: Parquet = False,
     merge: o.Merge = None,
     seed: o.Seed = 0,
+    verbose: o.Verbose = False,
     resume: o.Resume = True,
     *,
     orbits: dict[str, Any],
@@ -81,6 +82,7 @@ def ood(
             device=load["device"],
             resume=resume,
             parquet=parquet,
+            verbose=verbose,
         )
         return table.parent
     if parquet:
@@ -102,4 +104,5 @@ def ood(
         acceptance=acceptance or 0.95,
         seed=seed,
         resume=resume,
+        verbose=verbose,
     )

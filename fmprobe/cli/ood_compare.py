@@ -45,6 +45,7 @@ def compare(
     acceptance: float,
     seed: int,
     resume: bool,
+    verbose: bool = False,
 ) -> Path:
     """Fit, compare, write; returns the run folder."""
     began = time.perf_counter()
@@ -55,7 +56,7 @@ def compare(
     manifest["fmprobe"] = fmprobe.__version__
     model = load_model(name, **load)
     manifest["fingerprint"] = model.provenance["fingerprint"]
-    folder = open_folder(out, manifest, resume)
+    folder = open_folder(out, manifest, resume, verbose)
     if (results := folder.results) is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
     else:
@@ -150,7 +151,9 @@ def _examined(detector: "TrajectoryDetector", sets: "Sets", folder: RunFolder) -
     }
 
     def work(_: str, part: dict[str, Any]) -> dict[str, Any]:
-        scores, status = detector.examine(sets.examined[part["set"]][part["first"] : part["first"] + size])
+        images = sets.examined[part["set"]][part["first"] : part["first"] + size]
+        scores, status = detector.examine(images)
+        folder.tell("scored", set=part["set"], images=len(images), process=team().rank)
         return {"scores": {name: values.tolist() for name, values in scores.items()}, "status": status.tolist()}
 
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in sets.examined}

@@ -34,6 +34,7 @@ def score_source(
     device: str,
     resume: bool,
     parquet: bool = False,
+    verbose: bool = False,
 ) -> Path:
     """Score every image of `data` with a detector that was kept; returns the path of the table.
 
@@ -54,7 +55,7 @@ def score_source(
         "threshold": threshold,
         "fmprobe": fmprobe.__version__,
     }
-    folder = open_folder(out or Path("runs") / "ood-scores", manifest, resume)
+    folder = open_folder(out or Path("runs") / "ood-scores", manifest, resume, verbose)
     table = folder.path / TABLE
     with at_work(folder):
         _score_all(detector, found, folder, manifest, parquet)
