@@ -76,7 +76,7 @@ def test_a_recipe_runs_at_its_smallest(path, images, tmp_path, monkeypatch, capf
 
 
 # Of other programs that the texts name.
-OTHERS = {"--nproc_per_node", "--num_processes"}
+OTHERS = {"--nproc_per_node", "--num_processes", "--multi_gpu"}
 
 
 def _flags(parameters: Iterable[Any]) -> set[str]:
