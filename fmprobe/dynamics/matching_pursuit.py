@@ -47,8 +47,8 @@ def orthogonal_matching_pursuit(
         for first in range(0, len(targets), plan.block):
             rows = slice(first, first + plan.block)
             correlations = atoms.products(_over(targets[rows], scales[rows]))
-            block = _Block(atoms, correlations, indices[rows, :depth], store[: len(correlations)], plan.group)
-            block.run(factors[rows])
+            place = store[: len(correlations)]
+            _Block(atoms, correlations, indices[rows, :depth], factors[rows], place, plan.group).run()
     return Codes(indices, (indices >= 0).sum(1), factors, dictionary, targets, atoms.norms, scales)
 
 
@@ -156,8 +156,12 @@ class _Block:
     Targets advance together whatever their number k of atoms, since rows from k on are zero as far as any is read.
     """
 
-    def __init__(self, atoms: _Atoms, correlations: Tensor, indices: Tensor, store: Tensor, group: int) -> None:
-        self.atoms, self.correlations, self.indices, self.store = atoms, correlations, indices, store
+    def __init__(
+        self, atoms: _Atoms, correlations: Tensor, indices: Tensor, factors: Tensor, store: Tensor, group: int
+    ) -> None:
+        self.atoms, self.correlations, self.store = atoms, correlations, store
+        self.indices, self.factors = indices, factors  # to be filled, `(B, K)` and `(B, K, K)`
+        self.rows = torch.arange(len(indices), device=indices.device)  # of these, which are on their way
         self.window = store.shape[1] - indices.shape[1]
         self.group, self.scratch = group, store.new_empty(2, group * self.window, store.shape[2])
         self.open = atoms.usable.repeat(len(indices), 1)
@@ -166,17 +170,29 @@ class _Block:
         rounding = torch.finfo(correlations.dtype).eps
         self.stop, self.dependent = STOP * rounding, DEPENDENT * rounding
 
-    def run(self, factors: Tensor) -> None:
-        """Fill the indices, and `factors` `(B, K, K)`."""
+    def run(self) -> None:
+        """Fill the indices and factors."""
         depth = self.indices.shape[1]
-        while True:
+        while len(self.rows):
             score, candidates = self._scores().topk(min(CANDIDATES, self.open.shape[1]), dim=1)
             going = (score[:, 0] > self.stop) & (self.taken < depth)
-            if not bool(going.any()):
-                break
-            self._advance(going, candidates)
-        for b, k in enumerate(self.taken.tolist()):
-            factors[b, :k, :k] = self.store[b, :k].index_select(1, self.indices[b, :k]).T.tril()
+            if 2 * int(going.sum()) <= len(going):  # those that are done cost as much as the others
+                self._finish(~going)
+                self._narrow(going)
+                candidates, going = candidates[going], going[going]
+            if len(going):
+                self._advance(going, candidates)
+
+    def _finish(self, done: Tensor) -> None:
+        """Give back the factors of some targets."""
+        places = torch.stack([done.nonzero()[:, 0], self.rows[done], self.taken[done]], 1)
+        for b, row, k in places.tolist():
+            self.factors[row, :k, :k] = self.store[b, :k].index_select(1, self.indices[row, :k]).T.tril()
+
+    def _narrow(self, kept: Tensor) -> None:
+        """Go on with some targets alone."""
+        for name in ("rows", "correlations", "store", "open", "taken", "left"):
+            setattr(self, name, getattr(self, name)[kept])
 
     def _scores(self) -> Tensor:
         return torch.where(self.open, self.correlations.abs(), 0)
@@ -223,7 +239,7 @@ class _Block:
             now.baddbmm_((heights * kept[some])[:, None, :], made, alpha=-1)
             self._store(first, made, deepest + steps, kept[some])
         target, step = kept.nonzero(as_tuple=True)
-        self.indices[target, self.taken[target] + step] = chosen[target, step]
+        self.indices[self.rows[target], self.taken[target] + step] = chosen[target, step]
         self.open[target, chosen[target, step]] = False
         self.left -= (window.heights.square() * kept).sum(1, keepdim=True)
         self.taken += kept.sum(1)
