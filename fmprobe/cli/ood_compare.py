@@ -1,5 +1,6 @@
 """fmprobe ood MODEL: from a model's name and image sources to a run folder with a detector and a table."""
 
+import hashlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -143,9 +144,12 @@ def _examined(detector: "TrajectoryDetector", sets: "Sets", folder: RunFolder) -
     """What the detector makes of every set; the processes draw blocks of its images."""
     import numpy as np
 
+    from fmprobe.probes.ood.artefact import FACTS
+
     size = BLOCKS * detector.settings.batch_size
+    fitted = hashlib.sha256((folder.path / "detector" / FACTS).read_bytes()).hexdigest()
     conditions = {
-        f"{name} {first}": {"set": name, "first": first}
+        f"{name} {first}": {"set": name, "first": first, "detector": fitted}
         for name, pictures in sets.examined.items()
         for first in range(0, max(1, len(pictures)), size)
     }

@@ -148,7 +148,8 @@ def _directions(latents: Tensor, centre: Tensor) -> Tensor:
 def _centred(latents: Tensor) -> tuple[Tensor, np.ndarray]:
     """The mean, and rows about it in float64."""
     rows = latents.double()
-    return latents.double().mean(0).to(latents.dtype), (rows - rows.mean(0)).numpy()
+    centre = rows.mean(0)
+    return centre.to(latents.dtype), (rows - centre).numpy()
 
 
 def _varies(centred: np.ndarray, latents: Tensor) -> bool:

@@ -122,9 +122,9 @@ def fit_with(
     began = time.monotonic()
     _check(model, settings)
     data = training_data(model, settings, images, limit)
-    together = team()
-    if not together.is_main:
-        together.barrier()  # the main process encodes, the others find the features in the cache
+    crew = team()
+    if not crew.is_main:
+        crew.barrier()  # the main process encodes, the others find the features in the cache
     with (
         _bar(data.n, "encoding images", progress) as bar,
         features_of(
@@ -138,8 +138,8 @@ def fit_with(
         ) as features,
     ):
         bar.close()
-        if together.is_main:
-            together.barrier()
+        if crew.is_main:
+            crew.barrier()
         # Without a fingerprint nothing tells this run from another, and its state is not kept.
         key = features_key(model, data.key, asdict(settings))
         folder = cache_folder("fits") / key if key else None

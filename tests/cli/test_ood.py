@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from support.runs import command, launch
 
-from fmprobe.runs import read_events
+from fmprobe.runs import read_events, write_json
 
 DEMO = str(files("fmprobe.demo") / "vit-mae-digits")
 
@@ -189,6 +189,10 @@ def test_two_processes_compare_as_one_and_keep_what_was_scored(compared, tmp_pat
         for name in row["sets"]:
             assert row["sets"][name]["auroc"] == pytest.approx(other["sets"][name]["auroc"], abs=1e-6)
     assert not (tmp_path / "two" / "scored").exists()
+    write_json(
+        cut / "scored" / "stripes 0.json",  # of another detector, so it is scored again
+        {"settings": {"set": "stripes", "first": 0, "detector": "0"}, "result": {"scores": {}, "status": []}},
+    )
     detector = (cut / "detector" / "detector.json").stat().st_mtime_ns
     assert command("ood", *arguments[:-1], cut) == 0
     assert (cut / "detector" / "detector.json").stat().st_mtime_ns == detector  # not fitted again
