@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fmprobe.errors import InputError
 from fmprobe.execution import Execution
-from fmprobe.seeding import normal_rows
+from fmprobe.seeding import STARTS, normal_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -149,7 +149,7 @@ class Autoencoder:
         """
         if min(n, first) < 0:
             raise InputError(f"cannot draw {n} latents from row {first} on: expected numbers from 0 up")
-        rows = normal_rows(n, math.prod(self.latent_shape), seed, first)
+        rows = normal_rows(n, math.prod(self.latent_shape), seed, STARTS, first)
         return torch.from_numpy(rows).reshape(n, *self.latent_shape).to(self.device)
 
     def with_decoder(self, surrogate: "Surrogate") -> "Autoencoder":

@@ -1,16 +1,45 @@
-"""Random streams that depend on a seed and an index alone: item i is the same in any batch, order or process."""
+"""Random streams: each thing that is drawn has a stream of its own, and item i of it depends on the seed and i alone.
+
+A stream has a name. Two names never share numbers under any seeds, so that a baseline that is drawn is independent of
+what it is compared with.
+"""
+
+import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
 
-def generator(seed: int, index: int) -> np.random.Generator:
-    """The random stream of item `index` under `seed`: Philox, a counter-based generator (Salmon et al. 2011)."""
-    return np.random.Generator(np.random.Philox(key=seed % 2**64, counter=[0, 0, 0, index]))
+STARTS = "starts"  # of orbits, from N(0, I)
 
 
-def normal_rows(n: int, size: int, seed: int = 0, first: int = 0) -> np.ndarray:
-    """Standard normal rows `first … first + n - 1`, float32 `(n, size)`; row i depends on `seed` and i alone."""
+def generator(seed: int, index: int, stream: str) -> np.random.Generator:
+    """The random stream of item `index` under `seed`: Philox, a counter-based generator (Salmon et al. 2011).
+
+    Its key of 128 bits holds the seed and the stream, so different ones never overlap.
+    """
+    key = np.array([seed % 2**64, _number(stream)], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, index]))
+
+
+def normal_rows(n: int, size: int, seed: int, stream: str, first: int = 0) -> np.ndarray:
+    """Standard normal rows `first … first + n - 1`, float32 `(n, size)`; row i depends on seed, stream and i alone."""
     rows = np.empty((n, size), dtype=np.float32)
     for i in range(n):
-        generator(seed, first + i).standard_normal(dtype=np.float32, out=rows[i])
+        generator(seed, first + i, stream).standard_normal(dtype=np.float32, out=rows[i])
     return rows
+
+
+def torch_generator(seed: int, stream: str, index: int = 0) -> "torch.Generator":
+    """torch's own generator on the CPU, seeded by the first number of a stream: for what torch alone can draw."""
+    import torch
+
+    first = generator(seed, index, stream).integers(2**63, dtype=np.int64)
+    return torch.Generator().manual_seed(int(first))
+
+
+def _number(stream: str) -> int:
+    """The half of the key that a stream's name means; that of the starts is 0, as it was before there were streams."""
+    return 0 if stream == STARTS else int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "little")

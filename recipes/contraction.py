@@ -50,7 +50,7 @@ OUTPUTS = ("features", "logits")
 
 def images(n: int, side: int, seed: int, device: str, batch: int = 16) -> Iterator[Tensor]:
     for first in range(0, n, batch):
-        rows = normal_rows(min(batch, n - first), 3 * side * side, seed, first)
+        rows = normal_rows(min(batch, n - first), 3 * side * side, seed, "contraction: inputs", first)
         yield torch.from_numpy(rows).reshape(-1, 3, side, side).to(device)
 
 

@@ -18,7 +18,6 @@ from fmprobe.seeding import normal_rows
 QUANTILES = (0.1, 0.5, 0.9)
 DISTANCE = 1e-2  # of the pairs of a local Lipschitz estimate, relative to the norm of the point
 DIRECTIONS = 4  # pairs a point
-INPUT_SEED = 1  # beyond the seed of the starts, so that images are not made of the same numbers
 
 
 class Spread:
@@ -158,7 +157,9 @@ def local_lipschitz(f: Callable[[Tensor], Tensor], latents: Tensor, *, seed: int
     with torch.no_grad():
         values = _batched(f, latents, batch_size)
         for i in range(DIRECTIONS):
-            noise = torch.from_numpy(normal_rows(len(flat), d, seed + 2, first=i * len(flat))).to(flat)
+            noise = torch.from_numpy(normal_rows(len(flat), d, seed, "contraction: noise", first=i * len(flat))).to(
+                flat
+            )
             moved = flat + noise * (length / torch.linalg.vector_norm(noise, dim=1))[:, None]
             changed = _batched(f, moved.reshape(latents.shape), batch_size)
             ratios.append(_ratio(changed - values, moved - flat))
@@ -174,7 +175,7 @@ def _ratios(model: Autoencoder, n: int, seed: int, batch_size: int) -> dict[str,
     def images() -> Iterable[Tensor]:
         size = int(np.prod(model.image_shape))
         for i in range(0, n, batch_size):
-            rows = normal_rows(min(batch_size, n - i), size, seed + INPUT_SEED, i)
+            rows = normal_rows(min(batch_size, n - i), size, seed, "contraction: inputs", i)
             yield torch.from_numpy(rows).reshape(-1, *model.image_shape).to(model.device)
 
     found = {}

@@ -57,7 +57,7 @@ def make_dictionaries(
         )
     subject = f"ends after {attractors.orbits.protocol['max_steps']} steps" if ends else "attractors"
     made = {subject: atoms, BASIS: random_basis(n, d, seed).to(atoms)}
-    gaussian = torch.from_numpy(normal_rows(n, d, seed + 1)).to(atoms)
+    gaussian = torch.from_numpy(normal_rows(n, d, seed, "weights: Gaussian atoms")).to(atoms)
     made[GAUSSIAN] = gaussian * (atoms.norm(dim=1) / gaussian.norm(dim=1))[:, None]
     made[STARTS] = torch.cat([model.sample_latents(1, seed, first=i) for i in origins]).flatten(1).to(atoms)
     absent = {}
@@ -100,7 +100,7 @@ def atoms_of(attractors: AttractorSet, ends: bool) -> tuple[Tensor, list[int]]:
 
 def random_basis(n: int, d: int, seed: int) -> Tensor:
     """n orthonormal directions `(n, d)`, uniformly random (Fumero et al., ICLR 2026, sec. 4: the paper's baseline)."""
-    columns, triangle = torch.linalg.qr(torch.from_numpy(normal_rows(n, d, seed)).T)
+    columns, triangle = torch.linalg.qr(torch.from_numpy(normal_rows(n, d, seed, "weights: random basis")).T)
     return (columns * triangle.diagonal().sign()).T
 
 

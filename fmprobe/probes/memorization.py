@@ -228,5 +228,5 @@ def _decoded(model: Autoencoder, latents: Tensor, batch_size: int) -> Tensor:
 
 
 def _noise_images(model: Autoencoder, seed: int) -> Tensor:
-    pixels = generator(seed, NULLS).random((NULLS, *model.image_shape), dtype="float32")
+    pixels = generator(seed, 0, "memorization: noise images").random((NULLS, *model.image_shape), dtype="float32")
     return torch.from_numpy(pixels)

@@ -79,7 +79,7 @@ def coloured_noise(settings: "FitSettings", pixels: Tensor, first: int, draw: in
         return pixels
     noise = torch.empty_like(pixels)
     for i in range(len(pixels)):
-        rng = generator(settings.seed, NOISE_FIRST + draw * HELD_OUT_FIRST + first + i)
+        rng = generator(settings.seed, NOISE_FIRST + draw * HELD_OUT_FIRST + first + i, "surrogates: augmentation")
         fields = power_noise(rng, pixels.shape[1], pixels.shape[2], rng.uniform(0, 1.5))
         noise[i] = torch.from_numpy(fields) * (settings.pixel_noise * rng.random())
     return pixels + noise

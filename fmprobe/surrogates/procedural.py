@@ -33,7 +33,7 @@ def procedural_images(n: int, size: int, seed: int = 0, mixture: str = "all", fi
         raise InputError(f"unknown mixture {mixture!r} of procedural images: expected one of {', '.join(MIXTURES)}")
     images = np.empty((n, 3, size, size), dtype=np.float32)
     for i in range(n):
-        rng = generator(seed, first + i)
+        rng = generator(seed, first + i, "procedural images")
         kind = rng.choice(list(_WEIGHTS), p=list(_WEIGHTS.values())) if mixture == "all" else mixture
         images[i] = _KINDS[kind](rng, size)
     return torch.from_numpy(images)

@@ -15,7 +15,7 @@ def control_images(images: Tensor, seed: int = 0) -> dict[str, Tensor]:
     from torchvision.transforms.functional import gaussian_blur
 
     channels, height, width = images.shape[1:]
-    draws = [generator(seed, i) for i in range(len(images))]
+    draws = [generator(seed, i, "ood: controls") for i in range(len(images))]
     colours = torch.stack([torch.from_numpy(rng.random(channels, dtype="float32")) for rng in draws])
     noise = torch.stack([torch.from_numpy(rng.random((channels, height, width), dtype="float32")) for rng in draws])
     sigma = min(height, width) / 8
