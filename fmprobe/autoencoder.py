@@ -179,7 +179,8 @@ class Autoencoder:
             raise InputError(f"{self.name} takes {what} as tensors of floats{hint}: got {kind}")
         if tuple(x.shape[1:]) != expected:
             raise InputError(f"{self.name} takes {what} of shape (B, {_text(expected)}), got {tuple(x.shape)}")
-        out = function(x).to(x.device)  # a model shared by devices may end on another
+        # A copy, on the model's device: an encoder or decoder that works in place must not change the caller's.
+        out = function(x.to(self.device, copy=True)).to(x.device)
         if tuple(out.shape) != (x.shape[0], *produced):
             raise InputError(
                 f"{self.name} gave shape {tuple(out.shape)} for {what} {tuple(x.shape)}, "

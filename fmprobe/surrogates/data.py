@@ -42,12 +42,13 @@ def training_data(
 ) -> TrainingData:
     """Procedural images for None, else those of a tensor or a source, of which every tenth is held out.
 
-    A source is read twice and never held as a whole; `limit` images of it at most. Raises InputError where there are
-    too few or they do not fit.
+    A source is read twice and never held as a whole; `limit`: images at most, the first of them.
+    Raises InputError where there are too few or they do not fit.
     """
     if images is None:
         return _procedural_data(model, settings)
-    stream = _from_tensor(model, images) if isinstance(images, Tensor) else _from_source(model, images, limit)
+    given = images[:limit] if isinstance(images, Tensor) else images
+    stream = _from_tensor(model, given) if isinstance(given, Tensor) else _from_source(model, given, limit)
     digest, held_out, n, kept = hashlib.sha256(), [], 0, 0
     for block in stream():
         digest.update(block.numpy().tobytes())

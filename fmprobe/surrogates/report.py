@@ -90,6 +90,8 @@ def surrogate_report(
     if model.has_latent_map:
         raise InputError(f"{model.name} has a latent map already: there is no surrogate to report on")
     check_counts(n=n, max_steps=max_steps)
+    if settings is not None and settings.kind != "pixel":
+        raise InputError(f"settings are of kind {settings.kind!r}: the report compares decoders of kind 'pixel'")
     for name, block in (images or {}).items():
         check_images(block, model.image_shape)
         if not len(block):
