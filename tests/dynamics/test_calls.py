@@ -39,7 +39,9 @@ class Buffered:
 
 
 CALLS = {
-    "iterate": lambda f, z: fmprobe.iterate(f, z, batch_size=4, store_trajectories=True).trajectories[0],
+    "trajectories": lambda f, z: torch.cat(
+        fmprobe.iterate(f, z, batch_size=4, store_trajectories=True).trajectories or []
+    ),
     "ends": lambda f, z: fmprobe.iterate(f, z, batch_size=4).ends,
     "attractors": lambda f, z: fmprobe.find_attractors(f, starts=z, polish="anderson", progress=False).errors,
     "field": lambda f, z: field_at(f, z, 3),
@@ -79,6 +81,7 @@ def test_an_encoder_that_works_in_place_leaves_the_callers_images():
     )
     images, latents = torch.rand(3, 1, 2, 2), torch.rand(3, 4)
     before = images.clone(), latents.clone()
-    model.encode(images), model.decode(latents), model.latent_map(latents)
+    for read, values in ((model.encode, images), (model.decode, latents), (model.latent_map, latents)):
+        read(values)
     assert torch.equal(images, before[0])
     assert torch.equal(latents, before[1])

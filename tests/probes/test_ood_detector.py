@@ -1,6 +1,7 @@
 """The trajectory detector on maps whose orbits are known exactly."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from support.maps import double_well, linear, rotation
 from torch import Tensor
 
 import fmprobe
-from fmprobe.probes.ood.trajectory import LARGEST
+from fmprobe.probes.ood.trajectory import LARGEST, TrajectorySettings, follow
 
 SIDE = 4
 
@@ -393,10 +394,9 @@ def test_bad_calls_are_refused(call, message):
 @pytest.mark.parametrize("factor", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("steps", [None, 20, 200])
 def test_the_rate_is_that_of_the_steps_however_long_the_trajectory_is_counted(factor, steps):
-    from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, follow  # noqa: F401
-
     settings_ = TrajectorySettings(steps=steps, max_steps=300)
-    figures = follow(lambda z: factor * z, images(4).flatten(1), lambda z: z.flatten(1).norm(dim=1), settings_)
+    norm: Any = lambda z: z.flatten(1).norm(dim=1)  # noqa: E731 - the distance to an attractor at 0
+    figures = follow(lambda z: factor * z, images(4).flatten(1), norm, settings_)
     assert figures["rate"].numpy() == pytest.approx(np.log(factor), abs=1e-3)
 
 
