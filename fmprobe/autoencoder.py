@@ -79,6 +79,10 @@ class Autoencoder:
 
         Raises InputError on another shape or type, or where the model takes no images.
         """
+        return self._encoded(images.clone() if isinstance(images, Tensor) else images)
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        """E on images that may be overwritten."""
         if self._encode is None:
             raise InputError(f"{self.name} takes no images: only its latent map can be asked for")
         return self._apply(self._encode, images, "images", self.image_shape, self.latent_shape)
@@ -90,6 +94,7 @@ class Autoencoder:
         """
         if self._decode is None:
             raise InputError(self._no_decoder())
+        latents = latents.clone() if isinstance(latents, Tensor) else latents
         return self._apply(self._decode, latents, "latents", self.latent_shape, self.image_shape)
 
     def latent_map(self, latents: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ class Autoencoder:
     def _map(self, latents: Tensor) -> Tensor:
         if self._latent_map is not None:
             return self._apply(self._latent_map, latents, "latents", self.latent_shape, self.latent_shape)
-        return self.encode(self.decode(latents))
+        return self._encoded(self.decode(latents))
 
     def _no_decoder(self) -> str:
         if self._latent_map is not None:
@@ -179,8 +184,7 @@ class Autoencoder:
             raise InputError(f"{self.name} takes {what} as tensors of floats{hint}: got {kind}")
         if tuple(x.shape[1:]) != expected:
             raise InputError(f"{self.name} takes {what} of shape (B, {_text(expected)}), got {tuple(x.shape)}")
-        # A copy, on the model's device: an encoder or decoder that works in place must not change the caller's.
-        out = function(x.to(self.device, copy=True)).to(x.device)
+        out = function(x.to(self.device)).to(x.device)
         if tuple(out.shape) != (x.shape[0], *produced):
             raise InputError(
                 f"{self.name} gave shape {tuple(out.shape)} for {what} {tuple(x.shape)}, "
