@@ -123,7 +123,7 @@ class Autoencoder:
         )
 
     def load_images(self, source: str, n: int | None = None, *, seed: int = 0, skip_damaged: bool = False) -> Tensor:
-        """The first `n` images of a source, resized and cropped as the model's own preprocessing does.
+        """`n` images spread evenly over a source, resized and cropped as the model's own preprocessing does.
 
         As `fmprobe.load_images`, on the CPU. Raises InputError where the model takes no images.
         """

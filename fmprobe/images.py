@@ -1,64 +1,55 @@
 """Any image source as a tensor: a hub data set, a folder, parquet, .npz, or procedural images.
 
-A source is written `SOURCE[:split][#column]`; for an .npz file `FILE.npz:key`.
+A source is written `SOURCE[:split][#column]`; for an .npz file `FILE.npz:key`. Where neither is given, the first split
+of a data set, the first column of images and the first key of images are taken; an image folder of several splits is
+refused.
 """
 
-import contextlib
-import io
-import os
 import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from bisect import bisect
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from PIL import Image, ImageOps
+from typing import TYPE_CHECKING
 
 from fmprobe.errors import InputError
+from fmprobe.pixels import SUFFIXES, Prepare, printable, read
+from fmprobe.sources import Pictures, Source, find_pictures
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
-SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".jpe",
-    ".jp2",
-    ".avif",
-    ".bmp",
-    ".webp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-)
-PARTS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val"), "val": ("val", "validation")}
+__all__ = [
+    "SMALL_SETS",
+    "SUFFIXES",
+    "Source",
+    "count_images",
+    "load_images",
+    "load_small_set",
+    "open_images",
+    "printable",
+    "sample_images",
+    "spread",
+    "stream_images",
+]
 
 
-@dataclass(frozen=True)
-class Source:
-    """A parsed source: `name` of the data set, folder or file, with the split (or key) and column asked for."""
+def spread(total: int, n: int) -> list[int]:
+    """`n` of `total` places, evenly over all, in order: place i is floor(i total / n).
 
-    name: str
-    split: str | None = None
-    column: str | None = None
+    Sources are often sorted by class, so that the first n would be of few classes.
+    """
+    return [i * total // n for i in range(n)]
 
-    @classmethod
-    def parse(cls, text: str) -> "Source":
-        rest, _, column = text.partition("#")
-        name, colon, split = rest.rpartition(":")
-        if not colon or Path(rest).exists() or "/" in split or "\\" in split:
-            name, split = rest, ""
-        if not name:
-            raise InputError(f"{text!r} is no image source: expected SOURCE[:split][#column]")
-        return cls(name, split or None, column or None)
+
+def count_images(source: str) -> int | None:
+    """How many images a source holds, damaged ones among them; None of "procedural", which is endless.
+
+    Raises InputError where the source cannot be read or holds none.
+    """
+    return None if source == "procedural" else find_pictures(source).count
 
 
 def load_images(
@@ -67,16 +58,18 @@ def load_images(
     *,
     image_shape: tuple[int, int, int],
     seed: int = 0,
-    prepare: "Callable[[Image.Image], Tensor] | None" = None,
+    prepare: "Prepare | None" = None,
     skip_damaged: bool = False,
 ) -> "Tensor":
-    """The first `n` images (all by default) of a source, float32 `(n, *image_shape)` in [0, 1].
+    """`n` images spread evenly over a source (all by default), in order, float32 `(n, *image_shape)` in [0, 1].
 
-    Grey, alpha, palette, CMYK and 16-bit images become RGB, or grey where `image_shape` has one channel; EXIF
-    orientation is applied. `prepare` then makes the tensor, as a model's own processor does; by default the short side
-    is resized to fit (bicubic, antialiased) and the centre cropped. "procedural" needs `n`, and `seed` is its seed.
-    Raises InputError, naming the thing, where the source or an image of it cannot be read; with `skip_damaged` such an
-    image is left out, and a warning says how many were.
+    Images become RGB, or grey where `image_shape` has one channel; EXIF orientation is applied. Integers are scaled by
+    their type's full range, floats must lie in [0, 1] (`fmprobe.pixels` says what of every kind of file). `prepare`
+    then makes the tensor of a picture of 8 bits a channel, as a model's own processor does; by default more bits are
+    kept, the short side is resized to fit (bicubic, antialiased) and the centre cropped. "procedural" needs `n`: the
+    first images of `seed`. Raises InputError, naming the thing, where the source or an image of it cannot be read, or
+    it holds fewer than `n`; with `skip_damaged` such an image is left out, one beside it is taken in its place where
+    `n` is given, and a warning says how many were.
     """
     import torch
 
@@ -91,7 +84,7 @@ def stream_images(
     image_shape: tuple[int, int, int],
     block: int = 64,
     seed: int = 0,
-    prepare: "Callable[[Image.Image], Tensor] | None" = None,
+    prepare: "Prepare | None" = None,
     skip_damaged: bool = False,
 ) -> "Iterator[Tensor]":
     """As `load_images`, in blocks of at most `block` images, so that memory does not grow with their number."""
@@ -99,50 +92,71 @@ def stream_images(
 
     if n is not None and n < 1:
         raise InputError(f"cannot take {n} images from {source}: expected at least 1")
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise InputError(f"image_shape {tuple(image_shape)}: expected (C, H, W), each at least 1")
+    _check_shape(image_shape)
     if source == "procedural":
         yield from _procedural(n, image_shape, block, seed)
         return
-    rows, damaged, count = [], [], 0
-    for label, picture in _pictures(Source.parse(source)):
-        if n is not None and count == n:
-            break
-        try:
-            rows.append(_read(label, picture, image_shape, prepare))
-        except InputError:
-            if not skip_damaged:
-                raise
-            damaged.append(label)
-            continue
-        count += 1
+    found = find_pictures(source)
+    if n is not None and n > found.count:
+        raise InputError(f"{printable(source)} holds {found.count} images, {n} were asked for")
+    rows = []
+    for image in _readable(source, found, n, image_shape, prepare, skip_damaged):
+        rows.append(image)
         if len(rows) == block:
             yield torch.stack(rows)
             rows = []
-    if damaged:
-        warnings.warn(f"{len(damaged)} damaged images of {source} left out, such as {damaged[0]}", stacklevel=2)
-    if not count:
-        raise InputError(f"{source} holds no images: expected a data set, a folder of images, parquet or .npz")
-    if n is not None and count < n:
-        raise InputError(f"{source} holds {count} images, {n} were asked for")
     if rows:
         yield torch.stack(rows)
 
 
+def _readable(
+    source: str,
+    found: Pictures,
+    n: int | None,
+    shape: tuple[int, int, int],
+    prepare: "Prepare | None",
+    skip_damaged: bool,
+) -> "Iterator[Tensor]":
+    """The images drawn; with `skip_damaged` the next one that was not drawn stands in for one that is damaged."""
+    chosen = spread(found.count, found.count if n is None else n)
+    spare: list[int] | None = None
+    damaged, count = [], 0
+    for first in chosen:
+        place: int | None = first
+        while place is not None:
+            try:
+                image = read(found.label(place), partial(found.decode, place), shape, prepare)
+            except InputError:
+                if not skip_damaged:
+                    raise
+                damaged.append(found.label(place))
+                spare = sorted(set(range(found.count)) - set(chosen)) if spare is None else spare
+                place = spare.pop(min(bisect(spare, place), len(spare) - 1)) if spare else None
+                continue
+            count += 1
+            yield image
+            break
+    if damaged:
+        said = f"{len(damaged)} damaged images of {printable(source)} left out, such as {damaged[0]}"
+        warnings.warn(said, stacklevel=2)
+    if not count:
+        raise InputError(f"{printable(source)} holds no images that can be read")
+    if n is not None and count < n:
+        raise InputError(f"{printable(source)} holds {count} images that can be read, {n} were asked for")
+
+
 def open_images(
-    source: str, *, image_shape: tuple[int, int, int], prepare: "Callable[[Image.Image], Tensor] | None" = None
+    source: str, *, image_shape: tuple[int, int, int], prepare: "Prepare | None" = None
 ) -> "list[tuple[str, Callable[[], Tensor]]]":
     """Every image of a source, in order: what it is called, and a function that reads it as `load_images` would.
 
-    The function raises InputError where that image cannot be read. Raises InputError where the source cannot be.
+    A name that no text holds, since it is not UTF-8 or has a line break, is called by `printable`. The function raises
+    InputError where that image cannot be read. Raises InputError where the source cannot be.
     """
-    found = [
-        (label, partial(_read, label, picture, image_shape, prepare))
-        for label, picture in _pictures(Source.parse(source))
-    ]
-    if not found:
-        raise InputError(f"{source} holds no images: expected a data set, a folder of images, parquet or .npz")
-    return found
+    _check_shape(image_shape)
+    found = find_pictures(source)
+    names = [found.label(i) for i in range(found.count)]
+    return [(name, partial(read, name, partial(found.decode, i), image_shape, prepare)) for i, name in enumerate(names)]
 
 
 def sample_images(
@@ -151,19 +165,17 @@ def sample_images(
     *,
     image_shape: tuple[int, int, int],
     seed: int = 0,
-    prepare: "Callable[[Image.Image], Tensor] | None" = None,
+    prepare: "Prepare | None" = None,
 ) -> "Tensor":
-    """At most `n` images spread evenly over a source, since sources are often sorted by class; all where n is None.
+    """At most `n` images of a source: `load_images`, and all of them where it holds fewer or n is None."""
+    there = count_images(source) if n is not None else None
+    n = n if there is None or n is None else min(n, there)
+    return load_images(source, n, image_shape=image_shape, seed=seed, prepare=prepare)
 
-    Otherwise as `load_images`.
-    """
-    import torch
 
-    if source == "procedural":
-        return load_images(source, n, image_shape=image_shape, seed=seed)
-    found = open_images(source, image_shape=image_shape, prepare=prepare)
-    count = len(found) if n is None else min(n, len(found))
-    return torch.stack([found[i * len(found) // count][1]() for i in range(count)])
+def _check_shape(shape: tuple[int, int, int]) -> None:
+    if len(shape) != 3 or min(shape) < 1 or shape[0] not in (1, 3):
+        raise InputError(f"image_shape {tuple(shape)}: expected (C, H, W), each at least 1, C 1 or 3")
 
 
 SMALL_SETS = {  # image shape, training and test part: of a folder such as the recipes', and on the hub
@@ -178,9 +190,9 @@ def load_small_set(
 ) -> "tuple[Tensor, Tensor]":
     """Training and test images of a small data set, the first `n_train` and `n_test`, all where None.
 
-    `name`: mnist, fashion_mnist or cifar10, in `folder` as files of that name, else on the hub; or digits, the 8x8 ones
-    of scikit-learn enlarged to 28x28, 1,437 to train and 360 to test in random order. Raises InputError for another
-    name, or as `load_images`.
+    These sets are in random order, so that the first are of every class. `name`: mnist, fashion_mnist or cifar10, in
+    `folder` as files of that name, else on the hub; or digits, the 8x8 ones of scikit-learn enlarged to 28x28, 1,437 to
+    train and 360 to test in random order. Raises InputError for another name, or as `load_images`.
     """
     if name == "digits":
         return _digits(n_train, n_test)
@@ -188,8 +200,16 @@ def load_small_set(
         raise InputError(f"unknown data set {name!r}: expected one of digits, {', '.join(SMALL_SETS)}")
     shape, local, hub = SMALL_SETS[name]
     source = hub if folder is None else f"{folder}/{local}"
-    train = load_images(source.format(part="train"), n_train, image_shape=shape)
-    return train, load_images(source.format(part="test"), n_test, image_shape=shape)
+    return _first(source.format(part="train"), n_train, shape), _first(source.format(part="test"), n_test, shape)
+
+
+def _first(source: str, n: int | None, shape: tuple[int, int, int]) -> "Tensor":
+    import torch
+
+    found = open_images(source, image_shape=shape)
+    if n is not None and not 1 <= n <= len(found):
+        raise InputError(f"{source} holds {len(found)} images, {n} were asked for")
+    return torch.stack([picture() for _, picture in found[:n]])
 
 
 def _digits(n_train: int | None, n_test: int | None) -> "tuple[Tensor, Tensor]":
@@ -206,20 +226,6 @@ def _digits(n_train: int | None, n_test: int | None) -> "tuple[Tensor, Tensor]":
     return train[:n_train], test[:n_test]
 
 
-def _read(
-    label: str,
-    picture: "Callable[[], Image.Image]",
-    shape: tuple[int, int, int],
-    prepare: "Callable[[Image.Image], Tensor] | None",
-) -> "Tensor":
-    try:
-        return _tensor(picture(), shape, prepare)
-    except MemoryError:
-        raise
-    except Exception as error:  # of damaged files PIL raises nearly every kind
-        raise InputError(f"{label} cannot be read as an image ({error}): mend or remove it") from error
-
-
 def _procedural(n: int | None, image_shape: tuple[int, int, int], block: int, seed: int) -> "Iterator[Tensor]":
     from fmprobe.surrogates.procedural import procedural_images
 
@@ -228,140 +234,3 @@ def _procedural(n: int | None, image_shape: tuple[int, int, int], block: int, se
     for first in range(0, n, block):
         images = procedural_images(min(block, n - first), image_shape[1], seed, first=first)
         yield images if image_shape[0] == 3 else images.mean(1, keepdim=True)
-
-
-def _pictures(source: Source) -> Iterator[tuple[str, "Callable[[], Image.Image]"]]:
-    """Labelled images in order, opened and decoded no sooner than they are needed."""
-    path = Path(source.name)
-    if path.suffix == ".npz":
-        yield from _from_arrays(source)
-    elif path.suffix == ".parquet" or (path.is_dir() and any(path.glob("**/*.parquet"))):
-        yield from _from_dataset(source, local=True)
-    elif path.is_dir():
-        yield from ((str(file), partial(Image.open, file)) for file in _files(_part(path, source)))
-    elif path.exists():
-        raise InputError(f"{path} is no image source: expected a folder, a .parquet or an .npz file")
-    else:
-        yield from _from_dataset(source, local=False)
-
-
-def _part(folder: Path, source: Source) -> Path:
-    """The subfolder that a split names, as in the ImageFolder convention: `train`, or `data/train`."""
-    if source.column is not None:
-        raise InputError(
-            f"{folder} is a folder of images and has no column {source.column!r}: leave out what follows #"
-        )
-    if source.split is None:
-        return folder
-    places = [folder / level / name for level in ("", "data") for name in PARTS.get(source.split, (source.split,))]
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None:
-        levels = [level for level in (folder, folder / "data") if level.is_dir()]
-        there = sorted({entry.name for level in levels for entry in level.iterdir() if entry.is_dir()})
-        raise InputError(f"{folder} has no split {source.split!r}: expected one of {', '.join(there) or 'none'}")
-    return found
-
-
-def _files(folder: Path) -> list[Path]:
-    """Image files below a folder, in order of their paths; links are followed, a loop of links once.
-
-    Hidden files are left out, among them the `._NAME.png` that macOS leaves beside a picture.
-    """
-    files, seen = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        found = (Path(root, name) for name in names if not name.startswith("."))
-        files += [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return sorted(files)
-
-
-def _from_arrays(source: Source) -> Iterator[tuple[str, "Callable[[], Image.Image]"]]:
-    if not Path(source.name).is_file():
-        raise InputError(f"{source.name} does not exist: expected an .npz file")
-    try:
-        with np.load(source.name, allow_pickle=False) as arrays:
-            held = {key: arrays[key] for key in arrays if source.split in (None, key)}
-            keys = list(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{source.name} cannot be read as .npz ({error}): expected arrays saved by numpy") from error
-    key = source.split or next((k for k, array in held.items() if array.ndim >= 3), "")
-    if key not in held:
-        raise InputError(f"{source.name} has no images {key!r}: expected a key after a colon, of {', '.join(keys)}")
-    array = held[key]
-    if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[3] not in (1, 3):
-        array = array.transpose(0, 2, 3, 1)
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
-        raise InputError(f"{source.name}:{key} has shape {array.shape}: expected images (n, h, w) or (n, h, w, 3)")
-    if array.dtype != np.uint8:
-        if not (np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1):
-            raise InputError(f"{source.name}:{key} is {array.dtype}: expected uint8, or floats in [0, 1]")
-        array = np.round(array * 255).astype(np.uint8)
-    for i, image in enumerate(array):
-        yield f"{source.name}:{key}[{i}]", partial(Image.fromarray, image.squeeze())
-
-
-def _from_dataset(source: Source, local: bool) -> Iterator[tuple[str, "Callable[[], Image.Image]"]]:
-    import datasets
-
-    name = source.name
-    logging = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is said below
-    try:
-        data: Any = datasets.load_dataset("parquet", data_files=name) if name.endswith(".parquet") else None
-        data = datasets.load_dataset(name) if data is None else data
-    except Exception as error:  # the library raises many kinds here
-        what = "cannot be read" if local else "is no folder or file here, and the hub gave no such data set"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "check the name" if local else "check the name, and the connection where it is right"
-        raise InputError(f"{name} {what} ({reason[:200]}): {remedy}") from error
-    finally:
-        datasets.logging.set_verbosity(logging)
-    splits = list(data)
-    split = source.split or splits[0]
-    if split not in splits:
-        raise InputError(f"{name} has no split {split!r}: expected one of {', '.join(splits)}")
-    data = data[split]
-    column = source.column or next((c for c, kind in data.features.items() if isinstance(kind, datasets.Image)), "")
-    if column not in data.column_names:
-        raise InputError(f"{name} has no image column {column!r}: name one of {', '.join(data.column_names)} after #")
-    encoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    for i in range(len(encoded)):
-        yield f"{name}:{split}[{i}]", partial(_decode, encoded, i, column)
-
-
-def _decode(data: Any, row: int, column: str) -> Image.Image:
-    """An image as a data set keeps it: its bytes, or the path of its file."""
-    cell = data[row][column]
-    return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-
-
-def _tensor(
-    image: Image.Image, shape: tuple[int, int, int], prepare: "Callable[[Image.Image], Tensor] | None"
-) -> "Tensor":
-    """One image as float32 `shape`: upright, in RGB or grey, resized and cropped by `prepare` or else to fit."""
-    import torch
-
-    channels, height, width = shape
-    image.load()
-    with contextlib.suppress(Exception):  # damaged metadata leave the pixels as they are
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 1):  # NaN fails as well
-            raise ValueError(f"its floats lie in {values.min():g} to {values.max():g}, expected 0 to 1")
-        image = Image.fromarray(np.round(values * 255).astype(np.uint8))
-    if image.mode.startswith("I"):  # 16 bits and more: PIL's own conversion clips instead of scaling
-        values = np.asarray(image, dtype=np.float32)
-        image = Image.fromarray(np.round(values * (255 / max(65535.0, values.max()))).astype(np.uint8))
-    image = image.convert("L" if channels == 1 else "RGB")
-    if prepare is not None and channels == 3:
-        return prepare(image).float()
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)

@@ -65,10 +65,24 @@ def test_linked_class_folders_are_read_and_a_loop_of_links_ends(tmp_path):
     assert sorted(levels(tmp_path / "set")) == [10, 20]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_suffix_is_read(tmp_path, suffix):
-    Image.new("RGB", (8, 8), (50, 50, 50)).save(tmp_path / f"x{suffix}", format=None if suffix != ".jpe" else "JPEG")
-    assert abs(levels(tmp_path)[0] - 50) <= 2
+WRITTEN = [suffix for suffix in SUFFIXES if Image.registered_extensions()[suffix] in Image.SAVE]
+GREY = {".blp": "P", ".msp": "1", ".xbm": "1"}  # what these formats hold; all others hold colours
+
+
+@pytest.mark.filterwarnings("ignore:IM image format")
+@pytest.mark.parametrize("change", [str, str.upper])
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_every_suffix_of_a_picture_that_pillow_opens_is_read(tmp_path, suffix, change):
+    format = Image.registered_extensions()[suffix]
+    white = Image.new("RGB", (32, 32), (255, 255, 255)).convert(GREY.get(suffix, "RGB"))
+    white.save(tmp_path / f"x{change(suffix)}", format=format)
+    assert levels(tmp_path) == [255]
+
+
+def test_the_usual_suffixes_are_among_them():
+    usual = {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".avif", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+    assert usual | {".ppm", ".pgm", ".pbm", ".mpo", ".tga", ".ico"} <= set(SUFFIXES)
+    assert not {".pdf", ".mpeg", ".mpg", ".h5", ".eps", ".ps", ".fits"} & set(SUFFIXES)
 
 
 def test_what_macos_leaves_beside_a_picture_is_no_picture(tmp_path):

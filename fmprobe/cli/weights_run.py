@@ -14,6 +14,7 @@ import fmprobe
 from fmprobe.cli.output import tell
 from fmprobe.cli.session import at_work, load_model, open_run, search, with_decoder
 from fmprobe.errors import InputError
+from fmprobe.images import count_images, spread
 from fmprobe.runs import RunFolder, read_json, write_json
 from fmprobe.sharing import is_main
 
@@ -82,16 +83,16 @@ def parse_atoms(text: str | None) -> list[int] | None:
 
 
 def held_out(model: "Autoencoder", source: str, n: int, n_atoms: int, seed: int) -> "tuple[Tensor, Tensor | None]":
-    """The first n images of a source, and up to as many more as principal components need, if it has them."""
-    for more in (max(n, n_atoms), min(n, n_atoms), 0):
-        try:
-            images = model.load_images(source, n + more, seed=seed)
-        except InputError:
-            if not more:
-                raise
-            continue
-        return images[:n], images[n:] if more else None
-    raise AssertionError  # the last turn returns or raises
+    """n images of a source, and up to as many others as principal components need, if it has them; both spread evenly.
+
+    Raises InputError where the source holds fewer than n, or one of them cannot be read.
+    """
+    there = count_images(source)
+    more = next(k for k in (max(n, n_atoms), min(n, n_atoms), 0) if k == 0 or there is None or n + k <= there)
+    images = model.load_images(source, n + more, seed=seed)
+    shown = spread(n + more, n)
+    others = sorted(set(range(n + more)) - set(shown))
+    return images[shown], images[others] if more else None
 
 
 def _null_attractors(

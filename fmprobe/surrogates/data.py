@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.images import spread
 from fmprobe.seeding import generator
 from fmprobe.surrogates.features import as_bytes
 from fmprobe.surrogates.procedural import power_noise, procedural_images
@@ -42,13 +43,14 @@ def training_data(
 ) -> TrainingData:
     """Procedural images for None, else those of a tensor or a source, of which every tenth is held out.
 
-    A source is read twice and never held as a whole; `limit`: images at most, the first of them.
+    A source is read twice and never held as a whole; `limit`: images, spread evenly, fewer of a tensor that is shorter.
     Raises InputError where there are too few or they do not fit.
     """
     if images is None:
         return _procedural_data(model, settings)
-    given = images[:limit] if isinstance(images, Tensor) else images
-    stream = _from_tensor(model, given) if isinstance(given, Tensor) else _from_source(model, given, limit)
+    if isinstance(images, Tensor) and limit is not None and images.ndim and limit < len(images):
+        images = images[spread(len(images), limit)]
+    stream = _from_tensor(model, images) if isinstance(images, Tensor) else _from_source(model, images, limit)
     digest, held_out, n, kept = hashlib.sha256(), [], 0, 0
     for block in stream():
         digest.update(block.numpy().tobytes())

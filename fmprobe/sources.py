@@ -1,0 +1,300 @@
+"""Sources of images, `SOURCE[:split][#column]`: a hub data set, a folder, parquet or .npz as a list of pictures."""
+
+import os
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmprobe.errors import InputError
+from fmprobe.pixels import SUFFIXES, Picture, from_array, from_file, printable
+
+SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val"), "val": ("val", "validation")}
+SPLIT_FORM = "SOURCE[:split][#column]"
+JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # what systems leave in folders, beside names that begin with a dot
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed source: `name` of the data set, folder or file, with the split (or key) and column asked for."""
+
+    name: str
+    split: str | None = None
+    column: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Source":
+        """Split and column are what follows a name that exists; a name may hold both signs, and a drive its colon."""
+        before, colon, after = text.rpartition(":")
+        if _exists(text):
+            return cls(text)
+        if colon and "/" not in after and "\\" not in after and _exists(before):
+            split, mark, column = after.partition("#")
+            return cls(before, _named(text, split), _named(text, column) if mark else None)
+        rest, mark, column = text.rpartition("#")
+        rest, column = (rest, _named(text, column)) if mark else (text, None)
+        name, colon, split = rest.rpartition(":")
+        if not colon or _exists(rest) or "/" in split or "\\" in split:
+            return cls(_named(text, rest), None, column)
+        return cls(_named(text, name), _named(text, split), column)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a source in order: how many, what each is called, and what decodes it."""
+
+    count: int
+    label: Callable[[int], str]
+    decode: Callable[[int], Picture]
+
+
+def find_pictures(text: str) -> Pictures:
+    """The pictures of a source, none of them decoded yet. Raises InputError, naming it, where it holds none."""
+    source = Source.parse(text)
+    path = Path(source.name)
+    if source.name == "procedural":
+        raise InputError(f"{text}: procedural images have neither split nor column: expected procedural alone")
+    if path.suffix.lower() == ".npz" and not _is_folder(path):
+        found = _of_arrays(source)
+    elif _is_folder(path):
+        found = _of_folder(path, source)
+    elif path.suffix.lower() == ".parquet" or not _exists(source.name):
+        found = _of_dataset(source, local=_exists(source.name))
+    else:
+        raise InputError(f"{_said(path)} is no image source: expected a folder, a .parquet or an .npz file")
+    if not found.count:
+        raise InputError(_nothing(text))
+    return found
+
+
+def _nothing(text: object) -> str:
+    return f"{_said(text)} holds no images: expected a data set, a folder of images, parquet or .npz"
+
+
+def _said(name: object) -> str:
+    return printable(name)
+
+
+def _named(text: str, part: str) -> str:
+    """A part of a source that its sign announces. Raises InputError where it is empty."""
+    if not part:
+        raise InputError(f"{_said(repr(text))} is no image source: expected {SPLIT_FORM}")
+    return part
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).exists()
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    return _exists(str(path)) and path.is_dir()
+
+
+@dataclass
+class _Listing:
+    """What lies below a folder: images and parquet files by name, other files, and links to folders read already."""
+
+    images: list[Path] = field(default_factory=list)
+    tables: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    twice: list[Path] = field(default_factory=list)
+
+
+def _of_folder(folder: Path, source: Source) -> Pictures:
+    if source.split is None:
+        _check_one_split(folder, listing := _listing(folder))
+    else:
+        listing = _listing(folder)
+    tables = [path for path in listing.tables if path.name.lower() != "metadata.parquet"]  # as ImageFolder's
+    if tables and listing.images:
+        raise InputError(
+            f"{_said(folder)} holds images, such as {_said(listing.images[0])}, and parquet files, such as "
+            f"{_said(tables[0])}: name the files or the subfolder that you mean"
+        )
+    if tables:
+        return _of_dataset(source, local=True)
+    if source.column is not None:
+        raise InputError(
+            f"{_said(folder)} is a folder of images and has no column {_said(repr(source.column))}: leave out what "
+            "follows #"
+        )
+    if source.split is not None:
+        folder = _part(folder, source.split)
+        listing = _listing(folder)
+    files, others = listing.images, [*listing.others, *listing.tables]
+    if not files and others:
+        raise InputError(f"{_nothing(folder)}; of its {len(others)} files none is, such as {_said(others[0])}")
+    if others:
+        what = "1 file is no image and was" if len(others) == 1 else f"{len(others)} files are no images and were"
+        warnings.warn(f"{_said(folder)}: {what} left out, such as {_said(others[0])}", stacklevel=2)
+    if listing.twice:
+        said = f"{len(listing.twice)} links to folders that are read already were left out"
+        warnings.warn(f"{_said(folder)}: {said}, such as {_said(listing.twice[0])}", stacklevel=2)
+    return Pictures(len(files), lambda i: _said(files[i]), lambda i: from_file(files[i]))
+
+
+def _splits(folder: Path) -> dict[str, Path]:
+    """The subfolders that a split can name, those in `data/` among them; the upper one where both have a name."""
+    levels = [level for level in (folder / "data", folder) if level.is_dir()]
+    found = {entry.name: entry for level in levels for entry in sorted(level.iterdir()) if not _is_junk(entry.name)}
+    return {name: entry for name, entry in found.items() if entry.is_dir()}
+
+
+def _check_one_split(folder: Path, listing: _Listing) -> None:
+    """Refuse a folder of several splits where none is named: their images together would mix training and test."""
+    if not listing.images:
+        return
+    there = sorted(name for name in _splits(folder) if name.lower() in SPLITS)
+    if len(there) > 1:
+        raise InputError(
+            f"{_said(folder)} has the splits {', '.join(map(_said, there))}, which must not be mixed: name one, as in "
+            f"{_said(folder)}:{_said(there[0])}"
+        )
+
+
+def _part(folder: Path, split: str) -> Path:
+    """The subfolder that a split names, as in the ImageFolder convention: `train`, or `data/train`."""
+    there = _splits(folder)
+    found = next((name for name in SPLITS.get(split, (split,)) if name in there), None)
+    if found is None:
+        names = ", ".join(_said(name) for name in sorted(there)) or "none, as it has no subfolders"
+        raise InputError(f"{_said(folder)} has no split {_said(repr(split))}: expected one of {names}")
+    return there[found]
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in JUNK
+
+
+def _listing(folder: Path) -> _Listing:
+    """Everything below a folder but what systems leave there; links are followed, and a folder is read once.
+
+    A link with an image's name and nothing behind it counts as an image, which cannot be read. Raises InputError where
+    a folder must not be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        reason = error.strerror or str(error)
+        raise InputError(f"{_said(error.filename)} cannot be listed ({reason}): give the right to, or move it away")
+
+    found, seen = _Listing(), set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        if (real := os.path.realpath(root)) in seen:
+            found.twice.append(Path(root))
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _is_junk(name))
+        for path in (Path(root, name) for name in names if not _is_junk(name)):
+            regular = path.is_file() or not path.exists()
+            kind = path.suffix.lower() if regular else ""  # to open a pipe would wait for ever
+            kinds = {".parquet": found.tables}
+            (found.images if kind in SUFFIXES else kinds.get(kind, found.others)).append(path)
+    for paths in (found.images, found.tables, found.others):
+        paths.sort()
+    return found
+
+
+def _of_arrays(source: Source) -> Pictures:
+    name = _said(source.name)
+    if source.column is not None:
+        raise InputError(f"{name} is an .npz file and has no column {_said(repr(source.column))}: leave it out")
+    if not Path(source.name).is_file():
+        raise InputError(f"{name} does not exist: expected an .npz file")
+    try:
+        with np.load(source.name, allow_pickle=False) as arrays:
+            held = {key: arrays[key] for key in arrays if source.split in (None, key)}
+            keys = list(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        reason = printable(error)
+        raise InputError(f"{name} cannot be read as .npz ({reason}): expected arrays saved by numpy") from error
+    key = source.split or next((k for k, array in held.items() if array.ndim >= 3), "")
+    if key not in held:
+        there = ", ".join(map(_said, keys)) or "none"
+        raise InputError(f"{name} has no images {_said(repr(key))}: expected a key after a colon, of {there}")
+    array = _rows(f"{name}:{_said(key)}", held[key])
+    return Pictures(len(array), lambda i: f"{name}:{_said(key)}[{i}]", lambda i: from_array(array[i]))
+
+
+def _rows(name: str, array: np.ndarray) -> np.ndarray:
+    """Images `(n, h, w)` or, channels last, `(n, h, w, 1 or 3)`. Raises InputError for another shape or type."""
+    first, last = (array.shape[1] in (1, 3), array.shape[3] in (1, 3)) if array.ndim == 4 else (False, False)
+    if first and last and array.shape[1] == array.shape[3] and max(array.shape[1:]) > 1:
+        raise InputError(f"{name} has shape {array.shape}, whose channels may be the first or the last: give it larger")
+    if first and not last:
+        array = array.transpose(0, 2, 3, 1)
+    if not (array.ndim == 3 or first or last) or 0 in array.shape[1:]:
+        raise InputError(f"{name} has shape {array.shape}: expected images (n, h, w) or (n, h, w, 3)")
+    if array.dtype not in (bool, np.uint8, np.uint16) and array.dtype.kind != "f":
+        raise InputError(f"{name} is {array.dtype}: expected uint8, uint16 or bool, or floats in [0, 1]")
+    if array.dtype.kind == "f" and array.size and not (array.min() >= 0 and array.max() <= 1):  # NaN fails as well
+        span = f"in {array.min():g} to {array.max():g}"
+        raise InputError(f"{name} is {array.dtype} {span}: expected uint8, uint16 or bool, or floats in [0, 1]")
+    return array
+
+
+def _of_dataset(source: Source, local: bool) -> Pictures:
+    import datasets
+
+    name = _said(source.name)
+    data = _loaded(source, local)
+    splits = list(data)
+    split = source.split or splits[0]
+    if split not in splits:
+        raise InputError(f"{name} has no split {_said(repr(split))}: expected one of {', '.join(splits)}")
+    data = data[split]
+    images = [column for column, kind in data.features.items() if isinstance(kind, datasets.Image)]
+    if source.column is None and not images:
+        raise InputError(f"{name} has no column of images: name one of {', '.join(data.column_names)} after #")
+    column = images[0] if source.column is None else source.column
+    if column not in data.column_names:
+        there = ", ".join(data.column_names)
+        raise InputError(f"{name} has no image column {_said(repr(column))}: name one of {there} after #")
+    try:
+        encoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except Exception as error:  # the library and pyarrow raise many kinds here
+        kind = printable(str(data.features[column])[:100])
+        raise InputError(f"{name}#{_said(column)} holds {kind}, no images: name another column after #") from error
+    return Pictures(len(encoded), lambda i: f"{name}:{split}[{i}]", partial(_cell, encoded, column))
+
+
+def _loaded(source: Source, local: bool) -> Any:
+    """The splits of a data set by name."""
+    import datasets
+
+    name = source.name
+    logging = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is said below
+    try:
+        if local and Path(name).is_file():
+            return datasets.load_dataset("parquet", data_files=_literal(name))
+        return datasets.load_dataset(name)
+    except Exception as error:  # the library raises many kinds here
+        what = "cannot be read" if local else "is no folder or file here, and the hub gave no such data set"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        remedy = "check the name" if local else "check the name, and the connection where it is right"
+        raise InputError(f"{_said(name)} {what} ({printable(reason[:200])}): {remedy}") from error
+    finally:
+        datasets.logging.set_verbosity(logging)
+
+
+def _literal(name: str) -> str:
+    """A path that stands for itself where patterns are taken."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
+
+
+def _cell(data: Any, column: str, row: int) -> Picture:
+    """An image as a data set keeps it: its bytes, or the path of its file."""
+    cell = data[row][column]
+    if not isinstance(cell, dict) or (cell.get("bytes") is None and cell.get("path") is None):
+        raise ValueError("its cell is empty")
+    return from_file(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]))
