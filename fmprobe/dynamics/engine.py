@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fmprobe.dynamics.calls import apart
+from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.cycles import examine_cycles
 from fmprobe.dynamics.floor import rounding_floor
 from fmprobe.dynamics.orbits import Status
 from fmprobe.dynamics.verdicts import distance_left, still_falling
 from fmprobe.dynamics.working import OUT_OF_STEPS, RUNNING, Criterion, WorkingBatch
 
-Map = Callable[[Tensor], Tensor]
 Observer = Callable[[Tensor, Tensor, Tensor], None]
-Take = Callable[[int], tuple[Tensor, Tensor, Tensor]]  # at most so many starts: index (k,), latents (k, d), tol (k,)
+# At most so many starts: index (k,), latents (k, d), tol (k,), steps that each may take (k,).
+Take = Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Engine:
 
     def __init__(
         self,
-        f: Map,
+        f: Function,
         shape: torch.Size,
         criterion: Criterion,
         batch_size: int,
         observers: list[Observer],
         check_every: int,
     ) -> None:
-        self.f, self.shape, self.criterion = apart(f), shape, criterion
+        self.f, self.shape, self.criterion = apart(f, batch_size), shape, criterion
         self.batch_size, self.observers, self.check_every = batch_size, observers, check_every
         self.calls = 0
 
@@ -77,19 +77,12 @@ class Engine:
             looked()
 
     def _fresh(self, take: Take, count: int) -> WorkingBatch:
-        index, latents, tol = take(count)
-        return WorkingBatch.start(latents, index, tol, self.criterion, self.calls)
+        index, latents, tol, budget = take(count)
+        return WorkingBatch.start(latents, index, tol, budget, self.criterion, self.calls)
 
     def _evaluate(self, batch: WorkingBatch) -> Tensor:
         before = batch.latents.reshape(len(batch), *self.shape)
-        after = self.f(before)
-        if not isinstance(after, Tensor):
-            raise ValueError(f"f must give a tensor of the shape of its batch, got a {type(after).__name__}")
-        if after.shape != before.shape:
-            raise ValueError(
-                f"f must keep the shape of its batch: it turned {tuple(before.shape)} into {tuple(after.shape)}"
-            )
-        after = after.detach().to(before.dtype)
+        after = self.f(before).detach()
         if self.observers:
             rows = (batch.outcome == RUNNING).nonzero()[:, 0]
             for observer in self.observers:
@@ -103,7 +96,7 @@ class Engine:
             index=batch.index,
             ends=batch.latents.reshape(len(batch), *self.shape),
             steps=batch.steps,
-            residuals=batch.residual,
+            residuals=batch.residual.to(batch.latents.dtype),
             status=status,
             errors=errors.to(batch.latents.dtype),
             periods=torch.where(status == Status.CYCLE, batch.period, 0),
@@ -115,12 +108,10 @@ class Engine:
         """Statuses, errors, and the rows of f that they took."""
         taken = 0
         rules, criterion = self.criterion.rules, self.criterion
-        resolution = torch.finfo(batch.latents.dtype).eps
-        status, last = batch.outcome.clone(), batch.last_sample(criterion)
+        status, last = batch.outcome.clone(), batch.last_sample()
         spent = status == OUT_OF_STEPS
         if spent.any():
-            samples = int(last[spent].max())
-            falling = still_falling(batch.history[spent], samples, resolution, rules)
+            falling = still_falling(batch.history[spent], last[spent], criterion.resolution, rules)
             status[spent] = torch.where(falling, int(Status.SLOW), int(Status.WANDERING))
 
         # Rounding shows as coordinates that stand still, or as jitter that no further step removes.
@@ -132,7 +123,8 @@ class Engine:
         rows = suspect.nonzero()[:, 0]
         if len(rows):
             latents = batch.latents[rows].reshape(-1, *self.shape)
-            floor[rows], evaluations = rounding_floor(self.f, latents, self.batch_size)
+            measured, evaluations = rounding_floor(self.f, latents, self.batch_size)
+            floor[rows] = measured.double()
             taken += evaluations
         at_floor = suspect & (status != Status.CONVERGED) & (amplitude <= rules.floor_factor * floor)
         status[at_floor] = int(Status.CONVERGED)
@@ -146,17 +138,17 @@ class Engine:
 
     def _errors(self, batch: WorkingBatch, status: Tensor, floor: Tensor, last: Tensor) -> Tensor:
         """Estimated distance to the fixed point: what is left of the steps, and of the rounding in each."""
-        stride, rules = self.criterion.stride, self.criterion.rules
+        rules = self.criterion.rules
         samples = torch.arange(batch.history.shape[1], device=last.device)
-        times = torch.minimum((samples + 1) * stride, batch.steps[:, None])
+        times = torch.minimum((samples + 1) * batch.stride[:, None], batch.steps[:, None])
         # The rate shows while the steps are above the floor; below it they are noise.
         noise = (rules.floor_factor * floor).log()[:, None]
-        above = (batch.history > noise) & (samples <= last[:, None]) & (batch.history > -80)
+        above = (batch.history > noise) & (samples <= last[:, None]) & batch.history.isfinite()
         seen = torch.where(above, samples, 0).amax(1)
         left = distance_left(batch.history, seen, times, rules)
-        step = torch.where(batch.step > floor, batch.step, 0.0).double()
+        step = torch.where(batch.step > floor, batch.step, 0.0)
         errors = step * left + floor * (1 + left)
         # An exact fixed point of full-precision arithmetic, met too soon to tell a rate, is off by its rounding.
         exact = (batch.step == 0) & left.isinf() & (floor <= 1e-5 * batch.norm)
-        errors = torch.where(exact, floor.double(), errors)
+        errors = torch.where(exact, floor, errors)
         return torch.where(status == Status.CONVERGED, errors.nan_to_num(nan=torch.inf, posinf=torch.inf), torch.nan)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.calls import Function
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.engine import Ended, Engine, Observer
+from fmprobe.dynamics.norms import norms
 from fmprobe.dynamics.orbits import Orbits, Rules, Status, protocol_of
 from fmprobe.dynamics.working import Criterion
 
@@ -19,12 +21,12 @@ Progress = Callable[[int, int], None]
 
 
 def iterate(
-    f: Callable[[Tensor], Tensor],
+    f: Function,
     starts: Tensor,
     *,
     tol: float | Tensor = 1e-6,
     measure: str = "squared",
-    max_steps: int = 3000,
+    max_steps: int | Tensor = 3000,
     batch_size: int = 256,
     observer: Observer | None = None,
     store_trajectories: bool = False,
@@ -37,8 +39,9 @@ def iterate(
     `f` maps a batch `(B, *latent_shape)` to the same shape, each row by itself; `starts` is `(n, *latent_shape)`,
     float32 or float64. An orbit ends when its step is below `tol` (one value, or one a start) in `measure`: "squared"
     (squared step norm, the paper's), "relative" (step norm over latent norm) or "rms" (step norm over sqrt(d)); when
-    it is a confirmed cycle; when it diverges; or after `max_steps`. It is then frozen and its place in the working
-    batch of `batch_size` goes to the next start, so its end does not depend on who shared its batch.
+    it is a confirmed cycle; when it diverges; or after `max_steps` (one number, or one a start). It is then frozen and
+    its place in the working batch of `batch_size` goes to the next start, so its end does not depend on who shared its
+    batch. `batch_size` bounds every call of f. f may change what it is given, keep it or give it back.
 
     `observer(indices, before, after)` sees every step. `store_trajectories` keeps them all. Ended orbits are looked
     for every `check_every` steps (default 1 on the CPU, 8 on an accelerator, where looking means waiting): ends and
@@ -49,27 +52,26 @@ def iterate(
     trajectories asked for would not fit. Warns where `tol` lies under the resolution of the latents' arithmetic.
     """
     _check(starts, measure, max_steps, batch_size, check_every)
-    shape = starts.shape[1:]
-    latents = _flat(starts)
-    rules = rules or Rules()
-    criterion = Criterion(measure, max_steps, latents.shape[1], rules)
-    tols = torch.as_tensor(tol, dtype=latents.dtype, device=latents.device)
-    if tols.numel() != 1 and tols.shape != (len(starts),):
-        raise ValueError(f"tol must be one value, or one a start: got shape {tuple(tols.shape)}, {len(starts)} starts")
-    tols = tols.expand(len(starts))
+    shape, rules = starts.shape[1:], rules or Rules()
+    kept = _Kept(_flat(starts), shape)
+    latents = kept.latents
+    tols, budgets = _one_a_start("tol", tol, latents), _one_a_start("max_steps", max_steps, latents).long()
+    most = max(budgets.tolist(), default=1)
+    criterion = Criterion.make(latents, measure, most, rules)
     _warn_below_resolution(latents, tols, criterion)
-    recorder = _Recorder(latents, shape, max_steps) if store_trajectories else None
+    recorder = _Recorder(latents, shape, most) if store_trajectories else None
     observers = [o for o in (recorder, observer) if o]
     engine = Engine(f, shape, criterion, batch_size, observers, check_every or _patience(latents))
-    source, kept = _InMemory(latents, tols), _Kept(latents, shape)
+    source = _InMemory(latents, tols, budgets)
     with torch.no_grad(), progress_bar(progress, len(starts)) as report:
         engine.go(source.take, kept.keep, lambda: report(kept.ended, len(starts)))
-    protocol = protocol_of(measure, tol if isinstance(tol, float | int) else None, max_steps, batch_size, rules)
+    one_tol, one_budget = (None if isinstance(v, Tensor) and v.ndim else float(v) for v in (tol, max_steps))
+    protocol = protocol_of(measure, one_tol, None if one_budget is None else int(one_budget), batch_size, rules)
     return kept.orbits(protocol, recorder.trajectories() if recorder else None)
 
 
 def stream_orbits(
-    f: Callable[[Tensor], Tensor],
+    f: Function,
     take: Callable[[int], tuple[Tensor, Tensor]],
     keep: Callable[[Ended], None],
     *,
@@ -89,19 +91,28 @@ def stream_orbits(
     index, starts = take(batch_size)
     _check(starts, measure, max_steps, batch_size, None)
     first = _flat(starts)
-    criterion = Criterion(measure, max_steps, first.shape[1], Rules())
-    _warn_below_resolution(first, torch.full_like(first[:, 0], tol), criterion)
+    criterion = Criterion.make(first, measure, max_steps, Rules())
+    _warn_below_resolution(first, _one_a_start("tol", tol, first), criterion)
     waiting = [(index, starts)]
 
-    def taken(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def taken(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         index, starts = waiting.pop() if waiting else take(count)
         latents = _flat(starts)
-        return index, latents, torch.full_like(latents[:, 0], tol)
+        return index, latents, *(_one_a_start("tol", value, latents) for value in (tol, max_steps))
 
     observers = [observer] if observer else []
     engine = Engine(f, starts.shape[1:], criterion, batch_size, observers, _patience(first))
     with torch.no_grad():
         engine.go(taken, keep, looked)
+
+
+def _one_a_start(name: str, value: float | Tensor, latents: Tensor) -> Tensor:
+    """A setting for each of the latents `(n, d)`, float64 `(n,)`: one value for all of them, or one for each."""
+    values = torch.as_tensor(value, dtype=torch.float64, device=latents.device).detach()
+    if values.numel() != 1 and values.shape != (len(latents),):
+        shape, n = tuple(values.shape), len(latents)
+        raise ValueError(f"{name} must be one value, or one a start: got shape {shape}, {n} starts")
+    return values.flatten().expand(len(latents)).clone()
 
 
 def _flat(starts: Tensor) -> Tensor:
@@ -117,23 +128,26 @@ def _patience(latents: Tensor) -> int:
 class _InMemory:
     """Starts one after the other."""
 
-    def __init__(self, starts: Tensor, tols: Tensor) -> None:
-        self.starts, self.tols, self.taken = starts, tols, 0
+    def __init__(self, starts: Tensor, tols: Tensor, budgets: Tensor) -> None:
+        self.starts, self.tols, self.budgets, self.taken = starts, tols, budgets, 0
 
-    def take(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def take(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         index = torch.arange(self.taken, min(self.taken + count, len(self.starts)), device=self.starts.device)
         self.taken += len(index)
-        return index, self.starts[index], self.tols[index]
+        return index, self.starts[index], self.tols[index], self.budgets[index]
 
 
 class _Kept:
-    """Ended orbits, put in the order of their starts."""
+    """Ended orbits, put in the order of their starts; until one has ended, its end is its start.
+
+    So the starts are copied, where f cannot reach them, and take no memory beside the ends.
+    """
 
     def __init__(self, starts: Tensor, shape: torch.Size) -> None:
         n, device = len(starts), starts.device
         counts = torch.zeros(n, dtype=torch.long, device=device)
         self.rows = {
-            "ends": starts.new_zeros(n, *shape),
+            "ends": starts.clone(memory_format=torch.contiguous_format).reshape(n, *shape),
             "steps": counts.clone(),
             "residuals": starts.new_full((n,), torch.inf),
             "status": torch.full_like(counts, int(Status.DIVERGED)),
@@ -141,6 +155,11 @@ class _Kept:
             "periods": counts,
         }
         self.ended = self.evaluations = self.check_evaluations = 0
+
+    @property
+    def latents(self) -> Tensor:
+        """The ends `(n, d)`, in the memory that they are kept in."""
+        return self.rows["ends"].flatten(1)
 
     def keep(self, ended: Ended) -> None:
         for name, values in self.rows.items():
@@ -170,7 +189,7 @@ class _Recorder:
                 f"{len(starts)} trajectories of up to {max_steps} steps take up to {needed / 2**30:.1f} GiB and "
                 f"{free / 2**30:.1f} GiB are free: take fewer starts or steps, or watch them with an observer"
             )
-        self.points = [[row] for row in starts.reshape(-1, *shape).cpu()]
+        self.points = [[row.clone()] for row in starts.reshape(-1, *shape).cpu()]
 
     def __call__(self, indices: Tensor, before: Tensor, after: Tensor) -> None:
         for index, row in zip(indices.tolist(), after.cpu(), strict=True):
@@ -194,7 +213,9 @@ def free_memory() -> int:
         return 8 * 2**30
 
 
-def _check(starts: Tensor, measure: str, max_steps: int, batch_size: int, check_every: int | None) -> None:
+def _check(
+    starts: Tensor, measure: str, max_steps: int | Tensor, batch_size: int, check_every: int | None
+) -> None:
     if not isinstance(starts, Tensor):
         raise ValueError(f"starts must be a tensor of shape (n, *latent_shape), got a {type(starts).__name__}")
     if starts.ndim < 2 or not starts.is_floating_point():
@@ -203,7 +224,9 @@ def _check(starts: Tensor, measure: str, max_steps: int, batch_size: int, check_
         raise ValueError(f"latents must not be empty, got shape {tuple(starts.shape)}")
     if measure not in MEASURES:
         raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(MEASURES)}")
-    check_counts(max_steps=max_steps, batch_size=batch_size, check_every=1 if check_every is None else check_every)
+    for steps in max_steps.unique().tolist() if isinstance(max_steps, Tensor) else [max_steps]:
+        check_counts(max_steps=steps)
+    check_counts(batch_size=batch_size, check_every=1 if check_every is None else check_every)
 
 
 def _warn_below_resolution(latents: Tensor, tols: Tensor, criterion: Criterion) -> None:
@@ -211,8 +234,8 @@ def _warn_below_resolution(latents: Tensor, tols: Tensor, criterion: Criterion) 
         return
     if not bool((tols >= 0).all()):
         raise ValueError("tol must not be negative or nan")
-    norm = torch.linalg.vector_norm(latents, dim=1)
-    rounding = torch.finfo(latents.dtype).eps * norm
+    norm = norms(latents)
+    rounding = criterion.resolution * norm
     below = (tols < criterion.of(rounding, norm, norm)).double().mean()
     if below > 0.5:
         typical = float(criterion.of(rounding, norm, norm).median())

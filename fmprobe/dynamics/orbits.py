@@ -64,7 +64,7 @@ class Orbits:
     """The orbits of n starts, row i belonging to start i.
 
     `ends` `(n, *latent_shape)`: the last finite latent. `steps` `(n,)`: evaluations of f along the orbit. `residuals`
-    `(n,)`: the last step in the chosen measure, inf where it was not finite. `status` `(n,)`: values of `Status`.
+    `(n,)`: the last step in the chosen measure, inf where it was not finite or is too large for their type. `status` `(n,)`: values of `Status`.
     `errors` `(n,)`: estimated Euclidean distance to the fixed point for CONVERGED (inf where the rate is not known or
     does not contract), nan otherwise. `periods` `(n,)`: of cycles, 0 otherwise. `evaluations`: rows of f computed along
     orbits, of which `surplus` belonged to orbits that had ended; `check_evaluations`: further rows, spent on measuring
@@ -113,8 +113,10 @@ class Orbits:
         }
 
 
-def protocol_of(measure: str, tol: float | None, max_steps: int, batch_size: int, rules: Rules) -> dict[str, Any]:
-    """Everything that decided a status, JSON-ready."""
+def protocol_of(
+    measure: str, tol: float | None, max_steps: int | None, batch_size: int, rules: Rules
+) -> dict[str, Any]:
+    """Everything that decided a status, JSON-ready; None for what each start had a value of its own of."""
     return {
         "measure": measure,
         "tol": tol,

@@ -3,28 +3,28 @@
 import torch
 from torch import Tensor
 
-from fmprobe.dynamics.calls import apart
-from fmprobe.dynamics.jacobian import Function
+from fmprobe.dynamics.calls import Function, apart
+from fmprobe.dynamics.norms import norms, power_of_two
 
 DEPTH = 5  # steps that a combination is taken over
 STEPS = 40
 METHODS = ("anderson",)
 
 
-def anderson(f: Function, latents: Tensor) -> tuple[Tensor, Tensor]:
+def anderson(f: Function, latents: Tensor, batch_size: int = 256) -> tuple[Tensor, Tensor]:
     """Where Anderson acceleration (1965) leads from each latent `(m, *latent_shape)`, and the residual norms `(m,)`.
 
-    Each row by itself, type II, of depth 5; of the points on the way the one with the smallest ||f(z) - z||, the latent
+    Each row by itself, by calls of f on at most `batch_size` rows, type II, of depth 5; of the points on the way the one with the smallest ||f(z) - z||, the latent
     itself included, so that a row never gets worse. It may leave for another fixed point: the caller must see to that.
     """
-    m, shape = len(latents), latents.shape
+    m, shape, f = len(latents), latents.shape, apart(f, batch_size)
     here = latents.flatten(1)
     best, smallest = here.clone(), torch.full((m,), torch.inf, dtype=torch.float64, device=here.device)
     points, steps = [], []
     with torch.no_grad():
         for _ in range(STEPS if m else 0):
-            step = (apart(f)(here.reshape(shape)).to(here.dtype).flatten(1) - here).double()
-            size = torch.linalg.vector_norm(step, dim=1).nan_to_num(nan=torch.inf)
+            step = (f(here.reshape(shape)).flatten(1) - here).double()
+            size = norms(step).nan_to_num(nan=torch.inf)
             better = size < smallest
             best, smallest = torch.where(better[:, None], here, best), torch.where(better, size, smallest)
             points, steps = [*points[-DEPTH:], here.double()], [*steps[-DEPTH:], step]
@@ -40,8 +40,11 @@ def _combined(points: Tensor, steps: Tensor) -> Tensor:
     if points.shape[1] == 1:
         return points[:, 0] + steps[:, 0]
     changes, moves = steps.diff(dim=1), points.diff(dim=1)
-    gram = changes @ changes.mT
-    ridge = 1e-12 * torch.diagonal(gram, dim1=1, dim2=2).sum(1)[:, None, None] * torch.eye(gram.shape[1]).to(gram)
-    ridge = ridge + torch.finfo(gram.dtype).tiny ** 0.5 * torch.eye(gram.shape[1]).to(gram)
-    weights = torch.linalg.lstsq(gram + ridge, changes @ steps[:, -1, :, None]).solution
+    # The weights are free of the scale of the steps, whose squares may be too large or too small.
+    scale = power_of_two(changes.abs().amax((1, 2)))[:, None]
+    units, last = changes / scale[..., None], steps[:, -1] / scale
+    gram = units @ units.mT
+    trace = torch.diagonal(gram, dim1=1, dim2=2).sum(1)[:, None, None]
+    ridge = torch.where(trace > 0, 1e-12 * trace, 1) * torch.eye(gram.shape[1]).to(gram)
+    weights = torch.linalg.lstsq(gram + ridge, units @ last[..., None]).solution
     return points[:, -1] + steps[:, -1] - ((moves + changes).mT @ weights)[..., 0]

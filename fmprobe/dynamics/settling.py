@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.calls import Function
 from fmprobe.dynamics.iterate import iterate
-from fmprobe.dynamics.jacobian import Function
+from fmprobe.dynamics.norms import norms
 from fmprobe.dynamics.orbits import Orbits, Status
 from fmprobe.dynamics.paging import forget
 
@@ -19,12 +20,17 @@ def iterate_on(f: Function, orbits: Orbits, target: Tensor, device: torch.device
     """The orbits, those CONVERGED with an error above `target` `(n,)` iterated on until it is below, on `device`.
 
     Each goes on under a tolerance as much smaller as its error is too large; its end is overwritten. Nothing is spent
-    on an orbit that, at its rate, cannot arrive within the protocol's `max_steps` in all. One that still meets the
-    protocol's tolerance stays CONVERGED, whatever its error.
+    on an orbit that, at its rate, cannot arrive within the protocol's `max_steps` in all, or whose last round did not
+    make its error smaller. One that still meets the protocol's tolerance stays CONVERGED, whatever its error. What
+    becomes of an orbit does not depend on the others. Raises ValueError where the protocol has no one `tol` and
+    `max_steps`.
     """
     tol, measure, max_steps, batch_size = (orbits.protocol[k] for k in ("tol", "measure", "max_steps", "batch_size"))
+    if tol is None or max_steps is None:
+        raise ValueError("attractors are looked for under one tol and one max_steps: give a number, not one a start")
+    helped = torch.ones_like(orbits.converged)
     for _ in range(6):
-        late = orbits.converged & (orbits.errors > target)
+        late = helped & orbits.converged & (orbits.errors > target)
         rows = (late & (orbits.steps + _steps_needed(orbits, target, measure) <= max_steps)).nonzero()[:, 0]
         if not len(rows):
             break
@@ -32,16 +38,15 @@ def iterate_on(f: Function, orbits: Orbits, target: Tensor, device: torch.device
         for some in rows.split(max(batch_size, AT_ONCE)):
             orbits = _joined(orbits, some, _further(f, orbits, some, target, device), tol)
             forget(orbits.ends)
-        if not bool((orbits.errors[rows] < before).any()):
-            break
+        helped[rows] = orbits.errors[rows] < before
     return orbits
 
 
 def _further(f: Function, orbits: Orbits, rows: Tensor, target: Tensor, device: torch.device) -> Orbits:
     """Some orbits from their ends on."""
     tol, measure, max_steps, batch_size = (orbits.protocol[k] for k in ("tol", "measure", "max_steps", "batch_size"))
-    share = (target / orbits.errors).nan_to_num(nan=0.0)[rows].clamp(min=1e-3)
-    tols = (orbits.residuals[rows] * (share**2 if measure == "squared" else share)).clamp(max=tol)
+    share = (target / orbits.errors).double().nan_to_num(nan=0.0)[rows].clamp(min=1e-3)
+    tols = (orbits.residuals[rows].double() * (share**2 if measure == "squared" else share)).clamp(max=tol)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a tolerance under the resolution is of our own making
         return iterate(
@@ -49,7 +54,7 @@ def _further(f: Function, orbits: Orbits, rows: Tensor, target: Tensor, device: 
             orbits.ends[rows].to(device),
             tol=tols.to(device),
             measure=measure,
-            max_steps=int((max_steps - orbits.steps[rows]).max()),
+            max_steps=(max_steps - orbits.steps[rows]).to(device),
             batch_size=batch_size,
             progress=False,
         )
@@ -64,7 +69,7 @@ def _steps_needed(orbits: Orbits, target: Tensor, measure: str) -> Tensor:
         step = step * math.sqrt(orbits.ends[0:1].numel())
     else:
         blocks = orbits.ends.flatten(1).split(AT_ONCE)
-        step = step * torch.cat([torch.linalg.vector_norm(block, dim=1) for block in blocks])
+        step = step * torch.cat([norms(block) for block in blocks])
         forget(orbits.ends)
     errors = orbits.errors.double()
     rate = errors / (step + errors)  # error = step * rate / (1 - rate)

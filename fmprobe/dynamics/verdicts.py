@@ -35,14 +35,18 @@ def distance_left(history: Tensor, last: Tensor, times: Tensor, rules: Rules) ->
     return torch.where(growing, torch.maximum(left, carried), left).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def still_falling(history: Tensor, last: int, resolution: float, rules: Rules) -> Tensor:
+def still_falling(history: Tensor, last: Tensor, resolution: float, rules: Rules) -> Tensor:
     """Whether the step was still falling at the end, `(R,)` bool, by tests that stationary noise does not pass.
 
-    `last` is the index of the last sample, the same for all rows, which all ran out of steps. A fall below
-    `resolution` (of the latents' arithmetic, relative) a step is rounding, not a fall.
+    `last` `(R,)` is the index of the last sample of each row, which ran out of steps. A fall below `resolution` (of the
+    latents' arithmetic, relative) a step is rounding, not a fall.
     """
-    logs = history[:, : last + 1].double()
-    return _falls_steadily(logs, resolution, rules) | _medians_fall(logs, resolution, rules)
+    falls = torch.zeros_like(last, dtype=torch.bool)
+    for length in last.unique().tolist():
+        rows = last == length
+        logs = history[rows, : length + 1].double()
+        falls[rows] = _falls_steadily(logs, resolution, rules) | _medians_fall(logs, resolution, rules)
+    return falls
 
 
 def _falls_steadily(logs: Tensor, resolution: float, rules: Rules) -> Tensor:

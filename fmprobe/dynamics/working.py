@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.norms import norms
 from fmprobe.dynamics.orbits import Rules, Status
 
 RUNNING = -1
@@ -16,20 +17,21 @@ RECENT = 10  # last steps that tell a gradual approach from a chance landing
 
 @dataclass(frozen=True)
 class Criterion:
-    """What ends an orbit: the measure of a step, the step budget and the rules."""
+    """What ends an orbit: the measure of a step and the rules.
+
+    `samples`: how many of its steps are kept at most. `resolution`: of the latents' arithmetic, relative.
+    """
 
     measure: str
-    max_steps: int
+    samples: int
     dimension: int
+    resolution: float
     rules: Rules
 
-    @property
-    def stride(self) -> int:
-        return math.ceil(self.max_steps / HISTORY)
-
-    @property
-    def samples(self) -> int:
-        return math.ceil(self.max_steps / self.stride)
+    @classmethod
+    def make(cls, latents: Tensor, measure: str, max_steps: int, rules: Rules) -> "Criterion":
+        """For latents `(n, d)` that take `max_steps` at most."""
+        return cls(measure, min(max_steps, HISTORY), latents.shape[1], torch.finfo(latents.dtype).eps, rules)
 
     def of(self, distance: Tensor, norm: Tensor, peak: Tensor) -> Tensor:
         """A step's size in the chosen measure; `norm` of the latent it left, `peak` the largest on its orbit."""
@@ -38,14 +40,15 @@ class Criterion:
         if self.measure == "rms":
             return distance / math.sqrt(self.dimension)
         # At an attractor in the origin the norm vanishes with the step: it is floored at the orbit's resolution.
-        return distance / torch.maximum(norm, peak * torch.finfo(norm.dtype).eps).clamp(
-            min=torch.finfo(norm.dtype).tiny
-        )
+        return distance / torch.maximum(norm, peak * self.resolution).clamp(min=torch.finfo(norm.dtype).tiny)
 
 
 @dataclass
 class WorkingBatch:
     """Rows of orbits in flight; every field has the row as its first axis.
+
+    All but the latents is kept in float64 (or whole numbers): the square of a float32 fits into it, so that what an
+    orbit is called does not depend on its scale.
 
     Cycles are looked for by Brent's method (1980): an anchor is kept from a step that is a power of two, and every
     latent is compared with it, so memory does not grow with the period. A return near the anchor becomes a candidate
@@ -56,6 +59,7 @@ class WorkingBatch:
     born: Tensor  # calls of f before its first
     latents: Tensor  # (B, d), the last finite ones
     tol: Tensor
+    budget: Tensor  # steps that it may take
     outcome: Tensor  # RUNNING, OUT_OF_STEPS or a Status
     steps: Tensor
     step: Tensor  # norm of the last step
@@ -78,18 +82,21 @@ class WorkingBatch:
     amplitude: Tensor  # largest step since the candidate
 
     @classmethod
-    def start(cls, latents: Tensor, index: Tensor, tol: Tensor, criterion: Criterion, born: int = 0) -> "WorkingBatch":
+    def start(
+        cls, latents: Tensor, index: Tensor, tol: Tensor, budget: Tensor, criterion: Criterion, born: int = 0
+    ) -> "WorkingBatch":
         """Fresh rows at `latents` `(B, d)`, after `born` calls of f; a start that is not finite has diverged."""
         n = len(latents)
-        norm = torch.linalg.vector_norm(latents, dim=1)
+        norm = norms(latents)
         zeros = torch.zeros_like(norm)
         count = torch.zeros(n, dtype=torch.long, device=latents.device)
         outcome = torch.where(norm.isfinite(), RUNNING, int(Status.DIVERGED))
         return cls(
-            index=index,
+            index=index.clone(),
             born=count + born,
             latents=latents.clone(),
-            tol=tol,
+            tol=tol.double(),
+            budget=budget.clone(),
             outcome=outcome,
             steps=count.clone(),
             step=zeros + math.inf,
@@ -98,8 +105,8 @@ class WorkingBatch:
             peak=norm.clone(),
             limit=criterion.rules.divergence_factor * norm.clamp(min=math.sqrt(criterion.dimension)),
             unmoved=zeros.clone(),
-            history=latents.new_zeros(n, criterion.samples),
-            recent=latents.new_full((n, RECENT), math.inf),
+            history=norm.new_zeros(n, criterion.samples),
+            recent=norm.new_full((n, RECENT), math.inf),
             was_small=torch.zeros_like(norm, dtype=torch.bool),
             anchor=latents.clone(),
             age=count.clone(),
@@ -131,15 +138,18 @@ class WorkingBatch:
         """
         active = self.outcome == RUNNING
         change = torch.sub(after, self.latents, out=scratch)
-        step, norm = torch.linalg.vector_norm(change, dim=1), torch.linalg.vector_norm(after, dim=1)
-        finite = norm.isfinite() & step.isfinite()
+        step, norm = norms(change), norms(after)
+        finite = norm.isfinite()
+        # The difference of two finite latents may overflow: their norms bound it.
+        step = torch.where(finite & ~step.isfinite(), norm + self.norm, step)
         moved = active & finite
         residual = criterion.of(step, self.norm, torch.maximum(self.peak, norm))
         self.steps += active
-        self._record(torch.where(finite, step, math.inf), moved, criterion)
+        self._record(step, moved)
         self.residual = torch.where(moved, residual, torch.where(active, math.inf, self.residual))
         self.step = torch.where(moved, step, torch.where(active, math.inf, self.step))
-        self.unmoved = torch.where(moved, (change == 0).to(norm.dtype).mean(1), self.unmoved)
+        moving = torch.count_nonzero(change, dim=1) / criterion.dimension
+        self.unmoved = torch.where(moved, 1 - moving.double(), self.unmoved)
         self.norm = torch.where(moved, norm, self.norm)
         self.peak = torch.where(moved, torch.maximum(self.peak, norm), self.peak)
 
@@ -148,7 +158,7 @@ class WorkingBatch:
         converged = moved & ~diverged & settled
         cycle = self._seek_cycle(after, moved & ~diverged & ~converged, criterion, scratch)
         self.was_small = torch.where(active, residual < self.tol, self.was_small)
-        spent = active & (self.steps >= criterion.max_steps)
+        spent = active & (self.steps >= self.budget)
         torch.where(moved[:, None], after, self.latents, out=self.latents)
         # The later line wins: an orbit that meets a criterion on its last step has met it.
         for mask, outcome in (
@@ -159,13 +169,17 @@ class WorkingBatch:
         ):
             self.outcome = torch.where(mask, int(outcome), self.outcome)
 
-    def last_sample(self, criterion: Criterion) -> Tensor:
-        """Index into `history` of the last step taken, `(B,)`."""
-        return ((self.steps - 1) // criterion.stride).clamp(min=0)
+    @property
+    def stride(self) -> Tensor:
+        """Steps between samples of the history, `(B,)`: by each row's own budget."""
+        return (self.budget + HISTORY - 1) // HISTORY
 
-    def _record(self, step: Tensor, active: Tensor, criterion: Criterion) -> None:
-        at = self.last_sample(criterion)[:, None]
-        logs = step.clamp(min=torch.finfo(step.dtype).tiny).log()[:, None]
+    def last_sample(self) -> Tensor:
+        """Index into `history` of the last step taken, `(B,)`."""
+        return ((self.steps - 1) // self.stride).clamp(min=0)
+
+    def _record(self, step: Tensor, active: Tensor) -> None:
+        at, logs = self.last_sample()[:, None], step.log()[:, None]
         self.history.scatter_(1, at, torch.where(active[:, None], logs, self.history.gather(1, at)))
         self.recent = torch.where(active[:, None], torch.cat([self.recent[:, 1:], logs], dim=1), self.recent)
 
@@ -189,7 +203,7 @@ class WorkingBatch:
         """One step of Brent's search; true where a cycle is confirmed."""
         rules = criterion.rules
         self.age += active
-        gap = torch.linalg.vector_norm(torch.sub(after, self.anchor, out=scratch), dim=1)
+        gap = norms(torch.sub(after, self.anchor, out=scratch))
         near = (criterion.of(gap, self.norm, self.peak) < self.tol) & (gap < rules.return_share * self.step)
         pending = active & (self.returns > 0)
         self.amplitude = torch.where(pending, torch.maximum(self.amplitude, self.step), self.amplitude)
@@ -199,7 +213,7 @@ class WorkingBatch:
         held = due & near
         growth = (gap / self.gap).nan_to_num(nan=0.0, posinf=math.inf)  # 0/0: an exact return
         self.ratio = torch.where(held, torch.maximum(self.ratio, growth), self.ratio)
-        confirmed = held & (self.returns == 2) & self._drift_is_small(gap, rules)
+        confirmed = held & (self.returns == 2) & self._drift_is_small(gap, criterion)
         failed = due & ~confirmed & (~near | (self.returns == 2))
         expired = active & ~pending & ~candidate & (self.age >= self.window)
 
@@ -215,7 +229,7 @@ class WorkingBatch:
         self.age = torch.where(moved_on, 0, self.age)
         return confirmed
 
-    def _drift_is_small(self, gap: Tensor, rules: Rules) -> Tensor:
+    def _drift_is_small(self, gap: Tensor, criterion: Criterion) -> Tensor:
         """Whether the returns, carried on geometrically, move the orbit by little against its own amplitude.
 
         Three equal returns of a quasi-periodic orbit, or of a slow flip, add up without bound; returns that are
@@ -223,5 +237,5 @@ class WorkingBatch:
         """
         drift = gap * self.ratio / (1 - self.ratio)
         drift = torch.where(self.ratio < 1, drift, math.inf)
-        rounding = gap <= 32 * torch.finfo(gap.dtype).eps * self.norm
-        return rounding | (drift <= rules.drift_share * self.amplitude)
+        rounding = gap <= 32 * criterion.resolution * self.norm
+        return rounding | (drift <= criterion.rules.drift_share * self.amplitude)
