@@ -141,7 +141,8 @@ def compare(
         **search,
     }
     found = compute(pairs)
-    return Alignment(found["subject"], found.get("null"), found.get("ceiling"), absent, protocol)
+    made = Alignment(found["subject"], found.get("null"), found.get("ceiling"), absent, protocol)
+    return made.about(model_a, model_b, *(model for model in (null, ceiling) if model is not None))
 
 
 class _Side:

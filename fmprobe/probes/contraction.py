@@ -149,7 +149,7 @@ def probe_contraction(
         "relative_distance": DISTANCE,
         "pairs_a_point": DIRECTIONS,
     }
-    return Contraction(ratios, list(steps), norms, radii, local, distant, absent, protocol)
+    return Contraction(ratios, list(steps), norms, radii, local, distant, absent, protocol).about(model)
 
 
 def local_lipschitz(f: Callable[[Tensor], Tensor], latents: Tensor, *, seed: int = 0, batch_size: int = 32) -> Tensor:
