@@ -70,6 +70,13 @@ class Autoencoder:
         return self._latent_map is not None or self._decode is not None
 
     @property
+    def surrogate_warning(self) -> str | None:
+        """What speaks against the surrogate that this model's latent map is made with; None where nothing does."""
+        from fmprobe.surrogates.verdict import warning_of
+
+        return warning_of(self.provenance.get("decoder"))
+
+    @property
     def maps_through_images(self) -> bool:
         """Whether f is E after D, so that who follows f meets the images D(z) on the way."""
         return self._latent_map is None and self._decode is not None

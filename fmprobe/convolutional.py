@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fmprobe.autoencoder import Autoencoder, check_images, from_functions
 from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.errors import InputError
+from fmprobe.seeding import generator, seed_torch, torch_generator
 
 # What a variant's strength is by default, in the meaning that BottleneckAutoencoder states.
 STRENGTHS = {"plain": 0.0, "denoising": 0.3, "contractive": 0.1, "variational": 0.1, "sparse": 0.01, "masked": 0.5}
@@ -214,19 +215,20 @@ def train_autoencoder(
     optimiser: Any = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     milestones = sorted({max(1, epochs // 2), max(1, 3 * epochs // 4)})
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones)
-    draws = torch.Generator().manual_seed(seed)
+    noise = torch_generator(seed, "autoencoders: noise of the variant")
     losses = []
     silent = None if progress is None else not progress
     forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with forked, tqdm(total=epochs, desc="training", unit="epoch", delay=2, disable=silent) as bar:
-        torch.manual_seed(seed)  # of layers that draw by themselves, such as dropout
+        seed_torch(seed, "autoencoders: layers")  # that draw by themselves, such as dropout
         model.train()
         call(0, model)
         for epoch in range(1, epochs + 1):
             total = 0.0
-            for rows in torch.randperm(len(images), generator=draws).split(batch_size):
+            order = generator(seed, epoch, "autoencoders: order of the images").permutation(len(images))
+            for rows in torch.from_numpy(order).split(batch_size):
                 batch = images[rows.to(images.device)].to(device)
-                loss = model.loss(batch, draws)
+                loss = model.loss(batch, noise)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()

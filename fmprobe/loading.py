@@ -154,16 +154,18 @@ def load(
         raise InputError(f"device_map does not go with {name}, of the family {family}: leave it out")
     import torch
 
+    from fmprobe.seeding import torch_seed
+
     with torch.random.fork_rng(devices=[]):  # some models draw weights before they read them
         if random_weights is not None:
-            torch.default_generator.manual_seed(random_weights)
+            torch.default_generator.manual_seed(torch_seed(random_weights, "models: random weights"))
         model = adapter.load(source)
     model.provenance.setdefault("family", family)
     model.evaluate_by(execution)
     precision = str(_dtype(autocast)).removeprefix("torch.") if autocast else None
     changed = {"autocast": precision, "compile": compile, "deterministic": deterministic}
     model.provenance |= {name: value for name, value in changed.items() if value}
-    drawn = "" if random_weights is None else f"-random-{random_weights}"
+    drawn = "" if random_weights is None else f"-drawn-{random_weights}"
     model.provenance["fingerprint"] = source.fingerprint + drawn
     if decoder is None:
         return model

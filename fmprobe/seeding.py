@@ -32,14 +32,30 @@ def normal_rows(n: int, size: int, seed: int, stream: str, first: int = 0) -> np
     return rows
 
 
+def torch_seed(seed: int, stream: str, index: int = 0) -> int:
+    """The first number of a stream, from 0 to 2**63: what torch's own generators are seeded with."""
+    return int(generator(seed, index, stream).integers(2**63, dtype=np.int64))
+
+
 def torch_generator(seed: int, stream: str, index: int = 0) -> "torch.Generator":
-    """torch's own generator on the CPU, seeded by the first number of a stream: for what torch alone can draw."""
+    """torch's own generator on the CPU, seeded by a stream: for what torch alone can draw."""
     import torch
 
-    first = generator(seed, index, stream).integers(2**63, dtype=np.int64)
-    return torch.Generator().manual_seed(int(first))
+    return torch.Generator().manual_seed(torch_seed(seed, stream, index))
+
+
+def seed_torch(seed: int, stream: str, index: int = 0) -> None:
+    """Seed torch's global generators by a stream: for modules, which draw their weights from these alone."""
+    import torch
+
+    torch.manual_seed(torch_seed(seed, stream, index))
+
+
+def index_of(name: str) -> int:
+    """The index of a thing that has a name and no number."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
 def _number(stream: str) -> int:
     """The half of the key that a stream's name means; that of the starts is 0, as it was before there were streams."""
-    return 0 if stream == STARTS else int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "little")
+    return 0 if stream == STARTS else index_of(stream)

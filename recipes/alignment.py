@@ -18,7 +18,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import fmprobe
@@ -26,6 +25,7 @@ from fmprobe.cli.compare_run import tell
 from fmprobe.images import SMALL_SETS, load_small_set
 from fmprobe.loading import pick_device
 from fmprobe.probes.perturbation import perturbed
+from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
 from fmprobe.sweeps import sweep
 
@@ -33,7 +33,7 @@ loaded = cache(load_small_set)
 
 
 def network(shape: tuple[int, ...], k: int, seed: int, arguments: argparse.Namespace) -> fmprobe.ConvAutoencoder:
-    torch.manual_seed(seed)
+    seed_torch(seed, "alignment recipe: weights")
     made = fmprobe.ConvAutoencoder(k, arguments.width, (shape[0], shape[1], shape[2]))
     return made.to(arguments.device)
 

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import fmprobe
+from fmprobe.seeding import seed_torch, torch_generator
 from fmprobe.sharing import alone
 
 MAX_STEPS, TOL, BATCH = 3000, 1e-6, 256  # the paper's rule for small autoencoders
@@ -76,10 +77,10 @@ def compare_with_everyday_loop(model: fmprobe.Autoencoder, starts: Tensor) -> No
 
 def measure_overhead(dimension: int, batch: int, steps: int) -> None:
     """Engine against bare calls of f, where f costs what a small transformer costs and no orbit ends."""
-    torch.manual_seed(0)
+    seed_torch(0, "benchmark_engine recipe: transformer")
     layer = nn.TransformerEncoderLayer(384, 6, 1536, batch_first=True, norm_first=True)
     network = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False).eval().requires_grad_(False)
-    starts = torch.randn(batch, dimension // 384, 384)
+    starts = torch.randn(batch, dimension // 384, 384, generator=torch_generator(0, "benchmark_engine recipe: tokens"))
 
     def bare() -> float:
         z, began = starts, time.perf_counter()
@@ -128,12 +129,12 @@ def main() -> None:
     options = parser.parse_args()
 
     images = images_of(options.data)[: options.images]
-    torch.manual_seed(options.seed)
+    seed_torch(options.seed, "benchmark_engine recipe: weights")
     network = fmprobe.ConvAutoencoder(2, options.width, (1, 28, 28))
     losses = fmprobe.train_autoencoder(network, images, epochs=options.epochs, seed=options.seed)
     print(f"ConvAutoencoder k=2, width {options.width}: {len(images)} images, loss {losses[0]:.4f} -> {losses[-1]:.4f}")
     network.requires_grad_(False)
-    draws = torch.Generator().manual_seed(options.seed)
+    draws = torch_generator(options.seed, "benchmark_engine recipe: uniform starts")
     starts = 16 * torch.rand(options.starts, 2, generator=draws) - 8
     compare_with_everyday_loop(network.autoencoder(), starts)
     if options.overhead_steps:

@@ -19,12 +19,13 @@ import torch
 import fmprobe
 from fmprobe.probes.prototypes import Plan, run_prototypes
 from fmprobe.runs import RunFolder
+from fmprobe.seeding import torch_generator
 from fmprobe.sharing import alone, team
 
 
 def hopfield(patterns: int, dimension: int, seed: int) -> fmprobe.Autoencoder:
     """Decode: how much of each pattern; encode: their sum. beta = 4 / sqrt(d) keeps every pattern an attractor."""
-    stored = torch.randn(patterns, dimension, generator=torch.Generator().manual_seed(seed))
+    stored = torch.randn(patterns, dimension, generator=torch_generator(seed, "benchmark_memory recipe: patterns"))
     beta = 4 / dimension**0.5
     shape = (1, 1, patterns)
     return fmprobe.from_functions(

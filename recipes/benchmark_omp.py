@@ -26,6 +26,7 @@ from torch import Tensor
 
 import fmprobe
 from fmprobe.dynamics.matching_pursuit import BUDGET
+from fmprobe.seeding import torch_generator
 from fmprobe.sharing import alone
 
 SKLEARN: dict[str, tuple[str, Literal["C", "F"], bool]] = {
@@ -39,7 +40,7 @@ SKLEARN: dict[str, tuple[str, Literal["C", "F"], bool]] = {
 
 def problem(atoms: int, dim: int, targets: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Unit atoms, as scikit-learn expects, and targets, both N(0, I) in direction."""
-    g = torch.Generator().manual_seed(seed)
+    g = torch_generator(seed, "benchmark_omp recipe: atoms and targets")
     dictionary = torch.nn.functional.normalize(torch.randn(atoms, dim, generator=g), dim=1)
     return dictionary, torch.randn(targets, dim, generator=g)
 

@@ -15,19 +15,17 @@ at a time. What `--out` holds is not measured again; launched processes share th
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import fmprobe
-from fmprobe.probes.contraction import std_ratio
+from fmprobe.probes.contraction import noise_images, std_ratio
 from fmprobe.runs import write_json
-from fmprobe.seeding import normal_rows
+from fmprobe.seeding import seed_torch
 from fmprobe.sharing import is_main, together
 from fmprobe.sweeps import sweep
 
@@ -46,18 +44,13 @@ BACKBONES = (
     "mixer_s32_224",
 )
 OUTPUTS = ("features", "logits")
-
-
-def images(n: int, side: int, seed: int, device: str, batch: int = 16) -> Iterator[Tensor]:
-    for first in range(0, n, batch):
-        rows = normal_rows(min(batch, n - first), 3 * side * side, seed, "contraction: inputs", first)
-        yield torch.from_numpy(rows).reshape(-1, 3, side, side).to(device)
+BATCH = 16
 
 
 def backbone(name: str, side: int, seed: int) -> Any:
     import timm
 
-    torch.manual_seed(seed)
+    seed_torch(seed, "contraction recipe: weights")
     try:  # transformers and mixers fix their size when they are made
         module = timm.create_model(name, pretrained=False, img_size=side)
     except TypeError:  # convolutional networks take any
@@ -77,7 +70,8 @@ def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
             "logits": lambda x, module=module: module.forward_head(module.forward_features(x)),
         }
         for output, function in outputs.items():
-            ratios = std_ratio(function, images(arguments.inputs, arguments.side, 1000 + seed, arguments.device))
+            inputs = noise_images(arguments.inputs, (3, arguments.side, arguments.side), seed, BATCH)
+            ratios = std_ratio(function, (x.to(arguments.device) for x in inputs))
             for kind, value in ratios.items():
                 row[f"{output} {kind}"].append(value)
     return {"ratios": row, "seconds": time.perf_counter() - began}

@@ -18,6 +18,7 @@ import fmprobe
 from fmprobe.images import load_small_set
 from fmprobe.report.convergence import convergence_scatter
 from fmprobe.runs import write_json
+from fmprobe.seeding import seed_torch, torch_generator
 from fmprobe.sharing import alone
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     images, _ = load_small_set(name, arguments.data, None if arguments.full else arguments.images, 1)
     steps, width, rate = (234_500, 32, 5e-4) if arguments.full else (arguments.steps, 16, 1e-3)
 
-    torch.manual_seed(arguments.seed)
+    seed_torch(arguments.seed, "convergence recipe: weights")
     network = fmprobe.ConvAutoencoder(arguments.k, width).to(arguments.device)
     epochs = round(steps / math.ceil(len(images) / 64))
     losses = fmprobe.train_autoencoder(
@@ -47,7 +48,7 @@ def main() -> None:
     )
     model = network.requires_grad_(False).autoencoder()
     print(f"{name}: {len(images)} images, k = {arguments.k}, loss {losses[0]:.4f} -> {losses[-1]:.4f}")
-    draws = torch.Generator().manual_seed(arguments.seed)
+    draws = torch_generator(arguments.seed, "convergence recipe: uniform starts")
     starts = {
         "uniform": 16 * torch.rand(arguments.starts, arguments.k, generator=draws).to(model.device) - 8,
         "train": model.encode(images[: arguments.starts].to(model.device)),

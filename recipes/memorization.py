@@ -18,12 +18,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import fmprobe
 from fmprobe.images import load_small_set
 from fmprobe.report.memorization import memorization_sweep
+from fmprobe.seeding import seed_torch
 from fmprobe.sharing import is_main, together
 from fmprobe.sweeps import sweep
 
@@ -40,7 +40,7 @@ HEADER = ("set", "k", "images", "test MSE", "starts", "settled", "count", "cosin
 
 def trained(train: Tensor, k: int, arguments: argparse.Namespace) -> fmprobe.Autoencoder:
     """The same number of steps whatever the number of images, so that these are all that differs."""
-    torch.manual_seed(arguments.seed)
+    seed_torch(arguments.seed, "memorization recipe: weights")
     network = fmprobe.ConvAutoencoder(k, arguments.width, (train.shape[1], train.shape[2], train.shape[3]))
     fmprobe.train_autoencoder(
         network.to(arguments.device),

@@ -16,12 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import fmprobe
 from fmprobe.images import load_small_set
 from fmprobe.report.training import matched_curves
 from fmprobe.runs import write_json
+from fmprobe.seeding import seed_torch
 from fmprobe.sharing import is_main, together
 from fmprobe.sweeps import sweep
 
@@ -74,7 +73,7 @@ def tracked(_: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
         seed=chosen.seed,
         max_steps=chosen.max_steps,
     )
-    torch.manual_seed(chosen.seed)
+    seed_torch(chosen.seed, "noise_meets_training recipe: weights")
     network = fmprobe.ConvAutoencoder(
         chosen.k,
         chosen.width,

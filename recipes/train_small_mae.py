@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 import fmprobe
+from fmprobe.seeding import seed_torch, torch_generator
 from fmprobe.sharing import alone
 
 SIDE, PATCH = 32, 4
@@ -26,7 +27,7 @@ RATIOS = (0.0, 0.25, 0.5, 0.75)
 
 def build(width: int, layers: int, seed: int = 0) -> ViTMAEForPreTraining:
     """A ViT-MAE whose decoder has half the encoder's layers."""
-    torch.manual_seed(seed)
+    seed_torch(seed, "train_small_mae recipe: weights")
     config = ViTMAEConfig(
         image_size=SIDE,
         patch_size=PATCH,
@@ -58,7 +59,7 @@ def train(model: ViTMAEForPreTraining, images: Tensor, minutes: float, batch_siz
 
     The schedule follows the clock, so two runs differ by how many steps their machine makes.
     """
-    g = torch.Generator().manual_seed(seed)
+    g = torch_generator(seed, "train_small_mae recipe: batches and masks")
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
     began, step, losses = time.monotonic(), 0, {}
     model.train()

@@ -18,6 +18,7 @@ import torch
 import fmprobe
 from fmprobe.images import load_small_set
 from fmprobe.report.training import training_curves
+from fmprobe.seeding import seed_torch
 from fmprobe.sharing import alone
 
 FULL = {"k": 128, "images": None, "steps": 234_500, "batch_size": 128, "learning_rate": 5e-4, "width": 32}
@@ -85,7 +86,7 @@ def main() -> None:
 
     print("| " + " | ".join(HEADER) + " |")
     print("|" + "---|" * len(HEADER))
-    torch.manual_seed(arguments.seed)
+    seed_torch(arguments.seed, "training_dynamics recipe: weights")
     network = fmprobe.ConvAutoencoder(arguments.k, arguments.width, (train.shape[1], train.shape[2], train.shape[3]))
     fmprobe.train_autoencoder(
         network.to(arguments.device),

@@ -25,6 +25,7 @@ from fmprobe.dynamics.fields import VectorField
 from fmprobe.images import SMALL_SETS, load_small_set
 from fmprobe.loading import pick_device
 from fmprobe.report.fields import animate_fields, plot_field
+from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
 from fmprobe.sweeps import sweep
 
@@ -54,7 +55,7 @@ def draw(name: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
     arguments = argparse.Namespace(**settings)
     images, _ = loaded(arguments.set, arguments.data, arguments.images, 1)
     seed = arguments.seed
-    torch.manual_seed(seed)
+    seed_torch(seed, "vector_field recipe: weights")
     _, channels, height, width = images.shape
     network = fmprobe.ConvAutoencoder(arguments.k, arguments.width, (channels, height, width))
     network.to(arguments.device)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 import fmprobe
@@ -27,6 +26,7 @@ from fmprobe.cli.weights_run import held_out, tell_curves
 from fmprobe.probes.dictionaries import atoms_of
 from fmprobe.report.pictures import save_reconstructions
 from fmprobe.report.plots import weight_curves
+from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
 from fmprobe.surrogates.cache import cached_decoder
 from fmprobe.sweeps import sweep
@@ -62,7 +62,7 @@ def demo(arguments: argparse.Namespace) -> Subject:
 
     logging.disable_progress_bar()
     folder = Path(fmprobe.__file__).parent / "demo" / "vit-mae-digits"
-    torch.manual_seed(arguments.seed)
+    seed_torch(arguments.seed, "weight_probing recipe: random weights of the demo model")
     network: Any = ViTMAEForPreTraining(ViTMAEConfig.from_pretrained(folder))
     processor = ViTImageProcessor.from_pretrained(folder)
     null = fmprobe.load(network, processor=processor, device=arguments.device)
@@ -81,7 +81,7 @@ def taef2(arguments: argparse.Namespace) -> Subject:
     from support import taef2 as networks  # the layers, which only the tests need otherwise
 
     model = networks.load(arguments.assets / "models" / "taef2", side=64)
-    torch.manual_seed(arguments.seed)
+    seed_torch(arguments.seed, "weight_probing recipe: random weights of taef2")
     parts: list[nn.Module] = [networks.encoder().eval(), networks.decoder().eval()]
     null = fmprobe.from_functions(
         *parts, image_shape=model.image_shape, latent_shape=model.latent_shape, name="taef2, random weights"

@@ -12,6 +12,7 @@ import typer
 
 import fmprobe
 from fmprobe.cli.output import tell as tell_all
+from fmprobe.cli.output import warn
 from fmprobe.cli.session import (
     MEASURES,
     at_work,
@@ -71,6 +72,7 @@ def run_compare(
         from fmprobe.report.html import write_report
 
         write_report(folder.path)
+        warn(results)
         tell(results["alignment"])
         tell_all(results, folder.path)
     return folder.path

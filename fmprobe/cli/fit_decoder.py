@@ -57,6 +57,7 @@ def fit_decoder(
     where it stopped.
     """
     import fmprobe
+    from fmprobe.cli.output import warn
     from fmprobe.cli.session import default_out, load_model, validation_line
     from fmprobe.sharing import is_main
     from fmprobe.surrogates.artefact import check_place
@@ -89,4 +90,5 @@ def fit_decoder(
     if is_main():
         surrogate.save(folder)
     typer.echo(f"decoder     {folder}; validation: {validation_line(surrogate)}")
+    warn({"decoder": surrogate.describe()["decoder"]})
     return {"decoder": str(folder), "validation": surrogate.info["validation"]}

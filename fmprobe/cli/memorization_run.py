@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.cli.output import tell
+from fmprobe.cli.output import tell, warn
 from fmprobe.cli.session import open_run, with_decoder
 from fmprobe.images import sample_images
 from fmprobe.runs import read_json, write_json
@@ -71,6 +71,7 @@ def run_memorization(
     from fmprobe.report.html import write_report
 
     write_report(folder.path)
+    warn(results)
     tell_memorization(entry)
     tell(results, folder.path)
     return folder.path

@@ -11,6 +11,7 @@ import typer
 
 import fmprobe
 from fmprobe.cli.output import tell as tell_all
+from fmprobe.cli.output import warn
 from fmprobe.cli.session import at_work, default_out, head, load_model, open_folder, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder
@@ -67,6 +68,7 @@ def compare(
         from fmprobe.report.html import write_report
 
         write_report(folder.path)
+        warn(results)
         tell(results["ood"])
         typer.echo(f"detector    {folder.path / 'detector'}")
         tell_all(results, folder.path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
+from fmprobe.cli.output import warn
 from fmprobe.cli.session import at_work, open_folder
 from fmprobe.errors import InputError, WriteError
 from fmprobe.runs import RunFolder, write_atomically
@@ -45,6 +46,7 @@ def score_source(
     from fmprobe.probes.ood.detector import TrajectoryDetector
 
     detector = _load(detector_folder, model, device, TrajectoryDetector)
+    warn(_decoder(detector))
     threshold = detector.threshold(acceptance, rule)
     rule = rule or detector.rule
     found = open_images(data, **detector.model.image_arguments)
@@ -93,9 +95,17 @@ def _score_all(
         accepted = sum(row[1] == "yes" for row in ordered)
         unreadable = sum(bool(row[-1]) for row in ordered)
         counts = {"images": len(found), "accepted": accepted, "unreadable": unreadable}
-        folder.finish({"ood_scores": {**counts, **manifest}})
+        folder.finish({**_decoder(detector), "ood_scores": {**counts, **manifest}})
         typer.echo(f"accepted    {accepted} of {len(found)}{f'; {unreadable} could not be read' if unreadable else ''}")
         typer.echo(f"scores      {table}{' and .parquet' if parquet else ''}")
+
+
+def _decoder(detector: "TrajectoryDetector") -> dict[str, Any]:
+    """The surrogate that the detector's model is made with, under its key of the results."""
+    decoder = detector.model.provenance.get("decoder") or {}
+    if decoder.get("kind") != "surrogate":
+        return {}
+    return {"decoder": {**decoder, "warning": detector.model.surrogate_warning}}
 
 
 def _load(folder: Path, model: str | None, device: str, kind: "type[TrajectoryDetector]") -> "TrajectoryDetector":

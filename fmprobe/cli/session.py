@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.cli.output import tell
+from fmprobe.cli.output import tell, warn
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, differences
 from fmprobe.sharing import is_main, launched
@@ -142,7 +142,9 @@ def with_decoder(model: "Autoencoder", seed: int) -> "Autoencoder":
     decoder, was_cached = cached_decoder(model, settings, progress=is_main())
     how = "found in the cache" if was_cached else f"fitted in {time.perf_counter() - began:.0f} s"
     typer.echo(f"decoder {how}; validation: {validation_line(decoder)}")
-    return model.with_decoder(decoder)
+    whole = model.with_decoder(decoder)
+    warn({"decoder": whole.provenance["decoder"]})
+    return whole
 
 
 def _compute(model: "Autoencoder", folder: RunFolder, plan: Mapping[str, Any], seed: int, began: float) -> None:
@@ -213,6 +215,8 @@ def head(model: "Autoencoder", protocol: Mapping[str, Any]) -> dict[str, Any]:
     """What every `results.json` begins with."""
     provenance = dict(model.provenance)
     decoder = provenance.pop("decoder")
+    if decoder and decoder.get("kind") == "surrogate":
+        decoder = {**decoder, "warning": model.surrogate_warning}
     return {
         "fmprobe": fmprobe.__version__,
         "command": shlex.join(["fmprobe", *sys.argv[1:]]),

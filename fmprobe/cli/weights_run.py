@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import fmprobe
-from fmprobe.cli.output import tell
+from fmprobe.cli.output import tell, warn
 from fmprobe.cli.session import at_work, load_model, open_run, search, with_decoder
 from fmprobe.errors import InputError
 from fmprobe.images import count_images, spread
@@ -63,6 +63,7 @@ def run_weights(
         from fmprobe.report.html import write_report
 
         write_report(folder.path)
+        warn(results)
         for source, curves in found.items():
             tell_curves(source, curves)
         tell(results, folder.path)

@@ -44,7 +44,8 @@ class AttractorSet:
     Jacobian, nan beyond the first `stability_cap` and where f has no derivative. `merge`: measure, threshold, the count
     at a sweep of thresholds, and that under the other measures. `unresolved`: starts that met the tolerance but whose
     error stays over half the merge distance. `unstable`: fixed points left out because they repel.
-    `polished`: attractors that polishing took nearer to their fixed point.
+    `polished`: attractors that polishing took nearer to their fixed point. `warning`: what speaks against the model's
+    surrogate, where f is made with one.
     """
 
     latents: Tensor
@@ -58,6 +59,7 @@ class AttractorSet:
     unresolved: int
     unstable: int = 0
     polished: int = 0
+    warning: str | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -103,7 +105,8 @@ class AttractorSet:
     def _repr_html_(self) -> str:
         from fmprobe.report.notebook import html_of
 
-        return html_of({"orbits": {"noise": self.orbits.to_dict()}, "attractors": self.to_dict()}, self.plot())
+        found = {"orbits": {"noise": self.orbits.to_dict()}, "attractors": self.to_dict()}
+        return html_of(found, self.plot(), [self.warning] if self.warning else ())
 
 
 def find_attractors(
@@ -153,7 +156,10 @@ def find_attractors(
         progress=progress,
     )
     scale = float(starts.double().square().mean().sqrt()) if len(starts) else 1.0
-    return attractors_of(f, orbits, scale, merge=merge, threshold=threshold, stability_cap=stability_cap, polish=polish)
+    found = attractors_of(
+        f, orbits, scale, merge=merge, threshold=threshold, stability_cap=stability_cap, polish=polish
+    )
+    return replace(found, warning=getattr(model, "surrogate_warning", None))
 
 
 def attractors_of(

@@ -153,7 +153,8 @@ class VectorField:
     def _repr_html_(self) -> str:
         from fmprobe.report.notebook import html_of
 
-        return html_of({"field": self.to_dict()}, self.plot())
+        warning = None if self.attractors is None else self.attractors.warning
+        return html_of({"field": self.to_dict()}, self.plot(), [warning] if warning else ())
 
 
 def vector_field(

@@ -18,6 +18,7 @@ from fmprobe.dynamics.fields import cosine_of, field_at
 from fmprobe.errors import InputError
 from fmprobe.probes.latent_maps import FITS, ORTHOGONAL, LatentMap, Relative, fit_relative
 from fmprobe.probes.result import Result
+from fmprobe.seeding import generator
 
 FIT_SHARE = 2 / 3  # of the images, on which the maps are fitted; the others are measured on
 LEAST = 12  # images
@@ -111,7 +112,7 @@ def compare(
     search = {"tol": tol, "measure": measure, "max_steps": max_steps, "batch_size": batch_size}
     quiet = {**search, "stability_cap": JACOBIANS, "progress": False}
     settings = _Settings(tuple(maps or FITS), anchors, tuple(sorted({0, *drift_steps})), quiet)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    order = torch.from_numpy(generator(seed, 0, "alignment: images to fit").permutation(len(images)))
     fitted = round(FIT_SHARE * len(images))
     other = images if images_b is None else images_b
     a = _Side(model_a, images[order], fitted, settings)
@@ -140,7 +141,8 @@ def compare(
         **search,
     }
     found = compute(pairs)
-    return Alignment(found["subject"], found.get("null"), found.get("ceiling"), absent, protocol)
+    made = Alignment(found["subject"], found.get("null"), found.get("ceiling"), absent, protocol)
+    return made.about(model_a, model_b, *(model for model in (null, ceiling) if model is not None))
 
 
 class _Side:
@@ -244,7 +246,7 @@ def basin_agreement(a: Tensor, b: Tensor, shuffles: int = SHUFFLES) -> dict[str,
         reason = "the starts share one basin in a network"
     if reason is not None:
         return {**row, "adjusted_rand": None, "jaccard": None, "jaccard_chance": None, "reason": reason}
-    rng = np.random.default_rng(0)
+    rng = generator(0, 0, "alignment: shuffled basins")
     chance = np.mean([pair_jaccard(x, rng.permutation(y)) for _ in range(shuffles)])
     rand, jaccard = float(adjusted_rand_score(x, y)), pair_jaccard(x, y)
     return {**row, "adjusted_rand": rand, "jaccard": jaccard, "jaccard_chance": float(chance), "reason": None}

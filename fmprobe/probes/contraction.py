@@ -1,6 +1,7 @@
 """Contraction: does f bring points together, over N(0, I) inputs at large, and locally along trajectories?"""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,6 +64,13 @@ def std_ratio(function: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) ->
         raise InputError(f"a standard deviation needs two inputs or more, got {before.count}")
     ratios = {"pooled": after.pooled / before.pooled, "across": after.across / before.across}
     return {name: value if np.isfinite(value) else None for name, value in ratios.items()}
+
+
+def noise_images(n: int, shape: tuple[int, ...], seed: int, batch_size: int) -> Iterator[Tensor]:
+    """N(0, I) images `(B, *shape)` in batches, on the CPU, independent of the starts that N(0, I) latents are."""
+    for i in range(0, n, batch_size):
+        rows = normal_rows(min(batch_size, n - i), math.prod(shape), seed, "contraction: inputs", i)
+        yield torch.from_numpy(rows).reshape(-1, *shape)
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ def probe_contraction(
         "relative_distance": DISTANCE,
         "pairs_a_point": DIRECTIONS,
     }
-    return Contraction(ratios, list(steps), norms, radii, local, distant, absent, protocol)
+    return Contraction(ratios, list(steps), norms, radii, local, distant, absent, protocol).about(model)
 
 
 def local_lipschitz(f: Callable[[Tensor], Tensor], latents: Tensor, *, seed: int = 0, batch_size: int = 32) -> Tensor:
@@ -172,17 +180,12 @@ def _ratios(model: Autoencoder, n: int, seed: int, batch_size: int) -> dict[str,
     def latents() -> Iterable[Tensor]:
         return (model.sample_latents(min(batch_size, n - i), seed, i) for i in range(0, n, batch_size))
 
-    def images() -> Iterable[Tensor]:
-        size = int(np.prod(model.image_shape))
-        for i in range(0, n, batch_size):
-            rows = normal_rows(min(batch_size, n - i), size, seed, "contraction: inputs", i)
-            yield torch.from_numpy(rows).reshape(-1, *model.image_shape).to(model.device)
-
     found = {}
     if model.has_latent_map:
         found["f"] = std_ratio(model.latent_map, latents())
     if model.image_shape:
-        found["E"] = std_ratio(model.encode, images())
+        images = noise_images(n, model.image_shape, seed, batch_size)
+        found["E"] = std_ratio(model.encode, (batch.to(model.device) for batch in images))
     if model.has_decoder:
         found["D"] = std_ratio(model.decode, latents())
     return found

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors, noise_starts
 from fmprobe.dynamics.iterate import iterate
 from fmprobe.errors import InputError
@@ -70,7 +71,8 @@ def probe_convergence(
     estimates, left_out = {}, {}
     for name, rho in rates.items():
         estimates[name], left_out[name] = _against(near, found, rho, eps)
-    return Convergence(eps, len(latents), len(found), estimates, left_out, found.orbits.protocol)
+    made = Convergence(eps, len(latents), len(found), estimates, left_out, found.orbits.protocol)
+    return made.about(model) if isinstance(model, Autoencoder) else made
 
 
 class _Approach:

@@ -13,7 +13,7 @@ from fmprobe.dynamics.distances import Dissimilarity
 from fmprobe.dynamics.merging import single_linkage
 from fmprobe.dynamics.orbits import Status
 from fmprobe.errors import InputError
-from fmprobe.seeding import normal_rows
+from fmprobe.seeding import generator, normal_rows
 
 BASIS, GAUSSIAN, STARTS, PCA, NULL = "random basis", "Gaussian", "noise starts", "PCA of images", "random weights"
 
@@ -128,7 +128,7 @@ def effective_rank(atoms: Tensor) -> float:
 def bootstrap(values: Mapping[str, np.ndarray], resamples: int, seed: int) -> dict[str, dict[str, float]]:
     """Mean and 95% percentile interval over images of each series, on the same resamples."""
     count = len(next(iter(values.values())))
-    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    draws = generator(seed, 0, "weights: bootstrap").integers(count, size=(resamples, count))
     summary = {}
     for name, series in values.items():
         low, high = np.quantile(series[draws].mean(1), (0.025, 0.975))

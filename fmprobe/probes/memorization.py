@@ -123,7 +123,7 @@ def probe_memorization(
         images={name: len(images) for name, images in sets.items()},
         warning=_warning(attractors),
         decoded=decoded,
-    )
+    ).about(model)
 
 
 def bound_terms(images: Tensor, rebuilt: Tensor, codes: Tensor, attractors: Tensor, decoded: Tensor) -> dict[str, Any]:

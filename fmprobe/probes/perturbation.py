@@ -9,20 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from fmprobe.errors import InputError
+from fmprobe.seeding import index_of, torch_generator
 
 NOISE = 0.01  # relative to the root mean square of each tensor
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def perturb(tensors: Mapping[str, Tensor], noise: float = NOISE, seed: int = 0) -> dict[str, Tensor]:
-    """Each floating-point tensor plus `noise` times its root mean square times N(0, 1), in its own precision."""
-    generator = torch.Generator().manual_seed(seed)
+    """Each floating-point tensor plus `noise` times its root mean square times N(0, 1), in its own precision.
+
+    The noise of a tensor depends on `seed` and its name alone, so that it does not matter which files hold it.
+    """
     changed = {}
-    for name in sorted(tensors):
-        tensor = tensors[name]
+    for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             changed[name] = tensor
             continue
+        generator = torch_generator(seed, "perturbation: weight noise", index_of(name))
         drawn = torch.randn(tensor.shape, generator=generator).to(tensor.device)
         values = tensor.float()
         changed[name] = (values + noise * values.square().mean().sqrt() * drawn).to(tensor.dtype)
@@ -58,8 +61,8 @@ def perturbed_checkpoint(
     for optional in ("preprocessor_config.json", "processor_config.json"):
         checkpoint.fetch(optional)
     folder.mkdir(parents=True, exist_ok=True)
-    for i, path in enumerate(checkpoint.fetch_weights(family.weights)):
-        save_file(perturb(load_file(path), noise, seed + i), folder / path.name, metadata={"format": "pt"})
+    for path in checkpoint.fetch_weights(family.weights):
+        save_file(perturb(load_file(path), noise, seed), folder / path.name, metadata={"format": "pt"})
     for path in checkpoint.folder.glob("*.json"):
         shutil.copyfile(path, folder / path.name)
     return folder

@@ -122,7 +122,8 @@ class Prototypes:
     def _repr_html_(self) -> str:
         from fmprobe.report.notebook import html_of
 
-        return html_of(self.to_dict(), self.plot())
+        warning = self.attractors.warning
+        return html_of(self.to_dict(), self.plot(), [warning] if warning else ())
 
 
 def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None) -> Prototypes:
@@ -175,6 +176,7 @@ def _decoded(
             blocks = attractors.latents.split(plan.batch_size)
             decoded = [model.decode(block.to(model.device)).cpu() for block in blocks if len(block)]
         images = torch.cat(decoded) if decoded else torch.zeros(0, *model.image_shape)
+    attractors = replace(attractors, warning=model.surrogate_warning)
     shown = film(model, attractors, plan.seed)
     return Prototypes(attractors, images, curves, time.perf_counter() - began, shown)
 

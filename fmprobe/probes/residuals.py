@@ -120,7 +120,7 @@ def probe_residuals(
     what = "N(0, I)" if images is None else "images, encoded"
     return Residuals(
         curves["latent"], curves.get("output"), curves["norm"], curves["start_norm"][:, 0], starts=what, seed=seed
-    )
+    ).about(model)
 
 
 def _follow(model: Autoencoder, latents: Tensor, steps: int) -> dict[str, Tensor]:

@@ -125,7 +125,7 @@ def probe_weights(
     whole, nothing = (bootstrap(values, RESAMPLES, seed) for values in (own, zero))
     return WeightCurves(
         found.subject, levels, len(images), whole, nothing, rows, found.absent, protocol, shown, pictures
-    )
+    ).about(model)
 
 
 class _Measure:

@@ -12,6 +12,7 @@ from fmprobe.report.run import Run
 from fmprobe.report.sections import SECTIONS, Section
 from fmprobe.report.summary import summary
 from fmprobe.runs import write_atomically
+from fmprobe.surrogates.verdict import warnings_in
 
 RUN_FACTS = ("command", "date", "device", "fmprobe", "total_seconds")
 
@@ -116,6 +117,7 @@ def _notes(run: Run, label: str) -> list[dict[str, str]]:
                 "together; what holds for the encoder alone needs a second surrogate to compare with.",
             )
         )
+    notes += [("Nothing below is the encoder's.", f"{text[0].upper()}{text[1:]}.") for text in warnings_in(results)]
     if found.get("unresolved"):
         notes.append(
             (

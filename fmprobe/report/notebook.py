@@ -1,6 +1,6 @@
 """What a notebook shows of results: a small table and a plot; `figure_of` is their method `plot`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.report import plots
@@ -36,6 +36,7 @@ def figure_of(key: str, entry: Mapping[str, Any]) -> "Figure":
     return FIGURES[key](entry)
 
 
-def html_of(results: Mapping[str, Any], figure: "Figure") -> str:
-    """A table of what was found, and a figure, as HTML."""
-    return str(render("notebook.html", rows=summary(results), svg=to_svg(figure, "plot", f"fmprobe-{id(figure)}")))
+def html_of(results: Mapping[str, Any], figure: "Figure", warnings: Sequence[str] = ()) -> str:
+    """A table of what was found, what speaks against it first, and a figure, as HTML."""
+    rows = [("warning", text) for text in warnings] + summary(results)
+    return str(render("notebook.html", rows=rows, svg=to_svg(figure, "plot", f"fmprobe-{id(figure)}")))

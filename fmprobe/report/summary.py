@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmprobe.report.alignment import SERIES
+from fmprobe.surrogates.verdict import warning_of
 
 
 def summary(results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -28,7 +29,14 @@ def _model(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _decoder(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if found.get("kind") != "surrogate":
         return [("decoder", "the model's own" if found.get("kind") == "own" else str(found.get("kind")))]
-    return [("decoder", "a surrogate: what follows is of encoder and surrogate together")]
+    rows = [("decoder", "a surrogate: what follows is of encoder and surrogate together")]
+    return rows if (text := warning_of(found)) is None else [*rows, ("warning", text)]
+
+
+def _other(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The second of two models that are compared."""
+    rows = _model(found["model"]) + (_decoder(found["decoder"]) if found.get("decoder") else [])
+    return [(f"other {name}", value) for name, value in rows]
 
 
 def _orbits(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -119,6 +127,7 @@ def _scored(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 _LINES = {
     "model": _model,
     "decoder": _decoder,
+    "other": _other,
     "orbits": _orbits,
     "attractors": _attractors,
     "weights": _weights,

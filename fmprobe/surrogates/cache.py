@@ -12,7 +12,7 @@ from fmprobe.surrogates.fit import FitSettings, fit_with
 from fmprobe.surrogates.latent import LatentSurrogate
 from fmprobe.surrogates.pixel import PixelDecoder
 
-FORMAT = 5  # raise it when fitting or the files change, so that older entries are no longer found
+FORMAT = 6  # raise it when fitting or the files change, so that older entries are no longer found
 
 
 def cached_decoder(

@@ -20,7 +20,7 @@ from fmprobe.surrogates.artefact import channelwise
 
 CONSTANT = 1e-4  # a channel that varies less than this share of the typical one counts as constant
 PIXELS, LATENTS, META = "pixels.u8", "latents.f16", "meta.txt"
-FORMAT = 1  # raise it when the files change
+FORMAT = 2  # raise it when the files change, or what random streams give
 
 Disturb = Callable[[Tensor, int, int], Tensor]  # pixels, index of the first, draw -> what the encoder sees
 Advance = Callable[[int], object]

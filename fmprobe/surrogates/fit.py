@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.seeding import torch_seed
 from fmprobe.sharing import team
 from fmprobe.surrogates.artefact import KINDS
 from fmprobe.surrogates.bodies import SIZES, make_body
@@ -234,7 +235,8 @@ def _train(
     """A surrogate of the kind asked for, trained on features, and the log of its training."""
     make = _pixel_task if settings.kind == "pixel" else _latent_task
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed)  # of the CPU alone, where the weights are drawn
+        # Of the CPU alone, where the weights are drawn.
+        torch.default_generator.manual_seed(torch_seed(settings.seed, "surrogates: initial weights"))
         task = make(model, settings, features, held_out)
     surrogate, log = train(
         task.module,
@@ -294,7 +296,7 @@ def _pixel_task(model: Autoencoder, settings: FitSettings, features: Features, h
                 loss = loss + settings.perceptual * F.l1_loss(again, clean)
             if len(contracted):
                 after = standardise(model.encode(painted[len(clean) :]))
-                seen = batch.normal(clean.shape[1:], stream=3)[contracted]
+                seen = batch.normal(clean.shape[1:], "surrogates: directions of the Jacobian")[contracted]
                 (pulled,) = torch.autograd.grad((after * seen).sum(), orbit, create_graph=True)
                 per_row = pulled.square().flatten(1).mean(1)
                 loss = loss + settings.contraction * per_row.sum() * CONTRACTED / len(clean)
@@ -330,7 +332,7 @@ def _latent_task(model: Autoencoder, settings: FitSettings, features: Features, 
 
 def _on_orbits(batch: Batch, like: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     """Points that f is iterated to from N(0, I), one to four steps on: where orbits live, data or not."""
-    places = batch.normal(like.shape[1:], stream=2)[batch.one_in(CONTRACTED)][: len(like)]
+    places = batch.normal(like.shape[1:], "surrogates: starts of orbits")[batch.one_in(CONTRACTED)][: len(like)]
     with torch.no_grad():
         for _ in range(1 + batch.step // EVERY % 4 if len(like) else 0):
             places = f(places)
@@ -342,8 +344,8 @@ def _shaken(latents: Tensor, noise: float, batch: Batch) -> Tensor:
 
     The small ones teach the decoder to paint well, the few large ones to come back from N(0, I) starts.
     """
-    sigma = noise * batch.uniform((1,) * (latents.ndim - 1)) ** 3
-    return latents + sigma * batch.normal(latents.shape[1:])
+    sigma = noise * batch.uniform((1,) * (latents.ndim - 1), "surrogates: size of the latent noise") ** 3
+    return latents + sigma * batch.normal(latents.shape[1:], "surrogates: latent noise")
 
 
 def _bar(total: int, what: str, progress: bool) -> tqdm:

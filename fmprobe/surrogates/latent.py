@@ -104,16 +104,17 @@ class LatentSurrogate(Surrogate):
     def loss(self, rows: Tensor, batch: "Batch") -> Tensor:
         """Mean squared error of the features, with what the variant adds; `rows` is `(B, places, D)`."""
         if self.variant == "denoising":
-            return F.mse_loss(self(rows + DENOISING * batch.normal(rows.shape[1:])), rows)
+            noise = batch.normal(rows.shape[1:], "latent surrogates: denoising")
+            return F.mse_loss(self(rows + DENOISING * noise), rows)
         if self.variant == "variational":
             mean, log_variance = self.to_code(rows).chunk(2, dim=-1)
-            code = mean + (0.5 * log_variance).exp() * batch.normal(mean.shape[1:])
+            code = mean + (0.5 * log_variance).exp() * batch.normal(mean.shape[1:], "latent surrogates: variational")
             divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
             return F.mse_loss(self.to_features(code), rows) + VARIATIONAL * divergence
         if self.variant == "contractive":
             rows = rows.requires_grad_()
             code = self.code(rows)
-            seen = batch.normal(code.shape[1:])
+            seen = batch.normal(code.shape[1:], "latent surrogates: contractive")
             (pulled,) = torch.autograd.grad((code * seen).sum(), rows, create_graph=True)
             return (
                 F.mse_loss(self.to_features(code), rows) + CONTRACTIVE * pulled.square().sum(-1).mean() / code.shape[-1]

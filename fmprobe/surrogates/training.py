@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from fmprobe.errors import InputError
+from fmprobe.seeding import generator, torch_generator
 
 LOG, STATE = "log.jsonl", "state.pt"
 CHECKPOINTS = 10  # of a run
@@ -41,16 +42,15 @@ class Batch:
         first, last = self._share.start, self._share.stop
         return torch.arange(first, last)[torch.arange(first, last) % k == 0] - first
 
-    def normal(self, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-        """N(0, 1), `(len(rows), *shape)`, the same whatever the number of processes; `stream` tells draws apart."""
-        return torch.randn((self._size, *shape), generator=self._generator(2 * stream))[self._share].to(self._device)
+    def normal(self, shape: tuple[int, ...], stream: str) -> Tensor:
+        """N(0, 1), `(len(rows), *shape)`, of the stream named, the same whatever the number of processes."""
+        drawn = torch.randn((self._size, *shape), generator=torch_generator(self._seed, stream, self.step))
+        return drawn[self._share].to(self._device)
 
-    def uniform(self, shape: tuple[int, ...], stream: int = 0) -> Tensor:
+    def uniform(self, shape: tuple[int, ...], stream: str) -> Tensor:
         """U[0, 1), as `normal`."""
-        return torch.rand((self._size, *shape), generator=self._generator(2 * stream + 1))[self._share].to(self._device)
-
-    def _generator(self, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self._seed * 1_000_003 + self.step) * 64 + stream)
+        drawn = torch.rand((self._size, *shape), generator=torch_generator(self._seed, stream, self.step))
+        return drawn[self._share].to(self._device)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _rows(n: int, batch_size: int, step: int, seed: int) -> Tensor:
     chosen = torch.empty(0, dtype=torch.long)
     while len(chosen) < batch_size:
         epoch, offset = divmod(begin + len(chosen), n)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        order = torch.from_numpy(generator(seed, epoch, "surrogates: order of the images").permutation(n))
         chosen = torch.cat([chosen, order[offset : offset + batch_size - len(chosen)]])
     return chosen
 

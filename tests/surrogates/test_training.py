@@ -138,9 +138,9 @@ def test_a_damaged_state_starts_anew(tmp_path):
 def test_random_numbers_of_a_row_do_not_depend_on_the_share():
     whole = Batch(3, torch.arange(8), slice(0, 8), 1, 8, torch.device("cpu"))
     half = Batch(3, torch.arange(4, 8), slice(4, 8), 1, 8, torch.device("cpu"))
-    assert torch.equal(whole.normal((2,))[4:], half.normal((2,)))
-    assert torch.equal(whole.uniform((2,))[4:], half.uniform((2,)))
-    assert not torch.equal(whole.normal((2,)), whole.normal((2,), stream=1))
+    assert torch.equal(whole.normal((2,), "a")[4:], half.normal((2,), "a"))
+    assert torch.equal(whole.uniform((2,), "a")[4:], half.uniform((2,), "a"))
+    assert not torch.equal(whole.normal((2,), "a"), whole.normal((2,), "b"))
 
 
 def test_mixed_precision_trains_float32_weights(encoder):

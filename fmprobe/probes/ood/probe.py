@@ -151,7 +151,7 @@ def compare_scores(
                 name: _histogram({key: of[name] for key, of in scores.items()}) for name in SHOWN if name in inside
             },
         },
-    )
+    ).about(detector.model)
 
 
 GROUPS = {
