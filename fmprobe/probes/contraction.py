@@ -182,7 +182,7 @@ def _ratios(model: Autoencoder, n: int, seed: int, batch_size: int) -> dict[str,
     if model.has_latent_map:
         found["f"] = std_ratio(model.latent_map, latents())
     if model.image_shape:
-        found["E"] = std_ratio(model.encode, images())
+        found["E"] = std_ratio(model.encode_unchecked, images())
     if model.has_decoder:
         found["D"] = std_ratio(model.decode, latents())
     return found
