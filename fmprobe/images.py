@@ -3,7 +3,9 @@
 A source is written `SOURCE[:split][#column]`; for an .npz file `FILE.npz:key`.
 """
 
+import contextlib
 import io
+import os
 import warnings
 import zipfile
 import zlib
@@ -21,7 +23,23 @@ from fmprobe.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".jpe",
+    ".jp2",
+    ".avif",
+    ".bmp",
+    ".webp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+)
+PARTS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val"), "val": ("val", "validation")}
 
 
 @dataclass(frozen=True)
@@ -196,7 +214,9 @@ def _read(
 ) -> "Tensor":
     try:
         return _tensor(picture(), shape, prepare)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's, of damaged files
+    except MemoryError:
+        raise
+    except Exception as error:  # of damaged files PIL raises nearly every kind
         raise InputError(f"{label} cannot be read as an image ({error}): mend or remove it") from error
 
 
@@ -218,12 +238,46 @@ def _pictures(source: Source) -> Iterator[tuple[str, "Callable[[], Image.Image]"
     elif path.suffix == ".parquet" or (path.is_dir() and any(path.glob("**/*.parquet"))):
         yield from _from_dataset(source, local=True)
     elif path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        yield from ((str(file), partial(Image.open, file)) for file in files)
+        yield from ((str(file), partial(Image.open, file)) for file in _files(_part(path, source)))
     elif path.exists():
         raise InputError(f"{path} is no image source: expected a folder, a .parquet or an .npz file")
     else:
         yield from _from_dataset(source, local=False)
+
+
+def _part(folder: Path, source: Source) -> Path:
+    """The subfolder that a split names, as in the ImageFolder convention: `train`, or `data/train`."""
+    if source.column is not None:
+        raise InputError(
+            f"{folder} is a folder of images and has no column {source.column!r}: leave out what follows #"
+        )
+    if source.split is None:
+        return folder
+    places = [folder / level / name for level in ("", "data") for name in PARTS.get(source.split, (source.split,))]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        levels = [level for level in (folder, folder / "data") if level.is_dir()]
+        there = sorted({entry.name for level in levels for entry in level.iterdir() if entry.is_dir()})
+        raise InputError(f"{folder} has no split {source.split!r}: expected one of {', '.join(there) or 'none'}")
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """Image files below a folder, in order of their paths; links are followed, a loop of links once.
+
+    Hidden files are left out, among them the `._NAME.png` that macOS leaves beside a picture.
+    """
+    files, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found = (Path(root, name) for name in names if not name.startswith("."))
+        files += [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(files)
 
 
 def _from_arrays(source: Source) -> Iterator[tuple[str, "Callable[[], Image.Image]"]]:
@@ -293,7 +347,14 @@ def _tensor(
     import torch
 
     channels, height, width = shape
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    with contextlib.suppress(Exception):  # damaged metadata leave the pixels as they are
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (values.min() >= 0 and values.max() <= 1):  # NaN fails as well
+            raise ValueError(f"its floats lie in {values.min():g} to {values.max():g}, expected 0 to 1")
+        image = Image.fromarray(np.round(values * 255).astype(np.uint8))
     if image.mode.startswith("I"):  # 16 bits and more: PIL's own conversion clips instead of scaling
         values = np.asarray(image, dtype=np.float32)
         image = Image.fromarray(np.round(values * (255 / max(65535.0, values.max()))).astype(np.uint8))

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -63,8 +64,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON, UTF-8, indented; nan and infinity are refused, since JSON has none."""
-    text = json.dumps(content, indent=2, allow_nan=False, default=_plain) + "\n"
+    """JSON, UTF-8, indented; nan and infinity become null, since JSON has none."""
+    text = json.dumps(_finite(content), indent=2, allow_nan=False, default=_plain) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -185,9 +186,14 @@ class RunFolder:
         return read_json(path) if path.is_file() else None
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Write `results.json`: from now on the run counts as done."""
-        write_json(self.path / RESULTS, {"schema": SCHEMA, **results})
-        self.tell("finished")
+        """Write `results.json`: from now on the run counts as done.
+
+        Where values are not finite, `not_finite` says how many, by the key that they lie under.
+        """
+        counts = {key: count for key, value in results.items() if (count := _not_finite(value))}
+        said = {"not_finite": counts} if counts else {}
+        write_json(self.path / RESULTS, {"schema": SCHEMA, **results, **said})
+        self.tell("finished", **said)
 
 
 def _tidy(left: Iterable[Path]) -> None:
@@ -197,9 +203,18 @@ def _tidy(left: Iterable[Path]) -> None:
 
 
 def differences(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """In which keys two manifests differ, in one line; what is None, or off, counts as not there."""
-    keys = sorted(k for k in {*present, *wanted} if (present.get(k) or None) != (wanted.get(k) or None))
+    """In which keys two manifests differ, in one line; None counts as absent, 0 and False are values."""
+    keys = sorted(k for k in {*present, *wanted} if not _same(present.get(k), wanted.get(k)))
     return ", ".join(f"{k}: {present.get(k)!r} there, {wanted.get(k)!r} now" for k in keys)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two JSON values are equal; False is not 0, although Python says that it is."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return isinstance(a, bool) == isinstance(b, bool) and a == b
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
@@ -290,6 +305,24 @@ def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _finite(content: Any) -> Any:
+    """The content with None in place of numbers that are not finite."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if _not_finite(content) else content
+
+
+def _not_finite(content: Any) -> int:
+    """How many numbers of the content are not finite."""
+    if isinstance(content, Mapping):
+        return sum(map(_not_finite, content.values()))
+    if isinstance(content, list | tuple):
+        return sum(map(_not_finite, content))
+    return int(isinstance(content, float) and not math.isfinite(content))
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ import torch
 from support.maps import double_well, draws
 
 from fmprobe import AttractorSet, InputError, find_attractors
-from fmprobe.runs import RunFolder, write_atomically, write_json
+from fmprobe.runs import RunFolder, differences, read_events, write_atomically, write_json
 
 
 @pytest.fixture
@@ -57,10 +57,30 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_not_a_number_is_not_written_as_json(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "x.json", {"a": float("nan")})
-    assert not list(tmp_path.iterdir())
+def test_what_is_not_finite_becomes_null_and_a_run_counts_it(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    write_json(tmp_path / "x.json", {"a": nan, "b": [1.0, (-inf, 2)]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [1.0, [None, 2]]}
+    folder = RunFolder.open(tmp_path / "run", {"model": "a"})
+    folder.finish({"memorization": {"mean": nan, "values": [inf, 0.5]}, "model": {"id": "a"}})
+    assert (folder.results or {})["not_finite"] == {"memorization": 2}
+    assert read_events(folder.path)[-1]["not_finite"] == {"memorization": 2}
+
+
+VALUES = [None, 0, 1, 0.5, False, True, "", "0", [], [0], [None], {}, {"a": 0}, {"a": False}]
+
+
+@pytest.mark.parametrize("there", VALUES)
+@pytest.mark.parametrize("now", VALUES)
+def test_two_values_of_a_manifest_are_alike_only_if_json_says_so(there, now):
+    same = json.dumps(there) == json.dumps(now)
+    assert (differences({"x": there}, {"x": now}) == "") == same
+
+
+def test_none_and_absent_are_alike():
+    assert differences({"x": None}, {}) == ""
+    assert "x: None there, 0 now" in differences({}, {"x": 0})
+    assert differences({"x": 1}, {"x": 1.0}) == ""
 
 
 def test_a_run_of_the_same_manifest_goes_on_and_another_is_refused_with_the_difference(tmp_path):

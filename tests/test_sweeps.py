@@ -97,8 +97,8 @@ def test_a_failure_keeps_what_is_done_and_writes_nothing_for_what_is_not(tmp_pat
 
     with pytest.raises(RuntimeError, match="a"):
         dict(sweep(fail_at_a, POWERS, tmp_path))
-    with pytest.raises(ValueError, match="JSON"):
-        dict(sweep(lambda *_: float("nan"), POWERS, tmp_path / "nan"))
+    with pytest.raises(TypeError, match="JSON"):
+        dict(sweep(lambda *_: object(), POWERS, tmp_path / "no-json"))
     assert [path.name for path in tmp_path.rglob("*.json")] == ["b.json"]
 
 

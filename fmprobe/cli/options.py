@@ -26,6 +26,10 @@ Tol = Annotated[
 ]
 Measure = Annotated[str | None, typer.Option(help="Of a step: squared, relative or rms. [default: squared]")]
 Merge = Annotated[str | None, typer.Option(help="Of attractors: relative or cosine. [default: relative]")]
+MergeThreshold = Annotated[
+    float | None,
+    typer.Option(min=0, callback=finite, help="Distance below which two ends are one attractor. [default: 0.01]"),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Latents in flight at once. [default: by device]")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, float16 or bfloat16. [default: float32]")]
@@ -65,7 +69,13 @@ ORBITS: Group = {
     "measure": (Measure, None),
     "batch_size": (BatchSize, None),
 }
-PLAN: Group = {"n": (Starts, None), **ORBITS, "merge": (Merge, None), "polish": (Polish, None)}
+PLAN: Group = {
+    "n": (Starts, None),
+    **ORBITS,
+    "merge": (Merge, None),
+    "merge_threshold": (MergeThreshold, None),
+    "polish": (Polish, None),
+}
 
 
 def without(group: Group, *names: str) -> Group:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.cycles import examine_cycles
 from fmprobe.dynamics.floor import rounding_floor
 from fmprobe.dynamics.orbits import Status
@@ -48,7 +49,7 @@ class Engine:
         observers: list[Observer],
         check_every: int,
     ) -> None:
-        self.f, self.shape, self.criterion = f, shape, criterion
+        self.f, self.shape, self.criterion = apart(f), shape, criterion
         self.batch_size, self.observers, self.check_every = batch_size, observers, check_every
         self.calls = 0
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.jacobian import Function
 
@@ -211,7 +212,7 @@ def vector_field(
 def field_at(f: Function, latents: Tensor, batch_size: int = 256) -> Tensor:
     """V(z) = f(z) - z at latents `(n, *latent_shape)`, in batches (Fumero et al., ICLR 2026, eq. 4)."""
     with torch.no_grad():
-        return torch.cat([f(block) - block for block in latents.split(batch_size)])
+        return torch.cat([apart(f)(block) - block for block in latents.split(batch_size)])
 
 
 def cosine_of(a: Tensor, b: Tensor) -> Tensor:

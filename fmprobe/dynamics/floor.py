@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.calls import apart
+
 FINE, COARSE = 2.0**-13, 2.0**-8  # spacings relative to the latent: below and at the resolution of bfloat16
 ORDER = 4  # of the differences, so that a smooth f of any slope and curvature leaves next to nothing
 COORDINATES = 128  # at least so many roundings are pooled for one latent
@@ -35,7 +37,7 @@ def rounding_floor(f: Callable[[Tensor], Tensor], latents: Tensor, batch_size: i
         shifts = COARSE * origins + spacing * offsets * directions
         points = latents[:, None, None] + scale[:, None] * shifts
         flat = points.reshape(-1, *latents.shape[1:])
-        values = torch.cat([f(block).to(latents.dtype) for block in flat.split(batch_size)])
+        values = torch.cat([apart(f)(block).to(latents.dtype) for block in flat.split(batch_size)])
         values = values.reshape(n, ORDER + 1, lines, d).double()
         difference = torch.einsum("k,nkld->nld", signs.to(values.device), values)
         return (difference.square().sum(2).mean(1) / unit).sqrt()

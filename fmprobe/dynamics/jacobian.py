@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fmprobe.dynamics.calls import apart
+
 Function = Callable[[Tensor], Tensor]
 MEMORY = 2**28  # bytes of Krylov vectors at a time
 MAX_ITERATIONS = 64
@@ -23,12 +25,12 @@ class Linearisation:
     """
 
     def __init__(self, f: Function, latents: Tensor) -> None:
-        self.f, self.shape = f, latents.shape
+        self.f, self.shape = apart(f), latents.shape
         self.latents = latents.detach().clone().requires_grad_()
         try:
             # The fused attention kernels have neither forward mode nor double backward on the CPU.
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                self.values = f(self.latents)
+                self.values = self.f(self.latents)
         except RuntimeError as error:
             raise NotDifferentiableError(f"f cannot be differentiated: {error}") from error
         if not self.values.requires_grad:

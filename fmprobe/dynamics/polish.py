@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.jacobian import Function
 
 DEPTH = 5  # steps that a combination is taken over
@@ -22,7 +23,7 @@ def anderson(f: Function, latents: Tensor) -> tuple[Tensor, Tensor]:
     points, steps = [], []
     with torch.no_grad():
         for _ in range(STEPS if m else 0):
-            step = (f(here.reshape(shape)).to(here.dtype).flatten(1) - here).double()
+            step = (apart(f)(here.reshape(shape)).to(here.dtype).flatten(1) - here).double()
             size = torch.linalg.vector_norm(step, dim=1).nan_to_num(nan=torch.inf)
             better = size < smallest
             best, smallest = torch.where(better[:, None], here, best), torch.where(better, size, smallest)

@@ -31,7 +31,8 @@ STABILITY_COST = 300  # evaluations of f that the Jacobian of one attractor cost
 class Plan:
     """What a run will do. The default tolerance and step limit are the paper's for foundation models (sec. 4).
 
-    `batch_size`, `seed` and `polish` as in `find_attractors`; `stability_cap`: attractors whose Jacobian is examined.
+    `batch_size`, `seed` and `polish` as in `find_attractors`, `merge_threshold` as its `threshold`;
+    `stability_cap`: attractors whose Jacobian is examined.
     `seconds_per_row`: measured cost of f.
     """
 
@@ -41,6 +42,7 @@ class Plan:
     measure: str = "squared"
     batch_size: int = 256
     merge: str = "relative"
+    merge_threshold: float | None = None
     seed: int = 0
     stability_cap: int = 64
     polish: str | None = None
@@ -139,6 +141,7 @@ def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None
         max_steps=plan.max_steps,
         batch_size=plan.batch_size,
         merge=plan.merge,
+        threshold=plan.merge_threshold,
         stability_cap=plan.stability_cap,
         polish=plan.polish,
         observer=curves,

@@ -91,6 +91,7 @@ class Search:
             orbits,
             scale,
             merge=plan.merge,
+            threshold=plan.merge_threshold,
             stability_cap=plan.stability_cap,
             polish=plan.polish,
             device=self.model.device,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fmprobe.surrogates.pixel import PixelDecoder
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+KINDS = ("pixel", "latent")
 ARCHITECTURE = 3  # raise it when a module's layout changes, so that older artefacts are refused by name
 
 
@@ -137,6 +138,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     expected = {"latent_shape": list, "image_shape": list, "kind": str, "info": dict, "weights_sha256": str}
     if not isinstance(config, dict) or any(not isinstance(config.get(k), kind) for k, kind in expected.items()):
         raise InputError(f"{path} does not describe a surrogate decoder: expected the folder that fit-decoder wrote")
+    if config["kind"] not in KINDS:
+        raise InputError(f"{folder} is a surrogate of kind {config['kind']!r}: expected one of {', '.join(KINDS)}")
     if config.get("version") != ARCHITECTURE:
         raise InputError(
             f"{folder} was written by another version of fmprobe (layout {config.get('version')}, this one reads "

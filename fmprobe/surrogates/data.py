@@ -43,13 +43,13 @@ def training_data(
 ) -> TrainingData:
     """Procedural images for None, else those of a tensor or a source, of which every tenth is held out.
 
-    A source is read twice and never held as a whole; `limit` images of it at most. Raises InputError where there are
-    too few or they do not fit.
+    A source is read twice and never held as a whole; `limit`: images at most, the first of them.
+    Raises InputError where there are too few or they do not fit.
     """
     if images is None:
         return _procedural_data(model, settings)
     named = isinstance(images, str | Path)
-    stream = _from_source(model, str(images), limit) if named else _from_tensor(model, images)
+    stream = _from_source(model, str(images), limit) if named else _from_tensor(model, images, limit)
     digest, held_out, n, kept = hashlib.sha256(), [], 0, 0
     for block in stream():
         digest.update(block.numpy().tobytes())
@@ -113,8 +113,9 @@ def _procedural_blocks(model: Autoencoder, n: int, first: int, mixture: str, see
         yield as_bytes(block if model.image_shape[0] == 3 else block.mean(dim=1, keepdim=True))
 
 
-def _from_tensor(model: Autoencoder, images: Tensor) -> Callable[[], Iterator[Tensor]]:
+def _from_tensor(model: Autoencoder, images: Tensor, limit: int | None) -> Callable[[], Iterator[Tensor]]:
     check_images(images, model.image_shape, model.name)
+    images = images[:limit]
     if len(images) < FEWEST:
         raise InputError(f"a decoder is trained on {FEWEST} images or more, got {len(images)}")
     return lambda: (as_bytes(block.detach().float().cpu()) for block in images.split(BLOCK))

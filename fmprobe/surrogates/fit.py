@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.sharing import team
+from fmprobe.surrogates.artefact import KINDS
 from fmprobe.surrogates.bodies import SIZES, make_body
 from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, coloured_noise, procedural, training_data
 from fmprobe.surrogates.features import Features, as_pixels, cache_folder, encode_native, features_key, features_of
@@ -25,7 +26,6 @@ from fmprobe.surrogates.pixel import PixelDecoder
 from fmprobe.surrogates.procedural import MIXTURES
 from fmprobe.surrogates.training import Batch, Schedule, discard, train
 
-KINDS = ("pixel", "latent")
 ENCODE_BATCH = 32
 # The Jacobian is penalised in every second of the last third of the steps, at one row in 16: a row costs as much as 20.
 LATE, EVERY, CONTRACTED = 1 / 3, 2, 16
@@ -93,7 +93,7 @@ def fit_decoder(
 
     `images`: None for procedural images (Baradad et al. 2021), so that no photograph is needed; or float `(n, C, H, W)`
     in `[0, 1]`, or a source as `fmprobe.load_images` takes it, of which every tenth image is held out and, with
-    `n_images`, no more than that are read. `kind`: "pixel", a decoder to images, or "latent", an autoencoder on
+    `n_images`, no more than that are taken. `kind`: "pixel", a decoder to images, or "latent", an autoencoder on
     features. `settings`: fields of `FitSettings`; what is left out suits the model's device. Trained by AdamW under a
     cosine schedule, its weights averaged; through accelerate, so that launched on several processes they share each
     batch. Killed, and called again with the same arguments, it goes on where it stopped. The global random state is
@@ -105,7 +105,7 @@ def fit_decoder(
     if unknown := sorted(settings.keys() - asdict(chosen).keys()):
         raise InputError(f"unknown setting {unknown[0]!r}: expected one of {', '.join(asdict(chosen))}")
     given = {name: value for name, value in settings.items() if value is not None}
-    limit = given.get("n_images") if isinstance(images, str) else None
+    limit = given.get("n_images") if images is not None else None
     return fit_with(model, replace(chosen, **given, seed=seed), images, limit, progress=progress, trackers=trackers)
 
 
@@ -118,7 +118,7 @@ def fit_with(
     progress: bool = True,
     trackers: str | None = None,
 ) -> PixelDecoder | LatentSurrogate:
-    """`fit_decoder` with all its settings in one object; `limit`: images of a source that are read."""
+    """`fit_decoder` with all its settings in one object; `limit`: images that are taken."""
     began = time.monotonic()
     _check(model, settings)
     data = training_data(model, settings, images, limit)

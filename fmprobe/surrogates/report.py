@@ -92,6 +92,8 @@ def surrogate_report(
     check_counts(n=n, max_steps=max_steps)
     if images is not None and not isinstance(images, Mapping):
         raise InputError(f"images are a {type(images).__name__}: expected a dict of sets of images by name")
+    if settings is not None and settings.kind != "pixel":
+        raise InputError(f"settings are of kind {settings.kind!r}: the report compares decoders of kind 'pixel'")
     for name, block in (images or {}).items():
         check_images(block, model.image_shape, what=f"images {name!r}")
         if not len(block):

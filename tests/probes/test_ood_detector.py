@@ -1,6 +1,7 @@
 """The trajectory detector on maps whose orbits are known exactly."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from support.maps import double_well, linear, rotation
 from torch import Tensor
 
 import fmprobe
-from fmprobe.probes.ood.trajectory import LARGEST
+from fmprobe.probes.ood.trajectory import LARGEST, TrajectorySettings, follow
 
 SIDE = 4
 
@@ -388,3 +389,25 @@ def test_held_out_images_that_were_fitted_on_are_left_out_with_a_warning():
 def test_bad_calls_are_refused(call, message):
     with pytest.raises(fmprobe.InputError, match=message):
         call(model_of(lambda z: 0.5 * z))
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("steps", [None, 20, 200])
+def test_the_rate_is_that_of_the_steps_however_long_the_trajectory_is_counted(factor, steps):
+    settings_ = TrajectorySettings(steps=steps, max_steps=300)
+    norm: Any = lambda z: z.flatten(1).norm(dim=1)  # noqa: E731 - the distance to an attractor at 0
+    figures = follow(lambda z: factor * z, images(4).flatten(1), norm, settings_)
+    assert figures["rate"].numpy() == pytest.approx(np.log(factor), abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_score_that_is_offered_decides_and_what_is_refused_is_not_offered():
+    detector = fmprobe.TrajectoryDetector(model_of(wells)).fit(images(24), held_out=images(20, seed=1))
+    offered = set(detector.scores(images(3, seed=2)))
+    for name in sorted(offered):
+        assert detector.predict(images(3, seed=2), rule=name).dtype == torch.bool
+    for name in ("rate", "settled", "moved", "nonsense"):
+        with pytest.raises(ValueError, match="unknown score") as refused:
+            detector.predict(images(3, seed=2), rule=name)
+        listed = str(refused.value).split("expected one of ")[1].split(", ")
+        assert set(listed) <= offered

@@ -17,6 +17,6 @@ def quick(model: Any, images: Any = None, kind: str = "pixel", **changes: Any) -
         "progress": False,
         **changes,
     }
-    if isinstance(images, str) and "n_images" not in changes:
+    if images is not None and "n_images" not in changes:
         del settings["n_images"]
     return fit_decoder(model, images, kind, **settings)

@@ -229,3 +229,25 @@ def test_the_encoder_runs_in_training_only_where_f_is_contracted(make_encoder, c
         return len(seen)
 
     assert (calls(60) > calls(6)) is extra
+
+
+def test_n_images_of_a_tensor_are_no_more_than_that(encoder):
+    pictures = torch.rand(64, *encoder.image_shape, generator=torch.Generator().manual_seed(0))
+    asked = {"images": pictures, "n_images": 20}
+    few, same = (quick(encoder, **{**asked, "images": x}) for x in (pictures, pictures[:20]))
+    assert few.info["data"].startswith("18 images")
+    assert torch.equal(few.latent_mean, same.latent_mean)
+
+
+def test_an_unknown_kind_of_artefact_is_refused(encoder, tmp_path):
+    import json
+
+    from support.surrogates import quick
+
+    from fmprobe.surrogates.artefact import load_surrogate
+
+    quick(encoder).save(tmp_path / "d")
+    config = tmp_path / "d" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"kind": "future"}))
+    with pytest.raises(InputError, match="kind 'future': expected one of pixel, latent"):
+        load_surrogate(tmp_path / "d", encoder)

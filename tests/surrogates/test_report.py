@@ -58,3 +58,10 @@ def test_models_that_it_is_not_for(encoder):
         fmprobe.surrogate_report(encoder, settings=QUICK)
     with pytest.raises(fmprobe.InputError, match="has a latent map already"):
         fmprobe.surrogate_report(encoder.with_decoder(quick(encoder)))
+
+
+def test_a_report_on_latent_surrogates_is_refused(encoder):
+    from fmprobe.surrogates.fit import FitSettings
+
+    with pytest.raises(fmprobe.InputError, match="kind 'latent'"):
+        fmprobe.surrogate_report(encoder, settings=FitSettings(kind="latent"))

@@ -12,6 +12,7 @@ FOLDS = 5
 # The trajectory profile; all but the rate and whether it converged enter by their logarithm.
 DISTANCES = ("first", "last", "mean", "max", "length", "moved")
 PROFILE = (*DISTANCES, "steps", "rate", "settled")
+INNER = ("rate", "settled", "moved")  # parts of the profile that are no scores: low is not in-distribution
 AT_ATTRACTOR = 0.01
 RESOLUTION = 1e-5  # relative, of a score
 LEAST_SPREAD = 1e-3  # of a logarithm: what varies less is constant but for rounding
@@ -72,8 +73,8 @@ class Calibration:
         """
         if not 0 < acceptance < 1:
             raise InputError(f"acceptance must lie between 0 and 1, got {acceptance}")
-        if name not in self._calibrated:
-            raise InputError(f"unknown score {name!r}: expected one of {', '.join(sorted(self._calibrated))}")
+        if name not in (offered := self._calibrated.keys() - set(INNER)):
+            raise InputError(f"unknown score {name!r}: expected one of {', '.join(sorted(offered))}")
         held = np.sort(self._calibrated[name])
         place = int(np.ceil((self.n + 1) * acceptance - 1e-9))
         threshold = float(held[min(place, self.n) - 1])

@@ -13,7 +13,7 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.probes.ood.artefact import load_detector, pack, save_detector, unpack
 from fmprobe.probes.ood.baselines import Baselines, features_of, image_scores
-from fmprobe.probes.ood.calibration import Calibration, Scores
+from fmprobe.probes.ood.calibration import INNER, Calibration, Scores
 from fmprobe.probes.ood.split import content_hashes
 from fmprobe.probes.ood.trajectory import LARGEST, Nearest, Reference, TrajectorySettings, find_reference, follow
 from fmprobe.surrogates.features import as_pixels
@@ -125,7 +125,7 @@ class TrajectoryDetector:
         scores = {"trajectory": plain[self.settings.aggregate], **plain}
         if self.calibration is not None:
             scores |= self.calibration.scores(plain)
-        return {name: values for name, values in scores.items() if name not in ("rate", "settled", "moved")}, status
+        return {name: values for name, values in scores.items() if name not in INNER}, status
 
     def save(self, folder: str | Path) -> None:
         """Write the detector, and its model's surrogate decoder if it has one, into a folder; safetensors and JSON."""

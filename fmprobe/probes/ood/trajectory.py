@@ -193,7 +193,7 @@ def follow(f: Map, latents: Tensor, nearest: Nearest, settings: TrajectorySettin
         ended_after = passage.steps.clone()
         if settings.steps is not None:
             _count_to(settings.steps, f, orbits, passage, settings.batch_size)
-    n_steps = (passage.steps - 1).clamp(min=1)
+    n_steps = (ended_after - 1).clamp(min=1)  # the steps that are counted on stand still
     tiny = math.sqrt(torch.finfo(torch.float32).tiny)
     rate = (passage.last_step.clamp(min=tiny).log() - passage.first_step.clamp(min=tiny).log()) / n_steps
     figures = {
