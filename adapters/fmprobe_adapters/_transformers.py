@@ -113,7 +113,7 @@ def _processed(processor: Any, image: "Image", name: str, **changes: Any) -> Ten
     try:
         pixels = processor(image, return_tensors="pt", **changes)["pixel_values"][0]
     except Exception as error:  # of many kinds, from TypeError to KeyError
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = " ".join(f"{type(error).__name__} {error}".split())
         raise InputError(f"the image processor of {name} cannot read a picture: {reason}") from error
     if not isinstance(pixels, Tensor) or pixels.ndim != 3:
         raise InputError(f"the image processor of {name} does not make one image of a picture: pass another processor")
