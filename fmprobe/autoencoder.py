@@ -26,10 +26,10 @@ class Autoencoder:
 
     Images are float32 `(B, C, H, W)` in `[0, 1]` (never clamped inside f); latents are float32 `(B, *latent_shape)`:
     tokens `(N, D)` or maps `(C, h, w)`. `provenance` is a JSON-ready dict: ids, revisions, preprocessing, the latent
-    space, and the decoder with its data and error. `prepare` makes of an upright RGB picture what `encode` takes, one
-    image `(C, H, W)`: the checkpoint's own resizing and cropping. `latent_map` is f where it is not E after D: that of
-    a surrogate on features, or of a model that takes no images, whose `image_shape` is `()`. `any_range`: images need
-    not lie in [0, 1].
+    space, and the decoder with its data and error. `prepare` makes of an upright picture, RGB or grey, what `encode`
+    takes, one image `(C, H, W)`: the checkpoint's own resizing and cropping. `latent_map` is f where it is not E after
+    D: that of a surrogate on features, or of a model that takes no images, whose `image_shape` is `()`. `any_range`:
+    images need not lie in [0, 1].
 
     The functions get copies of what they are called with, on the model's device, and what they return is copied: they
     may work in place, and return a buffer that they use again.
@@ -168,10 +168,15 @@ class Autoencoder:
     def image_arguments(self) -> dict[str, Any]:
         """What the functions of `fmprobe.images` need to read an image as this model takes it.
 
-        Raises InputError where the model takes no images.
+        Raises InputError where the model takes no images, or such as no picture holds.
         """
         if len(self.image_shape) != 3:
             raise InputError(f"{self.name} takes no images")
+        if self.image_shape[0] not in (1, 3):
+            raise InputError(
+                f"{self.name} takes images of {self.image_shape[0]} channels, and pictures are read as grey or RGB: "
+                "pass tensors"
+            )
         return {"image_shape": self.image_shape, "prepare": self._prepare}
 
     def sample_latents(self, n: int, seed: int = 0, first: int = 0) -> Tensor:

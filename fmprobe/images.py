@@ -359,7 +359,7 @@ def _tensor(
         values = np.asarray(image, dtype=np.float32)
         image = Image.fromarray(np.round(values * (255 / max(65535.0, values.max()))).astype(np.uint8))
     image = image.convert("L" if channels == 1 else "RGB")
-    if prepare is not None and channels == 3:
+    if prepare is not None:
         return prepare(image).float()
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)

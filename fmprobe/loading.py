@@ -99,6 +99,7 @@ class Adapter(ABC):
     requires: ClassVar[str] = ""  # a package that is an extra of fmprobe, where the family needs one
     weights: ClassVar[str] = "model.safetensors"
     spreads: ClassVar[bool] = False  # whether `load` heeds `device_map`
+    processed: ClassVar[bool] = True  # whether `load` heeds `processor`
 
     @abstractmethod
     def load(self, source: Source) -> "Autoencoder":
@@ -163,6 +164,8 @@ def load(
         family, adapter, source = _from_memory(name, processor=processor, **asked)
     if device_map is not None and not adapter.spreads:
         raise InputError(f"device_map does not go with {name}, of the family {family}: leave it out")
+    if processor is not None and not adapter.processed:
+        raise InputError(f"processor does not go with {source.name}, of the family {family}: leave it out")
     import torch
 
     with torch.random.fork_rng(devices=[]):  # some models draw weights before they read them

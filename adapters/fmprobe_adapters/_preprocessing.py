@@ -1,6 +1,6 @@
 """Preprocessing: what a checkpoint does to an image before its encoder sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Sides = tuple[int, int]  # height and width in pixels
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of pictures, by their channels
 CLOSE = 1e-4  # of the largest value: rounding of float32, where a library scales and normalises in one operation
 
 
@@ -44,22 +45,17 @@ class Preprocessing:
         """`resize` at fixed sides, for `Autoencoder(prepare=…)`."""
         return lambda image: self.resize(image, sides)
 
-    def check_channels(self, channels: int, name: str) -> None:
-        """Raise InputError where the statistics are not those of so many channels."""
-        for what, values in (("means", self.mean), ("deviations", self.std)):
-            if len(values) not in (1, channels):
-                raise InputError(
-                    f"{name} takes images of {channels} channels, and its preprocessing states {len(values)} {what}: "
-                    "state one, or one a channel"
-                )
-
-    def check_values(self, name: str, whole: "Callable[[Image], Tensor]", pixels: "Callable[[Image], Tensor]") -> None:
+    def check_values(
+        self, name: str, channels: int, whole: "Callable[[Image], Tensor]", pixels: "Callable[[Image], Tensor]"
+    ) -> None:
         """Raise InputError where normalising `pixels` is not what the library's `whole` preprocessing makes of them.
 
         So a step that is not known here, such as padding after the normalisation, is refused and not left out.
         """
-        image = noise_picture(90, 61)
-        theirs, ours = whole(image), self.normalise(pixels(image).float())
+        if channels not in MODES:
+            return
+        image = noise_picture(90, 61, channels)
+        theirs, ours = whole(image), self.normalise(pixels(image))
         if theirs.shape != ours.shape or not bool(
             ((theirs - ours).abs() <= CLOSE * theirs.abs().amax().clamp(min=1)).all()
         ):
@@ -78,11 +74,23 @@ class Preprocessing:
         return mean, std
 
 
-def noise_picture(width: int, height: int) -> "Image":
-    """An RGB picture of noise, the same each time, to see what a library makes of pictures."""
+def check_channels(mean: Sequence[float], std: Sequence[float], channels: int, name: str) -> None:
+    """Raise InputError where statistics are not those of so many channels."""
+    for what, values in (("means", mean), ("deviations", std)):
+        if len(values) not in (1, channels):
+            raise InputError(
+                f"the images of {name} have {channels} channels, and its preprocessing states {len(values)} {what}: "
+                "state one, or one a channel"
+            )
+
+
+def noise_picture(width: int, height: int, channels: int) -> "Image":
+    """A picture of noise, the same each time, to see what a library makes of pictures; `channels` is one of MODES."""
     from PIL import Image
 
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return Image.fromarray(pixels, MODES[channels])
 
 
 def sides_of(size: Any, name: str, what: str) -> Sides:

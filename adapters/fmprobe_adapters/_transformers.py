@@ -10,20 +10,22 @@ from torch import Tensor
 from fmprobe.errors import InputError
 from fmprobe.hub import check_count, count_parameters
 from fmprobe.loading import Source
-from fmprobe_adapters._preprocessing import Preprocessing, Sides, in_words, noise_picture
+from fmprobe_adapters._preprocessing import MODES, Preprocessing, Sides, check_channels, in_words, noise_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def read_preprocessing(source: Source) -> Preprocessing:
+def read_preprocessing(source: Source, channels: int) -> Preprocessing:
     """The preprocessing of the checkpoint's own image processor, held against the processor itself.
 
-    Raises InputError where there is none, or it takes steps that are not known here.
+    `channels`: of the images that the model takes. Raises InputError where there is no processor, its statistics are
+    of another number of channels, or it takes steps that are not known here.
     """
     processor = _image_processor(source)
-    native = _native_sides(processor, source.name)
     mean, std = _statistics(processor, source.name)
+    check_channels(mean, std, channels, source.name)
+    native = _native_sides(processor, source.name, channels)
     how = {
         "by": type(processor).__name__,
         "resize": _sizes(processor, "size") if getattr(processor, "do_resize", False) else None,
@@ -44,6 +46,7 @@ def read_preprocessing(source: Source) -> Preprocessing:
     preprocessing = Preprocessing(mean, std, native, resize, how)
     preprocessing.check_values(
         source.name,
+        channels,
         lambda image: _processed(processor, image, source.name),
         lambda image: _pixels(processor, image, source.name, {}),
     )
@@ -100,9 +103,11 @@ def _values(given: Any, what: str, name: str) -> tuple[float, ...]:
         ) from error
 
 
-def _native_sides(processor: Any, name: str) -> Sides | None:
+def _native_sides(processor: Any, name: str, channels: int) -> Sides | None:
     """The sides of what the processor makes of square pictures; None where they are the picture's own."""
-    small, large = (_processed(processor, noise_picture(side, side), name).shape[-2:] for side in (64, 96))
+    if channels not in MODES:
+        return None
+    small, large = (_processed(processor, noise_picture(side, side, channels), name).shape[-2:] for side in (64, 96))
     return (small[0], small[1]) if small == large else None
 
 

@@ -19,6 +19,7 @@ class Diffusers(Adapter):
     decoder = "own"
     requires = "diffusers"
     weights = "diffusion_pytorch_model.safetensors"
+    processed = False
 
     def load(self, source: Source) -> "Autoencoder":
         """The whole autoencoder; it takes any multiple of its downsampling factor."""

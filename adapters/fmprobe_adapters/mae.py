@@ -35,10 +35,9 @@ class MAE(Adapter):
                 "and deviation, which no image can be made from; choose a checkpoint trained without it"
             )
         source.pick_tokens(("all",))
-        preprocessing = read_preprocessing(source)
         module = load_module(source, ViTMAEForPreTraining)
         config, channels = module.config, int(module.config.num_channels)
-        preprocessing.check_channels(channels, source.name)
+        preprocessing = read_preprocessing(source, channels)
         native = sides_of(config.image_size, source.name, "image_size")
         patch = sides_of(config.patch_size, source.name, "patch_size")
         sides = source.pick_image_sides(native, multiple_of=patch)

@@ -21,6 +21,7 @@ class Timm(Adapter):
     kinds = ("timm",)
     latents = "patch tokens (N, D) or feature map (C, h, w)"
     decoder = "surrogate"
+    processed = False
 
     def load(self, source: Source) -> "Autoencoder":
         """An encoder alone. Other image sizes than its own where the architecture takes them."""
@@ -36,8 +37,7 @@ class Timm(Adapter):
         if module is None:
             module = _create(source, resized=sides != native)
         channels = _channels(source, module)
-        preprocessing = _preprocessing(source.name, resolve_model_data_config(module), native)
-        preprocessing.check_channels(channels, source.name)
+        preprocessing = _preprocessing(source.name, channels, resolve_model_data_config(module), native)
         prefix = int(getattr(module, "num_prefix_tokens", 0))
 
         def features(images: "Tensor") -> "Tensor":
@@ -154,11 +154,14 @@ def _made(timm: Any, name: str, cfg: dict[str, Any], arguments: dict[str, Any], 
     return timm.create_model(name, pretrained=pretrained, pretrained_cfg=cfg, **arguments)
 
 
-def _preprocessing(name: str, config: dict[str, Any], native: "Sides") -> "Preprocessing":
+def _preprocessing(name: str, channels: int, config: dict[str, Any], native: "Sides") -> "Preprocessing":
     """timm's own evaluation transform, without its normalisation."""
     from timm.data.transforms_factory import create_transform
 
-    from fmprobe_adapters._preprocessing import Preprocessing
+    from fmprobe_adapters._preprocessing import Preprocessing, check_channels
+
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    check_channels(mean, std, channels, name)
 
     def transformed(image: Any, sides: "Sides", normalize: bool) -> "Tensor":
         wanted = {**config, "input_size": (config["input_size"][0], *sides)}
@@ -166,10 +169,10 @@ def _preprocessing(name: str, config: dict[str, Any], native: "Sides") -> "Prepr
             made: Any = create_transform(**wanted, normalize=normalize)
             return made(image).float()
         except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = " ".join(f"{type(error).__name__} {error}".split())
             raise InputError(
-                f"the preprocessing of {name} ({config['interpolation']!r}, {config['crop_mode']!r}, "
-                f"{config['crop_pct']}) cannot read a picture: {type(error).__name__} {reason}"
+                f"the preprocessing of {name} (interpolation {config['interpolation']!r}, crop_mode "
+                f"{config['crop_mode']!r}, crop_pct {config['crop_pct']}) cannot read a picture: {reason}"
             ) from error
 
     def resize(image: Any, sides: "Sides") -> "Tensor":
@@ -181,8 +184,8 @@ def _preprocessing(name: str, config: dict[str, Any], native: "Sides") -> "Prepr
         "crop_mode": config["crop_mode"],
         "resample": config["interpolation"],
     }
-    preprocessing = Preprocessing(tuple(config["mean"]), tuple(config["std"]), native, resize, how)
+    preprocessing = Preprocessing(mean, std, native, resize, how)
     preprocessing.check_values(
-        name, lambda image: transformed(image, native, normalize=True), lambda image: resize(image, native)
+        name, channels, lambda image: transformed(image, native, normalize=True), lambda image: resize(image, native)
     )
     return preprocessing
