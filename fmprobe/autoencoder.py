@@ -100,11 +100,9 @@ class Autoencoder:
     def decode(self, latents: Tensor) -> Tensor:
         """D: latents `(B, *latent_shape)` to images `(B, *image_shape)`, not clamped, on the model's device.
 
-        Latents may be on any device. Raises InputError on no latents, on another shape, or where the model has no
-        decoder.
+        Latents may be on any device. No latents, as of a search that found nothing, are no images. Raises InputError on
+        another shape, or where the model has no decoder.
         """
-        if isinstance(latents, Tensor) and not len(latents):
-            raise InputError(f"there are no latents for {self.name} to decode: expected at least one")
         return _own(self._apply(self._decoder(), latents, "latents", self.latent_shape, self.image_shape))
 
     def latent_map(self, latents: Tensor) -> Tensor:
@@ -213,6 +211,8 @@ class Autoencoder:
     ) -> Tensor:
         """What a function gives for a copy of x on the model's device, at least float32."""
         _check_batch(x, expected, self.name, what)
+        if not len(x):  # many layers fail on no rows
+            return torch.zeros(0, *produced, dtype=x.dtype, device=self.device)
         out = function(x.to(self.device, copy=True))
         if not isinstance(out, Tensor) or not out.is_floating_point():
             kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
@@ -274,7 +274,7 @@ def check_images(
         return
     low, high = (float(value) for value in images.detach().aminmax())
     if not math.isfinite(high - low):
-        raise InputError(f"{what} hold values that are not finite: leave those out")
+        raise InputError(f"{what} hold values that are not finite: expected floats in [0, 1], leave the others out")
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise InputError(
             f"{what} lie in [{low:.4g}, {high:.4g}]: expected floats in [0, 1], as model.load_images reads them; "
@@ -298,7 +298,8 @@ def _check_batch(x: Tensor, expected: tuple[int, ...], name: str | None, what: s
     if not isinstance(x, Tensor) or not x.is_floating_point():
         hint = "" if kind == "latents" else ", in [0, 1], as fmprobe.load_images reads them"
         got = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise InputError(f"{takes} as tensors of floats{hint}: got {got}{given}")
+        remedy = ": divide bytes by 255" if got == torch.uint8 and kind == "images" else ""
+        raise InputError(f"{takes} as tensors of floats{hint}: got {got}{given}{remedy}")
     shape = tuple(x.shape)
     if len(shape) != 1 + len(expected) or shape[1:] != expected:
         hint = f": pass {kind}[None] for a batch of one" if shape == expected else ""

@@ -144,7 +144,9 @@ def test_the_image_side_of_a_processor_of_images_and_text(vit, tmp_path):
     assert torch.equal(both, alone)
 
 
-@pytest.mark.parametrize("given", ["openai/clip-vit-base-patch32", torch.nn.Identity(), {"size": 32}, lambda image: image])
+@pytest.mark.parametrize(
+    "given", ["openai/clip-vit-base-patch32", torch.nn.Identity(), {"size": 32}, lambda image: image]
+)
 def test_what_is_no_image_processor_is_refused(given, vit):
     with pytest.raises(fmprobe.InputError, match="expected an image processor of transformers") as caught:
         fmprobe.load(vit, processor=given)
