@@ -1,11 +1,12 @@
 """Autoencoder: the pair (E, D) whose latent map f(z) = E(D(z)) is what fmprobe studies."""
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmprobe.errors import InputError
 from fmprobe.execution import Execution
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fmprobe.surrogates.artefact import Surrogate
 
 Function = Callable[[Tensor], Tensor]
+ROUNDING = 1e-5  # by which a pixel may leave [0, 1]: what arithmetic in float32 leaves of an exact 0 or 1
 
 
 class Autoencoder:
@@ -24,9 +26,13 @@ class Autoencoder:
 
     Images are float32 `(B, C, H, W)` in `[0, 1]` (never clamped inside f); latents are float32 `(B, *latent_shape)`:
     tokens `(N, D)` or maps `(C, h, w)`. `provenance` is a JSON-ready dict: ids, revisions, preprocessing, the latent
-    space, and the decoder with its data and error. `prepare` makes of an upright RGB picture what `encode` takes, one
-    image `(C, H, W)`: the checkpoint's own resizing and cropping. `latent_map` is f where it is not E after D: that of
-    a surrogate on features, or of a model that takes no images, whose `image_shape` is `()`.
+    space, and the decoder with its data and error. `prepare` makes of an upright picture, RGB or grey, what `encode`
+    takes, one image `(C, H, W)`: the checkpoint's own resizing and cropping. `latent_map` is f where it is not E after
+    D: that of a surrogate on features, or of a model that takes no images, whose `image_shape` is `()`. `any_range`:
+    images need not lie in [0, 1].
+
+    The functions get copies of what they are called with, on the model's device, and what they return is copied: they
+    may work in place, and return a buffer that they use again.
     """
 
     def __init__(
@@ -40,16 +46,15 @@ class Autoencoder:
         device: torch.device | str = "cpu",
         prepare: "Callable[[Image], Tensor] | None" = None,
         latent_map: Function | None = None,
+        any_range: bool = False,
     ) -> None:
-        for what, shape in (("image_shape", image_shape), ("latent_shape", latent_shape)):
-            if any(size < 1 or size % 1 for size in shape):
-                raise InputError(f"{what} {tuple(shape)}: expected sizes from 1 up, without that of the batch")
         self._encode = encode
         self._decode = decode
         self._latent_map = latent_map
         self._prepare = prepare
-        self.image_shape = tuple(image_shape)
-        self.latent_shape = tuple(latent_shape)
+        self.image_shape = _shape("image_shape", image_shape)
+        self.latent_shape = _shape("latent_shape", latent_shape)
+        self.any_range = any_range
         self.provenance: dict[str, Any] = dict(provenance)
         self.device = torch.device(device)
         self.surrogate: Surrogate | None = None  # that this model's latent map is made with
@@ -82,34 +87,43 @@ class Autoencoder:
         return self._latent_map is None and self._decode is not None
 
     def encode(self, images: Tensor) -> Tensor:
-        """E: images `(B, *image_shape)` to latents `(B, *latent_shape)`.
+        """E: images `(B, *image_shape)` in [0, 1] to latents `(B, *latent_shape)`, on the model's device.
 
-        Raises InputError on another shape or type, or where the model takes no images.
+        Images may be on any device. Raises InputError on no images, on another shape, type or range (`check_images`),
+        or where the model takes no images.
         """
-        return self._encoded(images.clone() if isinstance(images, Tensor) else images)
+        self.check_images(images)
+        if not len(images):
+            raise InputError(f"there are no images for {self.name} to encode: expected at least one")
+        return self.encode_unchecked(images)
 
-    def _encoded(self, images: Tensor) -> Tensor:
-        """E on images that may be overwritten."""
-        if self._encode is None:
-            raise InputError(f"{self.name} takes no images: only its latent map can be asked for")
-        return self._apply(self._encode, images, "images", self.image_shape, self.latent_shape)
+    def encode_unchecked(self, images: Tensor) -> Tensor:
+        """E of images that may leave [0, 1], as those that D paints: as `encode`, but shape and type alone are checked.
+
+        f is made of it. It does not look at values, for which an accelerator would have to be waited for.
+        """
+        return _own(self._apply(self._encoder(), images, "images", self.image_shape, self.latent_shape))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """D: latents `(B, *latent_shape)` to images `(B, *image_shape)`, not clamped.
+        """D: latents `(B, *latent_shape)` to images `(B, *image_shape)`, not clamped, on the model's device.
 
-        Raises InputError on another shape, or where the model has no decoder.
+        Latents may be on any device. No latents, as of a search that found nothing, are no images. Raises InputError on
+        another shape, or where the model has no decoder.
         """
-        if self._decode is None:
-            raise InputError(self._no_decoder())
-        latents = latents.clone() if isinstance(latents, Tensor) else latents
-        return self._apply(self._decode, latents, "latents", self.latent_shape, self.image_shape)
+        return _own(self._apply(self._decoder(), latents, "latents", self.latent_shape, self.image_shape))
 
     def latent_map(self, latents: Tensor) -> Tensor:
         """f(z) = E(D(z)) (Fumero et al., ICLR 2026, sec. 2): latents `(B, *latent_shape)` to the same space.
 
-        Raises InputError on another shape, or where the model has no decoder and no map of its own.
+        The result is where the latents are, so that f maps their space to itself. Raises InputError on another shape,
+        or where the model has no decoder and no map of its own.
         """
         return self._evaluated(latents)
+
+    def check_images(self, images: Tensor, what: str = "images") -> None:
+        """Raise InputError where `images`, called `what`, are not such as `encode` takes, or the model takes none."""
+        self._encoder()
+        check_images(images, self.image_shape, self.name, any_range=self.any_range, what=what)
 
     def evaluate_by(self, execution: Execution) -> "Autoencoder":
         """This model, its latent map evaluated in another way from now on."""
@@ -119,7 +133,18 @@ class Autoencoder:
     def _map(self, latents: Tensor) -> Tensor:
         if self._latent_map is not None:
             return self._apply(self._latent_map, latents, "latents", self.latent_shape, self.latent_shape)
-        return self._encoded(self.decode(latents))
+        images = self._apply(self._decoder(), latents, "latents", self.latent_shape, self.image_shape)
+        return self._apply(self._encoder(), images, "images", self.image_shape, self.latent_shape)
+
+    def _encoder(self) -> Function:
+        if self._encode is None:
+            raise InputError(f"{self.name} takes no images: only its latent map can be asked for")
+        return self._encode
+
+    def _decoder(self) -> Function:
+        if self._decode is None:
+            raise InputError(self._no_decoder())
+        return self._decode
 
     def _no_decoder(self) -> str:
         if self._latent_map is not None:
@@ -148,10 +173,15 @@ class Autoencoder:
     def image_arguments(self) -> dict[str, Any]:
         """What the functions of `fmprobe.images` need to read an image as this model takes it.
 
-        Raises InputError where the model takes no images.
+        Raises InputError where the model takes no images, or such as no picture holds.
         """
         if len(self.image_shape) != 3:
             raise InputError(f"{self.name} takes no images")
+        if self.image_shape[0] not in (1, 3):
+            raise InputError(
+                f"{self.name} takes images of {self.image_shape[0]} channels, and pictures are read as grey or RGB: "
+                "pass tensors"
+            )
         return {"image_shape": self.image_shape, "prepare": self._prepare}
 
     def sample_latents(self, n: int, seed: int = 0, first: int = 0) -> Tensor:
@@ -180,29 +210,32 @@ class Autoencoder:
             provenance={**self.provenance, **changes},
             device=self.device,
             prepare=self._prepare,
+            any_range=self.any_range,
         ).evaluate_by(self.execution)
 
     def _apply(
         self, function: Function, x: Tensor, what: str, expected: tuple[int, ...], produced: tuple[int, ...]
     ) -> Tensor:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            hint = ", in [0, 1], as fmprobe.load_images reads them" if what == "images" else ""
-            raise InputError(f"{self.name} takes {what} as tensors of floats{hint}: got {kind}")
-        if tuple(x.shape[1:]) != expected:
-            raise InputError(f"{self.name} takes {what} of shape (B, {_text(expected)}), got {tuple(x.shape)}")
-        out = function(x.to(self.device)).to(x.device)
+        """What a function gives for a copy of x on the model's device, at least float32."""
+        _check_batch(x, expected, self.name, what)
+        if not len(x):  # many layers fail on no rows
+            return torch.zeros(0, *produced, dtype=x.dtype, device=self.device)
+        out = function(x.to(self.device, copy=True))
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(f"{self.name} gave a {kind} for {what}: expected one tensor of floats from its function")
         if tuple(out.shape) != (x.shape[0], *produced):
             raise InputError(
                 f"{self.name} gave shape {tuple(out.shape)} for {what} {tuple(x.shape)}, "
                 f"expected ({x.shape[0]}, {_text(produced)})"
             )
-        return out
+        # A model shared by devices may end on another.
+        return out.to(self.device, torch.float32 if out.element_size() < 4 else out.dtype)
 
 
 def from_functions(
     encode: Function,
-    decode: Function,
+    decode: Function | None,
     *,
     image_shape: tuple[int, ...],
     latent_shape: tuple[int, ...],
@@ -211,23 +244,107 @@ def from_functions(
 ) -> Autoencoder:
     """An Autoencoder from two functions on batches: images `(B, *image_shape)` and latents `(B, *latent_shape)`.
 
-    Latents are taken as they are; shapes alone are checked.
+    Images and latents are taken as they are, in whatever range the functions expect; type and shapes alone are checked.
+    `decode`: None for an encoder alone. Raises InputError for what is no function, shapes that are none, and modules
+    with dropout or batch norm in training mode.
     """
-    provenance = {"model": name, "family": "functions", "space": "as given", "decoder": {"kind": "own"}}
+    for what, function in (("encode", encode), ("decode", decode)):
+        if not callable(function) and not (what == "decode" and function is None):
+            raise InputError(f"{what} is a {type(function).__name__}: expected a function on a batch of tensors")
+        _check_mode(what, function)
+    provenance = {"model": name, "family": "functions", "space": "as given", "decoder": decode and {"kind": "own"}}
     return Autoencoder(
-        encode, decode, image_shape=image_shape, latent_shape=latent_shape, provenance=provenance, device=device
+        encode,
+        decode,
+        image_shape=image_shape,
+        latent_shape=latent_shape,
+        provenance=provenance,
+        device=device,
+        any_range=True,
     )
 
 
-def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise InputError where `images` are no finite floats `(n, *shape)`."""
-    if tuple(images.shape[1:]) != tuple(shape) or not images.is_floating_point():
+def check_images(
+    images: Tensor,
+    shape: tuple[int, ...],
+    name: str | None = None,
+    *,
+    any_range: bool = False,
+    what: str = "images",
+) -> None:
+    """Raise InputError where `images`, called `what`, are no finite floats `(n, *shape)` in [0, 1], up to rounding.
+
+    `name`: of the model that takes them. `any_range`: values are not looked at.
+    """
+    _check_batch(images, tuple(shape), name, what)
+    if any_range or not images.numel():
+        return
+    low, high = (float(value) for value in images.detach().aminmax())
+    if not math.isfinite(high - low):
+        raise InputError(f"{what} hold values that are not finite: expected floats in [0, 1], leave the others out")
+    if low < -ROUNDING or high > 1 + ROUNDING:
         raise InputError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}: expected floats in [0, 1] of shape "
-            f"(n, {_text(shape)})"
+            f"{what} lie in [{low:.4g}, {high:.4g}]: expected floats in [0, 1], as model.load_images reads them; "
+            f"{_remedy(low, high)}"
         )
-    if not bool(images.isfinite().all()):
-        raise InputError("images hold values that are not finite: leave those out")
+
+
+def _remedy(low: float, high: float) -> str:
+    if low >= -0.25 and high <= 1.25:
+        return "clamp them, where resizing overshot"
+    if low >= 0 and high > 2:
+        return f"divide them by {255 if high <= 255 else 'the largest value that their type holds'}"
+    return "undo the normalisation (images * std + mean, or (images + 1) / 2 where it was to [-1, 1])"
+
+
+def _check_batch(x: Tensor, expected: tuple[int, ...], name: str | None, what: str) -> None:
+    """Raise InputError where x is no tensor of floats `(B, *expected)`."""
+    kind = "latents" if what == "latents" else "images"
+    takes = f"{name} takes {kind}" if name else f"expected {kind}"
+    given = "" if what == kind else f" as {what}"
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        hint = "" if kind == "latents" else ", in [0, 1], as fmprobe.load_images reads them"
+        got = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        remedy = ": divide bytes by 255" if got == torch.uint8 and kind == "images" else ""
+        raise InputError(f"{takes} as tensors of floats{hint}: got {got}{given}{remedy}")
+    shape = tuple(x.shape)
+    if len(shape) != 1 + len(expected) or shape[1:] != expected:
+        hint = f": pass {kind}[None] for a batch of one" if shape == expected else ""
+        if name is None:
+            raise InputError(
+                f"{what} of shape {shape}: expected floats in [0, 1] of shape (n, {_text(expected)}){hint}"
+            )
+        raise InputError(f"{takes} of shape (B, {_text(expected)}), got {shape}{given}{hint}")
+
+
+def _check_mode(what: str, function: Any) -> None:
+    """Raise InputError where a function belongs to a module that gives other values in training mode, and is in it."""
+    owner = getattr(function, "__self__", function)
+    for part in owner.modules() if isinstance(owner, nn.Module) else ():
+        varies = isinstance(part, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm)
+        if varies and part.training:
+            raise InputError(
+                f"{what} is in training mode, where its {type(part).__name__} makes a row depend on chance or on the "
+                "others: call eval() on the module first"
+            )
+
+
+def _own(out: Tensor) -> Tensor:
+    """A copy that is nobody else's: a function may return a buffer that it uses again, or a part of itself."""
+    return out.clone(memory_format=torch.contiguous_format)
+
+
+def _shape(what: str, shape: Any) -> tuple[int, ...]:
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        sizes = (0,)
+    if any(size < 1 for size in sizes):
+        given = tuple(shape) if isinstance(shape, list | tuple) else shape
+        raise InputError(
+            f"{what} {given!r}: expected a tuple of sizes from 1 up, without that of the batch, such as (3, 64, 64)"
+        )
+    return sizes
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -106,6 +106,7 @@ class BottleneckAutoencoder(nn.Module):
             name=name or type(self).__name__,
             device=next(self.parameters()).device,
         )
+        made.any_range = False  # it is trained on images in [0, 1]
         made.provenance |= {"variant": self.variant, "strength": self.strength}
         return made
 
@@ -200,9 +201,9 @@ def train_autoencoder(
     """
     from tqdm.auto import tqdm
 
+    check_images(images, model.image_shape)
     if len(images) == 0:
         raise InputError("cannot train on no images: pass at least one")
-    check_images(images, model.image_shape)
     check_counts(0, epochs=epochs)
     check_counts(batch_size=batch_size)
     check_seed(seed)

@@ -57,7 +57,9 @@ class _Evaluated:
             latents = torch.cat([latents, latents[:1].expand(fixed - n, *latents.shape[1:])])
         cast = torch.autocast(self.device.type, self.how.autocast) if self.how.autocast else nullcontext()
         with cast:
-            return self._function()(latents)[:n].to(latents.dtype)
+            after = self._function()(latents)[:n]
+        device = after.device if after.is_meta else latents.device  # a meta tensor holds nothing that could be moved
+        return after.to(device, latents.dtype, copy=True)  # f may return a buffer that it uses again
 
     def _function(self) -> Map:
         # Compiled code lacks some of the derivatives that the Jacobian's products need.

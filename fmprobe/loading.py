@@ -5,6 +5,7 @@ Nothing heavy is imported to list the families: adapters import their model libr
 
 import difflib
 import importlib.util
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,20 +51,30 @@ class Source:
     fingerprint: str = field(default="", compare=False)  # what identifies the weights: commit, or content hash
 
     def pick_image_size(self, native: int, multiple_of: int = 1, flexible: bool = False) -> int:
-        """The side in pixels: what was asked for; with "fit", a size that the device copes with; else `native`.
+        """`pick_image_sides` for a model of square images."""
+        return self.pick_image_sides((native, native), (multiple_of, multiple_of), flexible)[0]
 
-        `flexible`: the model takes other sizes as well as its native one, so that "fit" may choose.
+    def pick_image_sides(
+        self, native: tuple[int, int], multiple_of: tuple[int, int] = (1, 1), flexible: bool = False
+    ) -> tuple[int, int]:
+        """Height and width in pixels: what was asked for; with "fit", sides that the device copes with; else `native`.
+
+        `flexible`: the model takes other sizes as well as its native one, so that "fit" may choose. Raises InputError
+        for a size that is none or no multiple.
         """
-        if isinstance(self.image_size, int):
-            if self.image_size <= 0 or self.image_size % multiple_of:
-                raise InputError(
-                    f"image size {self.image_size} does not suit {self.name}: expected a multiple of {multiple_of}"
-                )
-            return self.image_size
-        small = SMALL_IMAGE // multiple_of * multiple_of
-        if self.image_size == "fit" and flexible and self.device.type == "cpu" and 0 < small < native:
-            return small
-        return native
+        if self.image_size is None or self.image_size == "fit":
+            largest, steps = max(native), list(zip(native, multiple_of, strict=True))
+            small = [side * SMALL_IMAGE // largest // step * step for side, step in steps]
+            fits = self.image_size is None or not flexible or self.device.type != "cpu" or largest <= SMALL_IMAGE
+            return native if fits or min(small) == 0 else (small[0], small[1])
+        try:
+            side = operator.index(self.image_size)
+        except TypeError as error:
+            raise InputError(f'image size {self.image_size!r}: expected pixels a side, "fit" or None') from error
+        if side <= 0 or any(side % step for step in multiple_of):
+            of = " and of ".join(map(str, sorted(set(multiple_of))))
+            raise InputError(f"image size {side} does not suit {self.name}: expected a multiple of {of}")
+        return side, side
 
     def pick_tokens(self, available: Sequence[Tokens]) -> Tokens:
         """The tokens asked for, by default the first of those that the model has. Raises InputError on others."""
@@ -88,6 +99,7 @@ class Adapter(ABC):
     requires: ClassVar[str] = ""  # a package that is an extra of fmprobe, where the family needs one
     weights: ClassVar[str] = "model.safetensors"
     spreads: ClassVar[bool] = False  # whether `load` heeds `device_map`
+    processed: ClassVar[bool] = True  # whether `load` heeds `processor`
 
     @abstractmethod
     def load(self, source: Source) -> "Autoencoder":
@@ -152,6 +164,8 @@ def load(
         family, adapter, source = _from_memory(name, processor=processor, **asked)
     if device_map is not None and not adapter.spreads:
         raise InputError(f"device_map does not go with {name}, of the family {family}: leave it out")
+    if processor is not None and not adapter.processed:
+        raise InputError(f"processor does not go with {source.name}, of the family {family}: leave it out")
     import torch
 
     from fmprobe.seeding import torch_seed

@@ -216,12 +216,12 @@ def _tensor(found: Picture, shape: tuple[int, int, int], prepare: Prepare | None
     import torch
 
     channels, height, width = shape
-    if isinstance(found, np.ndarray) and not (prepare is not None and channels == 3):
+    if isinstance(found, np.ndarray) and prepare is None:
         return torch.from_numpy(np.ascontiguousarray(_fitted(_channels(found, channels), height, width)))
     if isinstance(found, np.ndarray):
         found = Image.fromarray(np.round(found * 255).astype(np.uint8))
     image = found.convert("L" if channels == 1 else "RGB")
-    if prepare is not None and channels == 3:
+    if prepare is not None:
         return prepare(image).float()
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)

@@ -92,7 +92,7 @@ def encoder(name: str | None, image_size: int | None) -> Autoencoder:
     if name is not None:
         return fmprobe.load(name, image_size=image_size or "fit")
     model = fmprobe.load(str(DEMO), image_size=image_size)
-    return model.derived(encode=model.encode, decoder=None)
+    return model.derived(encode=model.encode_unchecked, decoder=None)
 
 
 def settled(model: Autoencoder, surrogate, arguments: argparse.Namespace) -> str:

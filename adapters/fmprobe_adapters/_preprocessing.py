@@ -1,28 +1,36 @@
 """Preprocessing: what a checkpoint does to an image before its encoder sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from fmprobe.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Sides = tuple[int, int]  # height and width in pixels
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of pictures, by their channels
+CLOSE = 1e-4  # of the largest value: rounding of float32, where a library scales and normalises in one operation
+
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Pixel mean and deviation a channel, the native side in pixels, and how an image is brought to a side.
+    """Pixel mean and deviation a channel, the native sides, and how an image is brought to others.
 
-    `resize(image, side)` makes of an upright RGB image a float tensor `(C, side, side)` in `[0, 1]`, by the model
-    library's own code, which `how` describes.
+    `resize(image, sides)` makes of an upright RGB or grey image a float tensor `(C, *sides)` in `[0, 1]`, by the model
+    library's own code, which `how` describes. `mean` and `std`, one value or one a channel, are those of pixels in
+    [0, 1]. `native`: None where the library does not resize or crop to sides of its own.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    size: int
-    resize: "Callable[[Image, int], Tensor]"
+    native: Sides | None
+    resize: "Callable[[Image, Sides], Tensor]"
     how: dict[str, Any] = field(default_factory=dict)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -33,15 +41,71 @@ class Preprocessing:
         mean, std = self._statistics(pixels)
         return pixels * std + mean
 
-    def at(self, side: int) -> "Callable[[Image], Tensor]":
-        """`resize` at one side, for `Autoencoder(prepare=…)`."""
-        return lambda image: self.resize(image, side)
+    def at(self, sides: Sides) -> "Callable[[Image], Tensor]":
+        """`resize` at fixed sides, for `Autoencoder(prepare=…)`."""
+        return lambda image: self.resize(image, sides)
+
+    def check_values(
+        self, name: str, channels: int, whole: "Callable[[Image], Tensor]", pixels: "Callable[[Image], Tensor]"
+    ) -> None:
+        """Raise InputError where normalising `pixels` is not what the library's `whole` preprocessing makes of them.
+
+        So a step that is not known here, such as padding after the normalisation, is refused and not left out.
+        """
+        if channels not in MODES:
+            return
+        image = noise_picture(90, 61, channels)
+        theirs, ours = whole(image), self.normalise(pixels(image))
+        if theirs.shape != ours.shape or not bool(
+            ((theirs - ours).abs() <= CLOSE * theirs.abs().amax().clamp(min=1)).all()
+        ):
+            raise InputError(
+                f"{name}: its preprocessing, by {self.how.get('by')}, takes steps that fmprobe does not know: pass a "
+                "processor that resizes, crops, rescales and normalises alone"
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        return {"mean": self.mean, "std": self.std, "size": self.size, **self.how}
+        return {"mean": self.mean, "std": self.std, "size": as_json(self.native), **self.how}
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (
             torch.tensor(v, dtype=like.dtype, device=like.device).view(-1, 1, 1) for v in (self.mean, self.std)
         )
         return mean, std
+
+
+def check_channels(mean: Sequence[float], std: Sequence[float], channels: int, name: str) -> None:
+    """Raise InputError where statistics are not those of so many channels."""
+    for what, values in (("means", mean), ("deviations", std)):
+        if len(values) not in (1, channels):
+            raise InputError(
+                f"the images of {name} have {channels} channels, and its preprocessing states {len(values)} {what}: "
+                "state one, or one a channel"
+            )
+
+
+def noise_picture(width: int, height: int, channels: int) -> "Image":
+    """A picture of noise, the same each time, to see what a library makes of pictures; `channels` is one of MODES."""
+    from PIL import Image
+
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return Image.fromarray(pixels, MODES[channels])
+
+
+def sides_of(size: Any, name: str, what: str) -> Sides:
+    """Height and width of a size that a config gives as one number or as two. Raises InputError for others."""
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+        raise InputError(f"the config of {name} gives {what} {size!r}: expected one whole number, or height and width")
+    return pair[0], pair[1]
+
+
+def in_words(sides: Sides) -> str:
+    """Sides as an error names them: "32 px", or "32 x 64 px"."""
+    return f"{sides[0]} px" if sides[0] == sides[1] else f"{sides[0]} x {sides[1]} px"
+
+
+def as_json(sides: Sides | None) -> int | list[int] | None:
+    """Sides as a provenance keeps them: one number for a square."""
+    return sides and (sides[0] if sides[0] == sides[1] else list(sides))

@@ -3,6 +3,7 @@
 import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fmprobe.errors import InputError
 from fmprobe.loading import Adapter, Source
 
 if TYPE_CHECKING:
@@ -31,28 +32,40 @@ class TokenEncoder(Adapter):
         import transformers
 
         from fmprobe.autoencoder import Autoencoder
-        from fmprobe_adapters._transformers import load_module, one, read_preprocessing
+        from fmprobe_adapters._preprocessing import in_words, sides_of
+        from fmprobe_adapters._transformers import load_module, read_preprocessing
 
-        preprocessing = read_preprocessing(source)
         name, arguments = self.classes[source.config["model_type"]]
         wanted = getattr(transformers, name)
         module = load_module(source, wanted, **arguments)
         if not isinstance(module, wanted):  # a model in memory that holds it, with a head or a text side
             module = getattr(module.base_model, "vision_model", module.base_model)
-        config, patch = module.config, one(module.config.patch_size)
-        side = source.pick_image_size(preprocessing.size, multiple_of=patch, flexible=True)
+        config, channels = module.config, int(module.config.num_channels)
+        preprocessing = read_preprocessing(source, channels)
+        patch = sides_of(config.patch_size, source.name, "patch_size")
+        own = sides_of(config.image_size, source.name, "image_size")
+        # Position embeddings are interpolated from a square grid alone.
+        flexible = own[0] // patch[0] == own[1] // patch[1]
+        sides = source.pick_image_sides(preprocessing.native or own, multiple_of=patch, flexible=flexible)
         keyword = "interpolate_pos_encoding"  # of those that do not take other image sizes by themselves
-        resized = keyword in inspect.signature(module.forward).parameters and side != one(config.image_size)
+        resized = keyword in inspect.signature(module.forward).parameters and sides != own
 
         def forward(images: "Tensor") -> Any:
             pixels = preprocessing.normalise(images).to(source.dtype)
             return module(pixels, **({keyword: True} if resized else {}))
 
-        image_shape = (int(config.num_channels), side, side)
-        with torch.no_grad():
-            blank = forward(torch.full((1, *image_shape), 0.5, device=source.device))
+        image_shape = (channels, *sides)
+        try:
+            with torch.no_grad():
+                blank = forward(torch.full((1, *image_shape), 0.5, device=source.device))
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{source.name} does not take images of {in_words(sides)}, where its config says {in_words(own)}: "
+                f"{reason}"
+            ) from error
         count, pooler = blank.last_hidden_state.shape[1], blank.get("pooler_output") is not None
-        prefix = count - (side // patch) ** 2  # CLS, distillation and register tokens
+        prefix = count - (sides[0] // patch[0]) * (sides[1] // patch[1])  # CLS, distillation and register tokens
         tokens = source.pick_tokens(("patch", "cls", "pooled", "all") if prefix else ("patch", "pooled", "all"))
 
         def encode(images: "Tensor") -> "Tensor":
@@ -77,5 +90,5 @@ class TokenEncoder(Adapter):
                 decoder=None,
             ),
             device=source.device,
-            prepare=preprocessing.at(side),
+            prepare=preprocessing.at(sides),
         )

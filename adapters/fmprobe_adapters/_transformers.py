@@ -10,14 +10,52 @@ from torch import Tensor
 from fmprobe.errors import InputError
 from fmprobe.hub import check_count, count_parameters
 from fmprobe.loading import Source
-from fmprobe_adapters._preprocessing import Preprocessing
+from fmprobe_adapters._preprocessing import MODES, Preprocessing, Sides, check_channels, in_words, noise_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def read_preprocessing(source: Source) -> Preprocessing:
-    """The preprocessing of the checkpoint's own image processor. Raises InputError where there is none."""
+def read_preprocessing(source: Source, channels: int) -> Preprocessing:
+    """The preprocessing of the checkpoint's own image processor, held against the processor itself.
+
+    `channels`: of the images that the model takes. Raises InputError where there is no processor, its statistics are
+    of another number of channels, or it takes steps that are not known here.
+    """
+    processor = _image_processor(source)
+    mean, std = _statistics(processor, source.name)
+    check_channels(mean, std, channels, source.name)
+    native = _native_sides(processor, source.name, channels)
+    how = {
+        "by": type(processor).__name__,
+        "resize": _sizes(processor, "size") if getattr(processor, "do_resize", False) else None,
+        "crop": _sizes(processor, "crop_size") if getattr(processor, "do_center_crop", False) else None,
+        "resample": _resampling(getattr(processor, "resample", None)),
+    }
+
+    def resize(image: "Image", sides: Sides) -> Tensor:
+        pixels = _pixels(processor, image, source.name, _scaled(processor, native, sides))
+        if tuple(pixels.shape[-2:]) != sides:
+            raise InputError(
+                f"the image processor of {source.name} makes {in_words((pixels.shape[-2], pixels.shape[-1]))} of a "
+                f"picture of {image.height} x {image.width} px, and the model is loaded for {in_words(sides)}: crop "
+                "the pictures alike, or pass a processor with do_center_crop"
+            )
+        return pixels
+
+    preprocessing = Preprocessing(mean, std, native, resize, how)
+    preprocessing.check_values(
+        source.name,
+        channels,
+        lambda image: _processed(processor, image, source.name),
+        lambda image: _pixels(processor, image, source.name, {}),
+    )
+    return preprocessing
+
+
+def _image_processor(source: Source) -> Any:
+    from transformers.image_processing_utils import BaseImageProcessor
+
     processor = source.processor
     if processor is None:
         if source.folder is None:
@@ -32,32 +70,91 @@ def read_preprocessing(source: Source) -> Preprocessing:
                 f"{source.name} has no readable preprocessor_config.json, which states its pixel mean, deviation and "
                 f"size: add one, or pass processor=…"
             ) from error
-    if not getattr(processor, "do_rescale", True) or abs(processor.rescale_factor * 255 - 1) > 1e-3:
-        raise InputError(f"the processor of {source.name} does not scale bytes to [0, 1], which images here are in")
-    # Keys are missing, or None, where the processor does not take that step.
-    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
-    size = int((crop or processor.size).get("height") or processor.size.get("shortest_edge") or 0)
-    normalised = getattr(processor, "do_normalize", False)
-    return Preprocessing(
-        mean=tuple(float(v) for v in processor.image_mean) if normalised else (0.0,),
-        std=tuple(float(v) for v in processor.image_std) if normalised else (1.0,),
-        size=size,
-        resize=lambda image, side: _processed(processor, image, side / size),
-        how={
-            "by": type(processor).__name__,
-            "resize": dict(processor.size),
-            "crop": dict(crop) if crop else None,
-            "resample": None if processor.resample is None else int(processor.resample),
-        },
-    )
+    processor = getattr(processor, "image_processor", processor)  # of one for images and text
+    if not isinstance(processor, BaseImageProcessor):
+        given = repr(processor) if isinstance(processor, str) else f"a {type(processor).__name__}"
+        raise InputError(
+            f"processor is {given}: expected an image processor of transformers, as "
+            "AutoImageProcessor.from_pretrained gives it"
+        )
+    return processor
 
 
-def _processed(processor: Any, image: "Image", scale: float) -> Tensor:
-    """What the processor makes of an image, its sizes scaled, without the normalisation."""
-    sizes = {"size": {k: round(v * scale) for k, v in dict(processor.size).items() if v is not None}}
-    if getattr(processor, "do_center_crop", False):
-        sizes["crop_size"] = {k: round(v * scale) for k, v in dict(processor.crop_size).items() if v is not None}
-    return processor(image, return_tensors="pt", do_normalize=False, **sizes)["pixel_values"][0]
+def _statistics(processor: Any, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixels in [0, 1], whatever scale the processor brings bytes to before it normalises."""
+    scales = getattr(processor, "do_rescale", True)
+    scale = 255 * (float(processor.rescale_factor) if scales else 1.0)
+    offset = 1.0 if scales and getattr(processor, "rescale_offset", False) else 0.0  # subtracted after the scaling
+    mean, std = (0.0,), (1.0,)
+    if getattr(processor, "do_normalize", False):
+        mean, std = (_values(getattr(processor, what, None), what, name) for what in ("image_mean", "image_std"))
+    if scale == 0 or 0 in std:
+        raise InputError(f"the image processor of {name} has a rescale_factor or an image_std of 0: correct it")
+    return tuple((v + offset) / scale for v in mean), tuple(v / scale for v in std)
+
+
+def _values(given: Any, what: str, name: str) -> tuple[float, ...]:
+    values = given if isinstance(given, list | tuple) else (given,)
+    try:
+        return tuple(float(v) for v in values)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"the image processor of {name} gives {what} {given!r}: expected one number, or one a channel"
+        ) from error
+
+
+def _native_sides(processor: Any, name: str, channels: int) -> Sides | None:
+    """The sides of what the processor makes of square pictures; None where they are the picture's own."""
+    if channels not in MODES:
+        return None
+    small, large = (_processed(processor, noise_picture(side, side, channels), name).shape[-2:] for side in (64, 96))
+    return (small[0], small[1]) if small == large else None
+
+
+def _processed(processor: Any, image: "Image", name: str, **changes: Any) -> Tensor:
+    """What the processor makes of one picture. Raises InputError where that is no image."""
+    if hasattr(processor, "do_convert_rgb"):
+        changes["do_convert_rgb"] = False  # pictures are RGB or grey here, as the model takes them
+    try:
+        pixels = processor(image, return_tensors="pt", **changes)["pixel_values"][0]
+    except Exception as error:  # of many kinds, from TypeError to KeyError
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        raise InputError(f"the image processor of {name} cannot read a picture: {reason}") from error
+    if not isinstance(pixels, Tensor) or pixels.ndim != 3:
+        raise InputError(f"the image processor of {name} does not make one image of a picture: pass another processor")
+    return pixels.float()
+
+
+def _pixels(processor: Any, image: "Image", name: str, sizes: dict[str, Any]) -> Tensor:
+    """As `_processed`, in [0, 1]: without the normalisation, and bytes divided by 255 whatever the processor does."""
+    plain = {"do_normalize": False, "do_rescale": True, "rescale_factor": 1 / 255}
+    if hasattr(processor, "rescale_offset"):
+        plain["rescale_offset"] = False
+    return _processed(processor, image, name, **plain, **sizes)
+
+
+def _scaled(processor: Any, native: Sides | None, sides: Sides) -> dict[str, Any]:
+    """The processor's sizes for other sides than its own."""
+    if native is None or sides == native:
+        return {}
+    high, wide = sides[0] / native[0], sides[1] / native[1]
+    factors = {"height": high, "max_height": high, "width": wide, "max_width": wide}
+    return {
+        what: {key: round(value * factors.get(key, max(high, wide))) for key, value in given.items()}
+        for what in ("size", "crop_size", "pad_size")
+        if (given := _sizes(processor, what))
+    }
+
+
+def _sizes(processor: Any, what: str) -> dict[str, int]:
+    """What the processor's "size" or "crop_size" says, without the keys that it leaves open."""
+    given = getattr(processor, what, None)
+    return {key: value for key, value in dict(given or {}).items() if value is not None}
+
+
+def _resampling(given: Any) -> int | str | None:
+    """JSON-ready: PIL's number, or the name that the processor gives."""
+    return int(given) if isinstance(given, int) else given and str(getattr(given, "value", given))
 
 
 def load_module(source: Source, model_class: Any, **arguments: Any) -> Any:
@@ -122,8 +219,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def one(size: Any) -> int:
-    """The side of a square that a config gives as a number or twice."""
-    return int(size[0] if isinstance(size, list | tuple) else size)

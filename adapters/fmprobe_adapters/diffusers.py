@@ -19,6 +19,7 @@ class Diffusers(Adapter):
     decoder = "own"
     requires = "diffusers"
     weights = "diffusion_pytorch_model.safetensors"
+    processed = False
 
     def load(self, source: Source) -> "Autoencoder":
         """The whole autoencoder; it takes any multiple of its downsampling factor."""
@@ -26,13 +27,15 @@ class Diffusers(Adapter):
 
         from fmprobe.autoencoder import Autoencoder
         from fmprobe_adapters._diffusers import load_module
+        from fmprobe_adapters._preprocessing import as_json, sides_of
 
         source.pick_tokens(("all",))
         module = load_module(source)
         config = module.config
         shift, scale = float(config.get("shift_factor") or 0), float(config.get("scaling_factor") or 1)
         factor = downsampling(config)
-        side = source.pick_image_size(int(config.get("sample_size") or 512), multiple_of=factor, flexible=True)
+        native = sides_of(config.get("sample_size") or 512, source.name, "sample_size")
+        sides = source.pick_image_sides(native, (factor, factor), flexible=True)
 
         def encode(images: "Tensor") -> "Tensor":
             out = module.encode((2 * images - 1).to(source.dtype))
@@ -42,7 +45,7 @@ class Diffusers(Adapter):
         def decode(latents: "Tensor") -> "Tensor":
             return (module.decode((latents / scale + shift).to(source.dtype)).sample.float() + 1) / 2
 
-        image_shape = (int(config.in_channels), side, side)
+        image_shape = (int(config.in_channels), *sides)
         with torch.no_grad():
             latent_shape = encode(torch.full((1, *image_shape), 0.5, device=source.device)).shape[1:]
         return Autoencoder(
@@ -53,7 +56,7 @@ class Diffusers(Adapter):
             provenance=source.provenance(
                 tokens="all",
                 space=f"(posterior mode - {shift:g}) x {scale:g}: the published shift and scaling factor, applied here",
-                preprocessing={"mean": [0.5], "std": [0.5], "size": side, "by": "fmprobe.images"},
+                preprocessing={"mean": [0.5], "std": [0.5], "size": as_json(sides), "by": "fmprobe.images"},
                 decoder={"kind": "own"},
             ),
             device=source.device,

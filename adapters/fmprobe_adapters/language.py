@@ -28,6 +28,7 @@ class Language(Adapter):
     latents = "16 positions of the residual stream (16, D); no images"
     decoder = "none needed"
     spreads = True
+    processed = False
 
     def load(self, source: Source) -> "Autoencoder":
         """All layers and the last norm as one map of the residual stream. It has no images, so `image_shape` is ()."""
@@ -37,7 +38,7 @@ class Language(Adapter):
         from fmprobe_adapters._transformers import load_module
 
         source.pick_tokens(("all",))
-        if isinstance(source.image_size, int):
+        if source.image_size not in (None, "fit"):
             raise InputError(f"{source.name} is a language model, which takes no images: leave the image size out")
         wanted = getattr(transformers, self.classes[source.config["model_type"]])
         module = load_module(source, wanted)

@@ -26,6 +26,7 @@ class MAE(Adapter):
         from transformers import ViTMAEForPreTraining
 
         from fmprobe.autoencoder import Autoencoder
+        from fmprobe_adapters._preprocessing import sides_of
         from fmprobe_adapters._transformers import load_module, read_preprocessing
 
         if source.config.get("norm_pix_loss"):
@@ -34,13 +35,14 @@ class MAE(Adapter):
                 "and deviation, which no image can be made from; choose a checkpoint trained without it"
             )
         source.pick_tokens(("all",))
-        preprocessing = read_preprocessing(source)
         module = load_module(source, ViTMAEForPreTraining)
-        config = module.config
-        native, patch = int(config.image_size), int(config.patch_size)
-        size = source.pick_image_size(native, multiple_of=patch)
-        resized = size != native
-        tokens = (size // patch) ** 2
+        config, channels = module.config, int(module.config.num_channels)
+        preprocessing = read_preprocessing(source, channels)
+        native = sides_of(config.image_size, source.name, "image_size")
+        patch = sides_of(config.patch_size, source.name, "patch_size")
+        sides = source.pick_image_sides(native, multiple_of=patch)
+        resized = sides != native
+        tokens = (sides[0] // patch[0]) * (sides[1] // patch[1])
         order = torch.arange(tokens, device=source.device)
 
         def encode(images: "Tensor") -> "Tensor":
@@ -58,12 +60,12 @@ class MAE(Adapter):
         def decode(latents: "Tensor") -> "Tensor":
             restore = order.expand(len(latents), -1)
             out = module.decoder(latents.to(source.dtype), restore, interpolate_pos_encoding=resized)
-            return preprocessing.denormalise(module.unpatchify(out.logits, (size, size)).float())
+            return preprocessing.denormalise(module.unpatchify(out.logits, sides).float())
 
         return Autoencoder(
             encode,
             decode,
-            image_shape=(int(config.num_channels), size, size),
+            image_shape=(channels, *sides),
             latent_shape=(1 + tokens, int(config.hidden_size)),
             provenance=source.provenance(
                 tokens="all",
@@ -73,5 +75,5 @@ class MAE(Adapter):
                 decoder={"kind": "own"},
             ),
             device=source.device,
-            prepare=preprocessing.at(size),
+            prepare=preprocessing.at(sides),
         )

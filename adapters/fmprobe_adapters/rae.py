@@ -19,6 +19,7 @@ class RAE(Adapter):
     decoder = "own"
     requires = "diffusers"
     weights = "diffusion_pytorch_model.safetensors"
+    processed = False
 
     def load(self, source: Source) -> "Autoencoder":
         """The whole autoencoder at its one size; its decoder may paint larger images than its encoder takes."""

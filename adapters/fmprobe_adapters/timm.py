@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fmprobe.autoencoder import Autoencoder
-    from fmprobe_adapters._preprocessing import Preprocessing
+    from fmprobe_adapters._preprocessing import Preprocessing, Sides
 
 UNFETCHED = {"url": None, "hf_hub_id": None, "custom_load": False, "source": ""}  # weights come from the file given
 
@@ -21,6 +21,7 @@ class Timm(Adapter):
     kinds = ("timm",)
     latents = "patch tokens (N, D) or feature map (C, h, w)"
     decoder = "surrogate"
+    processed = False
 
     def load(self, source: Source) -> "Autoencoder":
         """An encoder alone. Other image sizes than its own where the architecture takes them."""
@@ -28,15 +29,16 @@ class Timm(Adapter):
         from timm.data.config import resolve_model_data_config
 
         from fmprobe.autoencoder import Autoencoder
+        from fmprobe_adapters._preprocessing import in_words
 
         module = source.module
-        native = int(_input_size(source, module)[-1])
-        side = source.pick_image_size(native, flexible=True)
+        native = _native_sides(source, module)
+        sides = source.pick_image_sides(native, flexible=True)
         if module is None:
-            module = _create(source, resized=side != native)
-        preprocessing = _preprocessing(resolve_model_data_config(module), native)
+            module = _create(source, resized=sides != native)
+        channels = _channels(source, module)
+        preprocessing = _preprocessing(source.name, channels, resolve_model_data_config(module), native)
         prefix = int(getattr(module, "num_prefix_tokens", 0))
-        channels = int(_input_size(source, module)[0])
 
         def features(images: "Tensor") -> "Tensor":
             out = module.forward_features(preprocessing.normalise(images).to(source.dtype))
@@ -45,10 +47,11 @@ class Timm(Adapter):
 
         try:
             with torch.no_grad():
-                blank = features(torch.full((1, channels, side, side), 0.5, device=source.device))
+                blank = features(torch.full((1, channels, *sides), 0.5, device=source.device))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"{source.name} does not take images of {side} px: leave --image-size at {native}"
+                f"{source.name} does not take images of {in_words(sides)}: leave --image-size at its own, "
+                f"{in_words(native)}"
             ) from error
         if not isinstance(blank, torch.Tensor) or blank.ndim not in (3, 4):
             raise InputError(f"{source.name} gives no one set of tokens and no one feature map: choose another model")
@@ -60,7 +63,7 @@ class Timm(Adapter):
         return Autoencoder(
             encode,
             None,
-            image_shape=(channels, side, side),
+            image_shape=(channels, *sides),
             latent_shape=tuple(_select(module, blank, tokens, prefix).shape[1:]),
             provenance=source.provenance(
                 tokens=tokens,
@@ -70,7 +73,7 @@ class Timm(Adapter):
                 decoder=None,
             ),
             device=source.device,
-            prepare=preprocessing.at(side),
+            prepare=preprocessing.at(sides),
         )
 
 
@@ -95,6 +98,27 @@ def _input_size(source: Source, module: Any) -> Any:
     if not isinstance(size, list | tuple) or len(size) != 3:
         raise InputError(f"config.json of {source.name} has no input_size of three numbers: it is not timm's")
     return size
+
+
+def _native_sides(source: Source, module: Any) -> "Sides":
+    """Of a model made for one size that size, whatever its pretrained configuration says; else the configuration's."""
+    from fmprobe_adapters._preprocessing import sides_of
+
+    embedding = getattr(module, "patch_embed", None)
+    own = embedding.img_size if getattr(embedding, "strict_img_size", False) else None
+    if module is None:
+        own = source.config.get("model_args", {}).get("img_size")
+    return sides_of(own or list(_input_size(source, module)[1:]), source.name, "input_size")
+
+
+def _channels(source: Source, module: Any) -> int:
+    """Of the images that the model takes: those of its first convolution, where its configuration names one."""
+    first = module.pretrained_cfg.get("first_conv")
+    try:
+        stem = module.get_submodule(first if isinstance(first, str) else first[0])
+        return int(stem.in_channels)
+    except (AttributeError, TypeError, IndexError):
+        return int(_input_size(source, module)[0])
 
 
 def _create(source: Source, resized: bool) -> Any:
@@ -130,17 +154,29 @@ def _made(timm: Any, name: str, cfg: dict[str, Any], arguments: dict[str, Any], 
     return timm.create_model(name, pretrained=pretrained, pretrained_cfg=cfg, **arguments)
 
 
-def _preprocessing(config: dict[str, Any], native: int) -> "Preprocessing":
+def _preprocessing(name: str, channels: int, config: dict[str, Any], native: "Sides") -> "Preprocessing":
     """timm's own evaluation transform, without its normalisation."""
     from timm.data.transforms_factory import create_transform
 
-    from fmprobe_adapters._preprocessing import Preprocessing
+    from fmprobe_adapters._preprocessing import Preprocessing, check_channels
 
-    size = config["input_size"]
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    check_channels(mean, std, channels, name)
 
-    def resize(image: Any, side: int) -> "Tensor":
-        made: Any = create_transform(**{**config, "input_size": (size[0], side, side)}, normalize=False)
-        return made(image).float() / 255
+    def transformed(image: Any, sides: "Sides", normalize: bool) -> "Tensor":
+        wanted = {**config, "input_size": (config["input_size"][0], *sides)}
+        try:
+            made: Any = create_transform(**wanted, normalize=normalize)
+            return made(image).float()
+        except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__} {error}".split())
+            raise InputError(
+                f"the preprocessing of {name} (interpolation {config['interpolation']!r}, crop_mode "
+                f"{config['crop_mode']!r}, crop_pct {config['crop_pct']}) cannot read a picture: {reason}"
+            ) from error
+
+    def resize(image: Any, sides: "Sides") -> "Tensor":
+        return transformed(image, sides, normalize=False) / 255
 
     how = {
         "by": "timm",
@@ -148,4 +184,8 @@ def _preprocessing(config: dict[str, Any], native: int) -> "Preprocessing":
         "crop_mode": config["crop_mode"],
         "resample": config["interpolation"],
     }
-    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), native, resize, how)
+    preprocessing = Preprocessing(mean, std, native, resize, how)
+    preprocessing.check_values(
+        name, channels, lambda image: transformed(image, native, normalize=True), lambda image: resize(image, native)
+    )
+    return preprocessing

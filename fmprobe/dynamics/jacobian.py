@@ -12,6 +12,7 @@ from fmprobe.dynamics.calls import apart
 Function = Callable[[Tensor], Tensor]
 MEMORY = 2**28  # bytes of Krylov vectors at a time
 MAX_ITERATIONS = 64
+CUT = "f cuts the gradient: is there a no_grad or a detach inside?"
 
 
 class NotDifferentiableError(RuntimeError):
@@ -34,14 +35,16 @@ class Linearisation:
         except RuntimeError as error:
             raise NotDifferentiableError(f"f cannot be differentiated: {error}") from error
         if not self.values.requires_grad:
-            raise NotDifferentiableError("f cuts the gradient: is there a no_grad or a detach inside?")
+            raise NotDifferentiableError(CUT)
         self._dual: tuple[Tensor, Tensor] | None = None
         self._forward_mode = True
 
     def vjp(self, vectors: Tensor) -> Tensor:
         """v J, row by row."""
         cotangent = vectors.reshape(self.shape).to(self.values.dtype)
-        (product,) = torch.autograd.grad(self.values, self.latents, cotangent, retain_graph=True)
+        (product,) = torch.autograd.grad(self.values, self.latents, cotangent, retain_graph=True, allow_unused=True)
+        if product is None:  # the values want a gradient of f's parameters alone
+            raise NotDifferentiableError(CUT)
         return product.reshape(vectors.shape)
 
     def jvp(self, vectors: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ class _Side:
     def __init__(self, model: Autoencoder, images: Tensor, fitted: int, settings: _Settings) -> None:
         self.model, self.settings = model, settings
         with torch.no_grad():
-            blocks = [model.encode(x.to(model.device)).flatten(1).cpu() for x in images.split(settings.batch_size)]
+            blocks = [model.encode(x).flatten(1).cpu() for x in images.split(settings.batch_size)]
         latents = torch.cat(blocks)
         if not bool(latents.isfinite().all()):
             raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
@@ -310,6 +310,8 @@ def _check(a: Autoencoder, b: Autoencoder, images: Tensor, images_b: Tensor | No
             raise InputError(f"{model.name} has no latent map: give it a decoder (`fmprobe fit-decoder`)")
         if not model.image_shape:
             raise InputError(f"{model.name} takes no images, and shared images are what latents are matched by")
+    a.check_images(images)
+    b.check_images(images if images_b is None else images_b)
     if len(images) < LEAST or (images_b is not None and len(images_b) != len(images)):
         given = len(images) if images_b is None else f"{len(images)} and {len(images_b)}"
         raise InputError(f"two networks are compared on {LEAST} images or more, the same for both: got {given}")

@@ -185,7 +185,7 @@ def _ratios(model: Autoencoder, n: int, seed: int, batch_size: int) -> dict[str,
         found["f"] = std_ratio(model.latent_map, latents())
     if model.image_shape:
         images = noise_images(n, model.image_shape, seed, batch_size)
-        found["E"] = std_ratio(model.encode, (batch.to(model.device) for batch in images))
+        found["E"] = std_ratio(model.encode_unchecked, (batch.to(model.device) for batch in images))
     if model.has_decoder:
         found["D"] = std_ratio(model.decode, latents())
     return found

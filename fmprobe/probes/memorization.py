@@ -82,6 +82,9 @@ def probe_memorization(
     Raises InputError for no images, latents of them that are not finite, a model that has no decoder,
     or attractors of another latent space.
     """
+    model.check_images(train, "training images")
+    if test is not None:
+        model.check_images(test, "test images")
     if not len(train) or (test is not None and not len(test)):
         raise InputError("memorization needs training images, and test images where they are given: got none")
     if attractors is None:
@@ -218,12 +221,12 @@ def _warning(attractors: AttractorSet) -> str | None:
 
 
 def _encoded(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([model.encode(block.to(model.device)).cpu() for block in images.split(batch_size)])
+    return torch.cat([model.encode(block).cpu() for block in images.split(batch_size)])
 
 
 def _decoded(model: Autoencoder, latents: Tensor, batch_size: int) -> Tensor:
     """On the CPU, `(0, *image_shape)` for no latents."""
-    blocks = [model.decode(block.to(model.device)).cpu() for block in latents.split(batch_size) if len(block)]
+    blocks = [model.decode(block).cpu() for block in latents.split(batch_size) if len(block)]
     return torch.cat(blocks) if blocks else torch.zeros(0, *model.image_shape)
 
 

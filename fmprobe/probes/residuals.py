@@ -104,6 +104,8 @@ def probe_residuals(
     Starts are `images` `(n, *image_shape)`, encoded, or `n` draws from N(0, I) by `seed`. Each takes all `steps`,
     settled or not. Raises InputError where the model has no latent map, and for numbers below 1.
     """
+    if images is not None:
+        model.check_images(images)
     count = n if images is None else len(images)
     if min(count, steps, batch_size) < 1:
         raise InputError(f"residual curves need starts, steps and a batch, got {count}, {steps} and {batch_size}")
@@ -114,7 +116,7 @@ def probe_residuals(
             if images is None:
                 latents = model.sample_latents(size, seed, first)
             else:
-                latents = model.encode(images[first : first + size].to(model.device))
+                latents = model.encode(images[first : first + size])
             blocks.append(_follow(model, latents, steps))
     curves = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
     what = "N(0, I)" if images is None else "images, encoded"
@@ -131,7 +133,7 @@ def _follow(model: Autoencoder, latents: Tensor, steps: int) -> dict[str, Tensor
         image = model.decode(latents)
         rows["output"] = []
     for _ in range(steps):
-        after = model.encode(image) if reuse and image is not None else model.latent_map(latents)
+        after = model.encode_unchecked(image) if reuse and image is not None else model.latent_map(latents)
         rows["latent"].append(_norms(after - latents))
         if image is not None:
             painted = model.decode(after)

@@ -57,6 +57,8 @@ class AttractorTracker:
         threshold: float = THRESHOLDS["cosine"],
         stability_cap: int = 8,
     ) -> None:
+        for images, what in ((train, "training images"), (test, "test images")):
+            check_images(images, getattr(train, "shape", (0,))[1:], what=what)
         if min(len(train), len(test), starts) < 1 or (isinstance(epochs, int) and epochs < 1):
             raise InputError(
                 f"AttractorTracker: {len(train)} training and {len(test)} test images, starts={starts}, "
@@ -65,8 +67,6 @@ class AttractorTracker:
         chosen = [epochs] if isinstance(epochs, int | float) else epochs
         if not chosen or any(epoch < 0 or epoch % 1 for epoch in chosen):
             raise InputError(f"AttractorTracker: epochs={epochs}: expected a whole number, or those of chosen epochs")
-        for images in (train, test):
-            check_images(images, train.shape[1:])
         self.train, self.test, self.starts, self.epochs = train, test, starts, epochs
         self.path = Path(path) if path is not None else None
         self.adapt = adapt or _own_autoencoder

@@ -79,6 +79,9 @@ def probe_weights(
     Raises InputError where there are no atoms or no images, latents that are not finite or attractors of another latent
     space, ValueError for numbers below 1.
     """
+    model.check_images(images)
+    if reference_images is not None:
+        model.check_images(reference_images, "reference images")
     if not len(images) or (atoms is not None and (not atoms or min(atoms) < 1)):
         raise InputError(f"weight probing needs images and numbers of atoms from 1 up, got {len(images)} and {atoms}")
     check_counts(batch_size=batch_size)
@@ -149,7 +152,7 @@ class _Measure:
 
 
 def _encode(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([model.encode(part.to(model.device)).flatten(1) for part in images.split(batch_size)])
+    return torch.cat([model.encode(part).flatten(1) for part in images.split(batch_size)])
 
 
 def _reconstructions(dictionary: Tensor, latents: Tensor, levels: list[int]) -> list[Tensor]:

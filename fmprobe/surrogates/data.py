@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fmprobe.autoencoder import Autoencoder
+from fmprobe.autoencoder import Autoencoder, check_images
 from fmprobe.errors import InputError
 from fmprobe.images import spread
 from fmprobe.seeding import generator
@@ -39,7 +40,7 @@ class TrainingData:
 
 
 def training_data(
-    model: Autoencoder, settings: "FitSettings", images: Tensor | str | None, limit: int | None = None
+    model: Autoencoder, settings: "FitSettings", images: Tensor | str | Path | None, limit: int | None = None
 ) -> TrainingData:
     """Procedural images for None, else those of a tensor or a source, of which every tenth is held out.
 
@@ -48,9 +49,8 @@ def training_data(
     """
     if images is None:
         return _procedural_data(model, settings)
-    if isinstance(images, Tensor) and limit is not None and images.ndim and limit < len(images):
-        images = images[spread(len(images), limit)]
-    stream = _from_tensor(model, images) if isinstance(images, Tensor) else _from_source(model, images, limit)
+    named = isinstance(images, str | Path)
+    stream = _from_source(model, str(images), limit) if named else _from_tensor(model, images, limit)
     digest, held_out, n, kept = hashlib.sha256(), [], 0, 0
     for block in stream():
         digest.update(block.numpy().tobytes())
@@ -59,7 +59,7 @@ def training_data(
         held_out.extend(chosen[: HELD_OUT - len(held_out)])
     if n < FEWEST:
         raise InputError(f"a decoder is trained on {FEWEST} images or more, got {n}")
-    what = "images given by the caller" if isinstance(images, Tensor) else f"images of {images}"
+    what = f"images of {images}" if named else "images given by the caller"
 
     def blocks() -> Iterator[Tensor]:
         first = 0
@@ -114,13 +114,12 @@ def _procedural_blocks(model: Autoencoder, n: int, first: int, mixture: str, see
         yield as_bytes(block if model.image_shape[0] == 3 else block.mean(dim=1, keepdim=True))
 
 
-def _from_tensor(model: Autoencoder, images: Tensor) -> Callable[[], Iterator[Tensor]]:
-    if images.ndim != 4 or tuple(images.shape[1:]) != model.image_shape:
-        raise InputError(f"{model.name} takes images of shape (n, {model.image_shape}), got {tuple(images.shape)}")
+def _from_tensor(model: Autoencoder, images: Tensor, limit: int | None) -> Callable[[], Iterator[Tensor]]:
+    check_images(images, model.image_shape, model.name)
+    if limit is not None and limit < len(images):
+        images = images[spread(len(images), limit)]
     if len(images) < FEWEST:
         raise InputError(f"a decoder is trained on {FEWEST} images or more, got {len(images)}")
-    if not images.is_floating_point() or not (images.amin() >= 0 and images.amax() <= 1):  # NaN fails as well
-        raise InputError("training images must be floating point in [0, 1]: divide bytes by 255")
     return lambda: (as_bytes(block.detach().float().cpu()) for block in images.split(BLOCK))
 
 

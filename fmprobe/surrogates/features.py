@@ -119,7 +119,7 @@ def cache_folder(room: str) -> Path:
 def encode_native(model: Autoencoder, images: Tensor) -> Tensor:
     """The encoder's own latents of a block of images, float32 on the CPU. Raises InputError where not finite."""
     with torch.no_grad():
-        latents = model.encode(as_pixels(images).to(model.device)).float().cpu()
+        latents = model.encode_unchecked(as_pixels(images)).float().cpu()  # noise or a decoder may leave [0, 1]
     if not latents.isfinite().all():
         raise InputError(f"{model.name} gives latents that are not finite: try dtype float32")
     return latents
@@ -132,7 +132,7 @@ def as_pixels(images: Tensor) -> Tensor:
 
 def as_bytes(images: Tensor) -> Tensor:
     """Bytes of images in `[0, 1]`, a quarter of the memory, and what photographs have."""
-    return images if images.dtype == torch.uint8 else (images * 255).round_().to(torch.uint8)
+    return images if images.dtype == torch.uint8 else (images * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _write(

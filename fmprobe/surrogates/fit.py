@@ -277,7 +277,7 @@ def _pixel_task(model: Autoencoder, settings: FitSettings, features: Features, h
     late = int((1 - LATE) * settings.steps)
 
     def f(latents: Tensor) -> Tensor:
-        return standardise(model.encode(decoder(latents)))
+        return standardise(model.encode_unchecked(decoder(latents)))
 
     def loss_of(module: nn.Module, batch: Batch) -> Tensor:
         clean = features.latents(batch.rows, batch.step * settings.batch_size // len(features)).to(model.device)
@@ -292,10 +292,10 @@ def _pixel_task(model: Autoencoder, settings: FitSettings, features: Features, h
             painted = module(torch.cat([latents, orbit]))  # in one call, which a wrapped module needs
             loss = F.l1_loss(painted[: len(clean)], target)
             if settings.perceptual:
-                again = standardise(model.encode(painted[: len(clean)]))
+                again = standardise(model.encode_unchecked(painted[: len(clean)]))
                 loss = loss + settings.perceptual * F.l1_loss(again, clean)
             if len(contracted):
-                after = standardise(model.encode(painted[len(clean) :]))
+                after = standardise(model.encode_unchecked(painted[len(clean) :]))
                 seen = batch.normal(clean.shape[1:], "surrogates: directions of the Jacobian")[contracted]
                 (pulled,) = torch.autograd.grad((after * seen).sum(), orbit, create_graph=True)
                 per_row = pulled.square().flatten(1).mean(1)

@@ -130,7 +130,7 @@ class LatentSurrogate(Surrogate):
         """
 
         def encode(images: Tensor) -> Tensor:
-            rows = self.standardised_rows(model.encode(images))
+            rows = self.standardised_rows(model.encode_unchecked(images))
             return self._from_rows((self.code(rows) - self.code_mean) / self.code_std)
 
         def latent_map(latents: Tensor) -> Tensor:

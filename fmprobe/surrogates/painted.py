@@ -20,4 +20,4 @@ def painted(model: Autoencoder) -> Tensor | None:
         return None
     images = as_pixels(procedural(model, IMAGES, HELD_OUT_FIRST, "all", 0))
     with torch.no_grad():
-        return torch.stack([images, model.decode(model.encode(images.to(model.device))).cpu()])
+        return torch.stack([images, model.decode(model.encode(images)).cpu()])

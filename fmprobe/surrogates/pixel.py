@@ -91,7 +91,7 @@ class PixelDecoder(Surrogate):
     def attach(self, model: Autoencoder) -> Autoencoder:
         """Latents standardised by this decoder's statistics, images decoded by it."""
         return model.derived(
-            encode=lambda images: self.standardise(model.encode(images)), decode=self, **self.describe()
+            encode=lambda images: self.standardise(model.encode_unchecked(images)), decode=self, **self.describe()
         )
 
     def describe(self) -> dict[str, Any]:

@@ -90,10 +90,12 @@ def surrogate_report(
     if model.has_latent_map:
         raise InputError(f"{model.name} has a latent map already: there is no surrogate to report on")
     check_counts(n=n, max_steps=max_steps)
+    if images is not None and not isinstance(images, Mapping):
+        raise InputError(f"images are a {type(images).__name__}: expected a dict of sets of images by name")
     if settings is not None and settings.kind != "pixel":
         raise InputError(f"settings are of kind {settings.kind!r}: the report compares decoders of kind 'pixel'")
     for name, block in (images or {}).items():
-        check_images(block, model.image_shape)
+        check_images(block, model.image_shape, what=f"images {name!r}")
         if not len(block):
             raise InputError(f"there are no images in {name!r}: expected at least one")
     base = replace(settings or FitSettings.for_device(model.device), seed=seed)
@@ -189,7 +191,7 @@ def _random_twin(model: Autoencoder) -> Autoencoder:
 def _fidelity(model: Autoencoder, decoder: PixelDecoder, images: Tensor) -> dict[str, float]:
     whole, pixels = model.with_decoder(decoder), as_pixels(images)
     with torch.no_grad():
-        painted = torch.cat([whole.decode(whole.encode(x.to(model.device))).cpu() for x in pixels.split(32)])
+        painted = torch.cat([whole.decode(whole.encode(x)).cpu() for x in pixels.split(32)])
     figures = validate(model, decoder, images)
     return {"psnr": float(psnr(painted, pixels).mean()), "ssim": float(ssim(painted, pixels).mean()), **figures}
 

@@ -140,9 +140,15 @@ def test_figures_are_those_of_the_sets():
 
 
 def test_noise_that_behaves_as_data_is_not_told_apart():
-    """One attractor, and training images drawn as noise is: 95% of noise lies under the threshold too."""
-    images = draws(300, 256, 9).reshape(-1, *SHAPE)
-    record = fmprobe.AttractorTracker(images, images, starts=300).measure(drawn_to(torch.zeros(1, 256) + 0.5))
+    """One attractor, and latents of training images drawn as noise is: 95% of noise lies under the threshold too."""
+    model = fmprobe.from_functions(
+        lambda x: torch.special.ndtri(x.flatten(1)),  # of uniform pixels: N(0, I)
+        lambda z: torch.special.ndtr(0.5 + 0.3 * (z - 0.5)).reshape(-1, *SHAPE),
+        image_shape=SHAPE,
+        latent_shape=(256,),
+    )
+    images = torch.special.ndtr(draws(300, 256, 9)).reshape(-1, *SHAPE)
+    record = fmprobe.AttractorTracker(images, images, starts=300).measure(model)
     assert record["fpr95"] == pytest.approx(0.95, abs=0.05)
     assert record["chamfer"] == pytest.approx(1, abs=1e-4)
     assert (record["matched"]["train"], record["matched"]["noise"]) == (1, 1)

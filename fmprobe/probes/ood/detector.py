@@ -51,6 +51,9 @@ class TrajectoryDetector:
         `held_out`: further in-distribution images, for `calibrate`; those that are also fit images are left out, with a
         warning. Raises InputError for fewer than 2 images, or where their latents are not finite or all orbits diverge.
         """
+        self._check(images, "fit images")
+        if held_out is not None:
+            self._check(held_out, "held-out images")
         if len(images) < FEWEST:
             raise InputError(f"cannot fit a detector on {len(images)} images: expected at least {FEWEST}")
         latents = torch.cat([self._encode(block) for block in images.split(self.settings.batch_size)])
@@ -75,6 +78,7 @@ class TrajectoryDetector:
 
         Two-sided and profile scores and the thresholds of `predict` come from them. Raises InputError below 16.
         """
+        self._check(held_out, "held-out images")
         self.calibration = Calibration(self._plain(held_out)[0], self._joined())
         return self
 
@@ -84,6 +88,7 @@ class TrajectoryDetector:
         An orbit that diverged scores the largest float32. Raises InputError before `fit`.
         """
         self._fitted()
+        self._check(images)
         parts = [self._trajectories(block)[self.settings.aggregate] for block in self._blocks(images)]
         return torch.cat([torch.from_numpy(part) for part in parts]).float() if parts else torch.empty(0)
 
@@ -115,6 +120,7 @@ class TrajectoryDetector:
 
     def examine(self, images: Tensor) -> tuple[Scores, np.ndarray]:
         """Every score by name, float64 `(N,)`, and the `Status` of each orbit."""
+        self._check(images)
         plain, status = self._plain(images)
         scores = {"trajectory": plain[self.settings.aggregate], **plain}
         if self.calibration is not None:
@@ -173,12 +179,17 @@ class TrajectoryDetector:
         assert self._baselines is not None
         return self._baselines
 
+    def _check(self, images: Tensor, what: str = "images") -> None:
+        """Raise InputError for images that the model does not take; bytes are, and each block is scaled by itself."""
+        scaled = isinstance(images, Tensor) and images.dtype == torch.uint8
+        self.model.check_images(as_pixels(images[:1]) if scaled else images, what)
+
     def _blocks(self, images: Tensor) -> tuple[Tensor, ...]:
         return images.split(4 * self.settings.batch_size) if len(images) else ()
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        latents = self.model.encode(as_pixels(images).to(self.model.device))
+        latents = self.model.encode_unchecked(as_pixels(images))
         return latents if latents.dtype in (torch.float32, torch.float64) else latents.float()
 
     def _trajectories(self, images: Tensor, latents: Tensor | None = None) -> Scores:
