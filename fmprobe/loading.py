@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from fmprobe.dynamics.protocols import FOUNDATION
 from fmprobe.errors import InputError
 from fmprobe.sharing import take_device
 
@@ -158,6 +159,7 @@ def load(
         if random_weights is not None:
             torch.default_generator.manual_seed(random_weights)
         model = adapter.load(source)
+    model.protocol = FOUNDATION
     model.provenance.setdefault("family", family)
     model.evaluate_by(execution)
     precision = str(_dtype(autocast)).removeprefix("torch.") if autocast else None

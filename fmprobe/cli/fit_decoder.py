@@ -58,15 +58,18 @@ def fit_decoder(
     """
     import fmprobe
     from fmprobe.cli.session import default_out, load_model, validation_line
+    from fmprobe.errors import InputError
     from fmprobe.sharing import is_main
     from fmprobe.surrogates.artefact import check_place
     from fmprobe.surrogates.latent import LatentSurrogate
     from fmprobe.surrogates.pixel import PixelDecoder
 
+    if pixel_decoder is not None and kind != "latent":
+        raise InputError(f"--pixel-decoder shows the latents of --kind latent: leave it out with --kind {kind}")
     folder = out or default_out(model, "-decoder")
     check_place(folder)
     encoder = load_model(model, **load)
-    pixel = PixelDecoder.load(pixel_decoder, encoder) if pixel_decoder else None
+    pixel = None if pixel_decoder is None else PixelDecoder.load(pixel_decoder, encoder)
     surrogate = fmprobe.fit_decoder(
         encoder,
         data,

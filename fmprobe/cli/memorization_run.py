@@ -1,7 +1,5 @@
 """What fmprobe memorization does: open the run, read the images, hold the attractors against them, keep it, tell."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +10,9 @@ import typer
 import fmprobe
 from fmprobe.cli.output import tell
 from fmprobe.cli.session import open_run, with_decoder
+from fmprobe.digests import digest
 from fmprobe.images import sample_images
-from fmprobe.runs import read_json, write_json
+from fmprobe.runs import canonical, read_json, write_json
 from fmprobe.sharing import is_main
 
 if TYPE_CHECKING:
@@ -48,7 +47,8 @@ def run_memorization(
         return folder.path  # what was found together is held against images by one process
     sets = {part: sample_images(source, images, seed=seed, **model.image_arguments) for part, source in sources.items()}
     kept = folder.path / "memorization" / "memorization.json"
-    identity = _identity({"sources": sources, "ends": ends, "seed": seed}, sets)
+    places = {part: canonical(source) for part, source in sources.items()}
+    identity = digest({"sources": places, "ends": ends, "seed": seed}, *sets.values())
     if kept.is_file() and read_json(kept).get("identity") == identity:
         typer.echo(f"{kept} holds this already")
         entry = read_json(kept)
@@ -66,8 +66,8 @@ def run_memorization(
         )
         entry = {**found.to_dict(), "sources": sources, "identity": identity}
         _save(found, sets["train"], entry, kept)
-    results = {**results, "memorization": entry}
-    folder.finish(results)
+    results = folder.finish({**results, "memorization": entry})
+    entry = results["memorization"]
     from fmprobe.report.html import write_report
 
     write_report(folder.path)
@@ -82,14 +82,7 @@ def _save(found: "Memorization", train: "Tensor", entry: Mapping[str, Any], kept
 
     shutil.rmtree(kept.parent, ignore_errors=True)  # pairs of other images, of which there may be more
     save_pairs(found.decoded, train, found.nearest, kept.parent)
-    write_json(kept, entry)
-
-
-def _identity(settings: Mapping[str, Any], sets: "Mapping[str, Tensor]") -> str:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for images in sets.values():
-        digest.update(images.numpy().tobytes())
-    return digest.hexdigest()
+    write_json(kept, entry, exact=True)
 
 
 def tell_memorization(entry: Mapping[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """What fmprobe weights does: open the run, reconstruct each data set, keep what is done, tell."""
 
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,8 +11,9 @@ import typer
 import fmprobe
 from fmprobe.cli.output import tell
 from fmprobe.cli.session import at_work, load_model, open_run, search, with_decoder
+from fmprobe.digests import digest
 from fmprobe.errors import InputError
-from fmprobe.runs import RunFolder, read_json, write_json
+from fmprobe.runs import RunFolder, canonical, read_json, write_json
 from fmprobe.sharing import is_main
 
 if TYPE_CHECKING:
@@ -58,7 +57,8 @@ def run_weights(
         found = _reconstruct_all(model, attractors, twin, folder, sets, settings)
     if is_main():
         results = {**results, "weights": {"data": found}}
-        folder.finish(results)
+        results = folder.finish(results)
+        found = results["weights"]["data"]
         from fmprobe.report.html import write_report
 
         write_report(folder.path)
@@ -155,12 +155,9 @@ def _path(
     settings: Mapping[str, Any],
 ) -> Path:
     """The shard of the run folder that holds the curves of one data set, named by everything that decides them."""
-    identity = [source, settings, len(images), twin is not None]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    for tensor in (images, reference):
-        digest.update(b"" if tensor is None else tensor.numpy().tobytes())
+    decided = digest(canonical(source), settings, len(images), twin is not None, images, reference)
     stem = re.sub(r"\W+", "-", Path(source).name).strip("-") or "data"
-    return folder.path / "weights" / f"{stem}-{digest.hexdigest()[:12]}.json"
+    return folder.path / "weights" / f"{stem}-{decided[:12]}.json"
 
 
 def _reconstruct(
@@ -190,7 +187,7 @@ def _reconstruct(
     picture = path.with_suffix(".png")
     save_reconstructions(curves, picture)
     frames = save_levels(curves, path.with_name(f"{path.stem}-frames.png"))
-    write_json(path, {**curves.to_dict(), "picture": picture.name, "frames": frames})
+    write_json(path, {**curves.to_dict(), "picture": picture.name, "frames": frames}, exact=True)
 
 
 def tell_curves(source: str, curves: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.engine import Ended, Engine, Observer
 from fmprobe.dynamics.orbits import Orbits, Rules, Status, protocol_of
+from fmprobe.dynamics.protocols import SMALL
 from fmprobe.dynamics.working import Criterion
 
 MEASURES = ("squared", "relative", "rms")
@@ -22,9 +23,9 @@ def iterate(
     f: Callable[[Tensor], Tensor],
     starts: Tensor,
     *,
-    tol: float | Tensor = 1e-6,
-    measure: str = "squared",
-    max_steps: int = 3000,
+    tol: float | Tensor = SMALL.tol,
+    measure: str = SMALL.measure,
+    max_steps: int = SMALL.max_steps,
     batch_size: int = 256,
     observer: Observer | None = None,
     store_trajectories: bool = False,
