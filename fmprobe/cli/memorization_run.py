@@ -12,6 +12,7 @@ from fmprobe.cli.output import tell
 from fmprobe.cli.session import open_run, with_decoder
 from fmprobe.digests import digest
 from fmprobe.images import sample_images
+from fmprobe.report.rendering import number
 from fmprobe.runs import canonical, read_json, write_json
 from fmprobe.sharing import is_main
 
@@ -96,7 +97,7 @@ def tell_memorization(entry: Mapping[str, Any]) -> None:
             count = levels[0]["count"] if levels[0] else 0
             cells = "".join(f"{_spread(level):>19}" for level in levels)
             typer.echo(f"{f'{row} ({count})':34}{cells}")
-    errors = ", ".join(f"{part} {error:.4g}" for part, error in entry["errors"].items())
+    errors = ", ".join(f"{part} {number(error, '.4g')}" for part, error in entry["errors"].items())
     typer.echo(f"error       mean squared, a pixel: {errors}")
     if entry["rank"]["attractors"] is not None:
         rank = entry["rank"]
@@ -104,13 +105,20 @@ def tell_memorization(entry: Mapping[str, Any]) -> None:
             f"rank        {rank['attractors']} at 90% of variance (as many training images: {rank['train_images']})"
         )
     for part, terms in (entry["bound"] or {}).items():
-        coverage = (terms["lipschitz"] or 0) ** 2 * terms["coverage_error"]
-        right = f"2 x ({terms['prototype_error']:.4g} prototype + {coverage:.4g} coverage)"
-        alone = f"without the factor 2 it holds for {terms['holds_as_printed']:.0%} of the images"
-        typer.echo(f"bound       {part}: {terms['error']:.4g} <= {right}; {alone}")
+        typer.echo(f"bound       {part}: {_bound(terms)}")
     if entry["warning"]:
         typer.echo(f"warning     {entry['warning']}")
 
 
+def _bound(terms: Mapping[str, float | None]) -> str:
+    """Both sides of the bound; terms that are not finite are shown as a dash."""
+    lipschitz, away = terms["lipschitz"], terms["coverage_error"]
+    # All images on attractors leave no slope to be known, and nothing to multiply it by.
+    coverage = 0.0 if away == 0 else None if away is None or lipschitz is None else lipschitz**2 * away
+    prototype, left = (number(terms[name], ".4g") for name in ("prototype_error", "error"))
+    alone = f"without the factor 2 it holds for {number(terms['holds_as_printed'], '.0%')} of the images"
+    return f"{left} <= 2 x ({prototype} prototype + {number(coverage, '.4g')} coverage); {alone}"
+
+
 def _spread(level: Mapping[str, float] | None) -> str:
-    return "none" if level is None else f"{level['mean']:.3f} ± {level['std']:.3f}"
+    return "none" if level is None else f"{number(level['mean'], '.3f')} ± {number(level['std'], '.3f')}"

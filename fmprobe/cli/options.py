@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,10 @@ def folder(text: str) -> Path:
     """The type of --out. Typer's own would take an empty name for the working folder."""
     if not text or "\0" in text:
         raise typer.BadParameter("the name of a folder must not be empty or hold a null character.")
+    try:
+        os.fsencode(text).decode("utf-8")
+    except ValueError as error:
+        raise typer.BadParameter("safetensors writes under names in UTF-8 alone.") from error
     return Path(text)
 
 

@@ -36,7 +36,9 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
             stack.enter_context(redirect_stdout(elsewhere if quiet or as_json else out))
             found = command(**arguments)
         if as_json and is_main():
-            print(json.dumps(_content(found), indent=2, default=str), file=out)
+            from fmprobe.runs import finite
+
+            print(json.dumps(finite(_content(found))[0], indent=2, allow_nan=False, default=str), file=out)
 
     own = inspect.signature(command)
     added = {"as_json": Json, "quiet": Quiet}

@@ -16,6 +16,7 @@ import typer
 import fmprobe
 from fmprobe.cli.output import tell
 from fmprobe.errors import InputError
+from fmprobe.report.rendering import number
 from fmprobe.runs import RunFolder, canonical, differences, finite
 from fmprobe.sharing import is_main, launched
 
@@ -259,5 +260,5 @@ def validation_line(surrogate: "Surrogate") -> str:
 
 def _errors(row: Mapping[str, float]) -> str:
     if "l1" not in row:
-        return f"relative feature error {row['feature_error']:.3f}"
-    return f"L1 {row['l1']:.3f} (median colour {row['l1_median']:.3f})"
+        return f"relative feature error {number(row['feature_error'], '.3f')}"
+    return f"L1 {number(row['l1'], '.3f')} (median colour {number(row['l1_median'], '.3f')})"

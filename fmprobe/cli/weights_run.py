@@ -13,6 +13,7 @@ from fmprobe.cli.output import tell
 from fmprobe.cli.session import at_work, load_model, open_run, search, with_decoder
 from fmprobe.digests import digest
 from fmprobe.errors import InputError
+from fmprobe.report.rendering import number
 from fmprobe.runs import RunFolder, canonical, read_json, write_json
 from fmprobe.sharing import is_main
 
@@ -198,10 +199,10 @@ def tell_curves(source: str, curves: Mapping[str, Any]) -> None:
         typer.echo(f"{'':28}{'rank':>7}" + "".join(f"{k:>9}" for k in curves["levels"]))
         for name, row in curves["dictionaries"].items():
             title = f"{name} ({row['count']})"
-            cells = "".join(f"{level['mean']:>9.4f}" for level in row[metric])
-            typer.echo(f"{title:28}{row['effective_rank']:>7.1f}{cells}{_verdict(row.get(excess))}")
-        typer.echo(f"{'no atom':35}{curves['zero'][metric]['mean']:>9.4f}")
-        typer.echo(f"{'nothing left out':35}{curves['own'][metric]['mean']:>9.4f}")
+            cells = "".join(f"{number(level['mean'], '.4f'):>9}" for level in row[metric])
+            typer.echo(f"{title:28}{number(row['effective_rank'], '.1f'):>7}{cells}{_verdict(row.get(excess))}")
+        typer.echo(f"{'no atom':35}{number(curves['zero'][metric]['mean'], '.4f'):>9}")
+        typer.echo(f"{'nothing left out':35}{number(curves['own'][metric]['mean'], '.4f'):>9}")
     for name, reason in curves["absent"].items():
         typer.echo(f"{name}: absent, {reason}")
 
@@ -210,5 +211,6 @@ def _verdict(excess: Sequence[Mapping[str, float]] | None) -> str:
     """At how many levels the 95% interval of the excess over the model's atoms lies on one side of zero."""
     if excess is None:
         return ""
-    worse, better = sum(level["low"] > 0 for level in excess), sum(level["high"] < 0 for level in excess)
+    known = [level for level in excess if None not in (level["low"], level["high"])]
+    worse, better = sum(level["low"] > 0 for level in known), sum(level["high"] < 0 for level in known)
     return f"   worse at {worse}, better at {better} of {len(excess)}"

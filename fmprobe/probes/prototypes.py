@@ -109,11 +109,17 @@ class Prototypes:
         status = [Status(value).name.lower() for value in orbits.status[:kept].tolist()]
         return {
             "orbits": {"noise": orbits.to_dict()},
-            "attractors": self.attractors.to_dict(),
+            "attractors": {**self.attractors.to_dict(), **self._damaged()},
             "residuals": {**self.curves, "status": status},
             **({"trajectories": self.film.to_dict()} if self.film else {}),
             "seconds": round(self.seconds, 2),
         }
+
+    def _damaged(self) -> dict[str, int]:
+        """How many of the decoded attractors hold pixels that are not finite, where some do."""
+        known = 0 if self.images is None else int(self.images.flatten(1).isfinite().all(1).sum())
+        damaged = 0 if self.images is None else len(self.images) - known
+        return {"images_not_finite": damaged} if damaged else {}
 
     def plot(self) -> "Figure":
         """The decoded attractors under the sizes of their basins; without images what `AttractorSet.plot` shows."""
