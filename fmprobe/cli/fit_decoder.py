@@ -58,14 +58,23 @@ def fit_decoder(
     """
     import fmprobe
     from fmprobe.cli.session import default_out, load_model, validation_line
-    from fmprobe.errors import InputError
     from fmprobe.sharing import is_main
     from fmprobe.surrogates.artefact import check_place
     from fmprobe.surrogates.latent import LatentSurrogate
     from fmprobe.surrogates.pixel import PixelDecoder
 
-    if pixel_decoder is not None and kind != "latent":
-        raise InputError(f"--pixel-decoder shows the latents of --kind latent: leave it out with --kind {kind}")
+    settings = {
+        "n_images": images,
+        "size": size,
+        "steps": steps,
+        "batch_size": batch_size,
+        "noise": noise,
+        "perceptual": perceptual,
+        "contraction": contraction,
+        "variant": variant,
+        "bottleneck": bottleneck,
+    }
+    _refuse_unused(kind, {**settings, "pixel_decoder": pixel_decoder})
     folder = out or default_out(model, "-decoder")
     check_place(folder)
     encoder = load_model(model, **load)
@@ -77,15 +86,7 @@ def fit_decoder(
         seed=seed,
         progress=is_main(),
         trackers=trackers,
-        n_images=images,
-        size=size,
-        steps=steps,
-        batch_size=batch_size,
-        noise=noise,
-        perceptual=perceptual,
-        contraction=contraction,
-        variant=variant,
-        bottleneck=bottleneck,
+        **settings,
     )
     if pixel is not None and isinstance(surrogate, LatentSurrogate):
         surrogate.put_behind(pixel)
@@ -93,3 +94,14 @@ def fit_decoder(
         surrogate.save(folder)
     typer.echo(f"decoder     {folder}; validation: {validation_line(surrogate)}")
     return {"decoder": str(folder), "validation": surrogate.info["validation"]}
+
+
+def _refuse_unused(kind: str, settings: dict[str, Any]) -> None:
+    """Raise InputError for an option that this kind of surrogate has no use for."""
+    from fmprobe.errors import InputError
+    from fmprobe.surrogates.fit import UNUSED
+
+    unused = {**UNUSED, "pixel": (*UNUSED["pixel"], "pixel_decoder")}
+    for name in unused.get(kind, ()):
+        if settings.get(name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} is of no use to a {kind} surrogate: leave it out")

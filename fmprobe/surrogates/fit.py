@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from fmprobe.surrogates.pixel import PixelDecoder
 from fmprobe.surrogates.procedural import MIXTURES
 from fmprobe.surrogates.training import Batch, Schedule, discard, train
 
-UNUSED = {  # settings that a kind has no use for
+UNUSED = {  # settings that a kind has no use for, which the command line refuses
     "pixel": ("variant", "bottleneck"),
     "latent": ("size", "noise", "blur", "perceptual", "contraction", "draws"),
 }
@@ -109,7 +109,6 @@ def fit_decoder(
     if unknown := sorted(settings.keys() - asdict(chosen).keys()):
         raise InputError(f"unknown setting {unknown[0]!r}: expected one of {', '.join(asdict(chosen))}")
     given = {name: value for name, value in settings.items() if value is not None}
-    _refuse_unused(kind, given, images is not None)
     limit = given.get("n_images") if images is not None else None
     return fit_with(model, replace(chosen, **given, seed=seed), images, limit, progress=progress, trackers=trackers)
 
@@ -195,15 +194,6 @@ def validate(model: Autoencoder, surrogate: PixelDecoder | LatentSurrogate, imag
             again = surrogate.standardise(native.to(model.device)).cpu()
     error = (again - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)
     return {**figures, "feature_error": float(error.mean())}
-
-
-def _refuse_unused(kind: str, given: Mapping[str, Any], with_images: bool) -> None:
-    """Raise InputError for a setting that this kind of surrogate, or training on given images, would not use."""
-    for name in given:
-        if name in UNUSED[kind]:
-            raise InputError(f"{name} is no setting of a {kind} surrogate: leave it out")
-        if name == "mixture" and with_images:
-            raise InputError("mixture is of procedural images: leave it out, or the images")
 
 
 def _check(model: Autoencoder, settings: FitSettings) -> None:
