@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fmprobe.dynamics.protocols import SMALL, Protocol
 from fmprobe.errors import InputError
 from fmprobe.execution import Execution
 from fmprobe.seeding import STARTS, normal_rows
@@ -57,6 +58,7 @@ class Autoencoder:
         self.any_range = any_range
         self.provenance: dict[str, Any] = dict(provenance)
         self.device = torch.device(device)
+        self.protocol: Protocol = SMALL  # when orbits end, unless the caller says otherwise
         self.surrogate: Surrogate | None = None  # that this model's latent map is made with
         self.evaluate_by(Execution())
 
@@ -203,7 +205,7 @@ class Autoencoder:
     def derived(self, *, latent_shape: tuple[int, ...] | None = None, **changes: Any) -> "Autoencoder":
         """A copy with other functions (`encode`, `decode`, `latent_map`); all other keywords go into its provenance."""
         functions = {name: changes.pop(name, None) for name in ("encode", "decode", "latent_map")}
-        return Autoencoder(
+        copy = Autoencoder(
             **functions,
             image_shape=self.image_shape,
             latent_shape=latent_shape or self.latent_shape,
@@ -212,6 +214,8 @@ class Autoencoder:
             prepare=self._prepare,
             any_range=self.any_range,
         ).evaluate_by(self.execution)
+        copy.protocol = self.protocol
+        return copy
 
     def _apply(
         self, function: Function, x: Tensor, what: str, expected: tuple[int, ...], produced: tuple[int, ...]

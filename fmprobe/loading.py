@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from fmprobe.dynamics.protocols import FOUNDATION
 from fmprobe.errors import InputError
 from fmprobe.sharing import take_device
 
@@ -174,6 +175,7 @@ def load(
         if random_weights is not None:
             torch.default_generator.manual_seed(torch_seed(random_weights, "models: random weights"))
         model = adapter.load(source)
+    model.protocol = FOUNDATION
     model.provenance.setdefault("family", family)
     model.evaluate_by(execution)
     precision = str(_dtype(autocast)).removeprefix("torch.") if autocast else None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError, WriteError
+from fmprobe.hub import PREFIXES
 
 try:
     import fcntl
@@ -63,10 +64,32 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """JSON, UTF-8, indented; nan and infinity become null, since JSON has none."""
-    text = json.dumps(_finite(content), indent=2, allow_nan=False, default=_plain) + "\n"
+def write_json(path: Path, content: Any, *, exact: bool = False) -> None:
+    """JSON, UTF-8, indented; nan and infinity, which JSON lacks, become null.
+
+    `exact`: they are kept as Python's own reader and writer spell them, in files that fmprobe alone reads.
+    """
+    content = content if exact else finite(content)[0]
+    text = json.dumps(content, indent=2, allow_nan=exact, default=_plain) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def finite(content: Any) -> tuple[Any, int]:
+    """Content as JSON holds it, None in place of numbers that are not finite, and how many of these there were."""
+    count = 0
+
+    def cleaned(value: Any) -> Any:
+        nonlocal count
+        if isinstance(value, Mapping):
+            return {key: cleaned(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [cleaned(item) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            count += 1
+            return None
+        return value
+
+    return cleaned(content), count
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -80,6 +103,21 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object: run the command again")
     return content
+
+
+def canonical(name: str) -> str:
+    """The name of a model, a decoder or an image source as manifests hold it, alike for all spellings of one place.
+
+    What exists on this machine is named by its absolute path, links followed, and the split and column asked for; a hub
+    id stays as it is.
+    """
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    whole = name.partition("#")[0]
+    for path in (name, whole, whole.rpartition(":")[0]):
+        if path and os.path.exists(path):
+            return os.path.realpath(path) + name[len(path) :]
+    return name
 
 
 class RunFolder:
@@ -100,19 +138,22 @@ class RunFolder:
         With `resume` off, a run of another manifest is thrown away and started anew. Raises InputError where the folder
         holds something else, another run, or one that is going on, or cannot be written.
         """
-        wanted = json.loads(json.dumps(manifest, default=_plain))
+        wanted = json.loads(json.dumps(manifest, allow_nan=False, default=_plain))
         folder = cls(path)
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a file: name a folder for the results with --out")
         try:
+            if path.exists() and not path.is_dir():
+                raise InputError(f"{path} is a file: name a folder for the results with --out")
             path.mkdir(parents=True, exist_ok=True)
             with folder.locked():
                 _tidy(path.glob(f".{MANIFEST}.*.tmp"))
                 if not (any(path.iterdir()) and folder._goes_on(wanted, resume)):
                     write_json(path / MANIFEST, wanted)
                 _tidy(path.rglob(".*.tmp"))
-        except OSError as error:
-            raise InputError(f"cannot write to {path}: {error.strerror or error}; name another folder") from error
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: a name with a null character
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot write to {str(path)!r}: {reason}; name another folder with --out") from error
         return folder
 
     @contextlib.contextmanager
@@ -160,7 +201,7 @@ class RunFolder:
         manifest = read_json(self.path / MANIFEST)
         pinned = manifest.setdefault("pinned", {})
         if name not in pinned:
-            pinned[name] = json.loads(json.dumps(make(), default=_plain))
+            pinned[name] = finite(json.loads(json.dumps(make(), default=_plain)))[0]
             write_json(self.path / MANIFEST, manifest)
         return pinned[name]
 
@@ -185,15 +226,23 @@ class RunFolder:
         path = self.path / RESULTS
         return read_json(path) if path.is_file() else None
 
-    def finish(self, results: Mapping[str, Any]) -> None:
-        """Write `results.json`: from now on the run counts as done.
+    def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Write `results.json`: from now on the run counts as done. Returns what it holds.
 
-        Where values are not finite, `not_finite` says how many, by the key that they lie under.
+        Numbers that are not finite become null; `not_finite` says how many, by the key that they lie under.
         """
-        counts = {key: count for key, value in results.items() if (count := _not_finite(value))}
-        said = {"not_finite": counts} if counts else {}
-        write_json(self.path / RESULTS, {"schema": SCHEMA, **results, **said})
-        self.tell("finished", **said)
+        before, content, counts = self.results or {}, {"schema": SCHEMA}, {}
+        earlier = before.get("not_finite") or {}
+        for key, value in results.items():
+            content[key], count = finite(value)
+            # A part that an earlier command wrote, and this one hands on, holds null already.
+            count = count or (earlier.get(key, 0) if content[key] == before.get(key) else 0)
+            counts |= {key: count} if count else {}
+        content.pop("not_finite", None)
+        content |= {"not_finite": counts} if counts else {}
+        write_json(self.path / RESULTS, content)
+        self.tell("finished", **({"not_finite": counts} if counts else {}))
+        return content
 
 
 def _tidy(left: Iterable[Path]) -> None:
@@ -203,18 +252,20 @@ def _tidy(left: Iterable[Path]) -> None:
 
 
 def differences(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """In which keys two manifests differ, in one line; None counts as absent, 0 and False are values."""
-    keys = sorted(k for k in {*present, *wanted} if not _same(present.get(k), wanted.get(k)))
+    """In which keys two manifests differ, in one line; what is None counts as not there, and nothing else does."""
+    keys = sorted(k for k in {*present, *wanted} if not _alike(present.get(k), wanted.get(k)))
     return ", ".join(f"{k}: {present.get(k)!r} there, {wanted.get(k)!r} now" for k in keys)
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two JSON values are equal; False is not 0, although Python says that it is."""
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two JSON values are the same: None and absent are, 1 and 1.0 are, 0 and False are not."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        return all(_alike(a.get(key), b.get(key)) for key in {*a, *b})
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return isinstance(a, bool) == isinstance(b, bool) and a == b
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    return a == b
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
@@ -306,24 +357,6 @@ def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _finite(content: Any) -> Any:
-    """The content with None in place of numbers that are not finite."""
-    if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if _not_finite(content) else content
-
-
-def _not_finite(content: Any) -> int:
-    """How many numbers of the content are not finite."""
-    if isinstance(content, Mapping):
-        return sum(map(_not_finite, content.values()))
-    if isinstance(content, list | tuple):
-        return sum(map(_not_finite, content))
-    return int(isinstance(content, float) and not math.isfinite(content))
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from fmprobe.errors import InputError
 from fmprobe.stopping import Stopped, ignore
+from fmprobe.streams import Streams, lasting_streams
 
 PATIENCE = 0.05  # seconds between looks at what another process has done
 FAREWELL = 5.0  # seconds that the main process waits for the others to leave
@@ -127,12 +128,27 @@ def quiet_unless_main() -> Iterator[None]:
 def together() -> Iterator[None]:
     """What the processes of a launch go through as one program; with one process, that program.
 
-    The main process alone prints. Exit 2: bad input, one line on stderr; 130, 143: stopped; else a fault, with its
-    traceback. Where one process fails, the others end as soon as they look, and one of them says why.
+    The main process alone prints, and goes on where nobody reads it. Exit 2: bad input, or a standard output that took
+    not everything, one line on stderr; 130, 143: stopped; else a fault, with its traceback. Where one process fails,
+    the others end as soon as they look, and one of them says why.
     """
+    with lasting_streams() as streams, _ended_together(streams):
+        yield
+
+
+@contextmanager
+def _ended_together(streams: Streams) -> Iterator[None]:
+    """What an error in this part means for the launch: who says why, and the exit code."""
     try:
         with quiet_unless_main():
-            yield
+            try:
+                _check_working_folder()
+                yield
+            except SystemExit as end:
+                if not end.code:
+                    streams.check()
+                raise
+            streams.check()
     except InputError as error:
         _give_up(str(error))
         raise SystemExit(2) from None
@@ -142,13 +158,26 @@ def together() -> Iterator[None]:
         if is_main():
             _give_up(str(stopped))
         raise SystemExit(stopped.exit_code) from None
-    except Exception:
+    except Exception as error:
+        try:
+            _check_working_folder()
+        except InputError as why:
+            _give_up(str(why))
+            raise SystemExit(2) from error
         _give_up()
         raise
     finally:
         if launched() > 1 and "torch" in sys.modules:
             ignore()  # a launcher ends the others as soon as one has gone
             team().leave()
+
+
+def _check_working_folder() -> None:
+    """Raise InputError where the working folder is gone, in which no path can be found."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError("the working folder has been deleted: change to another and run the command again") from error
 
 
 def _give_up(line: str = "") -> None:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
     """The name and result of every condition, in order, each as soon as it is there.
 
     `conditions`: settings by name, as JSON holds them, that decide the result. `work(name, settings)` computes one, a
-    value that JSON holds, by its settings alone: processes of one launch draw conditions from a shared counter, so that
-    it must not wait for other processes. `folder` keeps each in a file of its own; what is there with the same settings
-    is not computed again. All processes must come here, and to every result. Raises InputError where they came with
-    different conditions, another run is at work in the folder, or it cannot be written; Abandoned where another process
-    met an error.
+    value that JSON holds, nan and infinity included, by its settings alone: processes of one launch draw conditions
+    from a shared counter, so that it must not wait for other processes. `folder` keeps each in a file of its own; what
+    is there with the same settings is not computed again. All processes must come here, and to every result. Raises
+    InputError where they came with different conditions, another run is at work in the folder, or it cannot be written;
+    Abandoned where another process met an error.
     """
     crew = team()
     wanted = {name: json.loads(_text(settings)) for name, settings in conditions.items()}
@@ -43,8 +44,8 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
             while not (kept := _kept(folder, name, wanted[name])):
                 if drawn < len(missing) and (drawn := draw(1)) <= len(missing):
                     mine = missing[drawn - 1]
-                    result = work(mine, wanted[mine])
-                    write_json(file_of(folder, mine), {"settings": wanted[mine], "result": result})
+                    result = work(mine, deepcopy(wanted[mine]))  # a copy, since work may edit what it is given
+                    write_json(file_of(folder, mine), {"settings": wanted[mine], "result": result}, exact=True)
                 else:
                     crew.check()
                     time.sleep(PATIENCE)

@@ -1,13 +1,26 @@
 """Run folders: whole files or none, and never the wrong run."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.maps import double_well, draws
 
 from fmprobe import AttractorSet, InputError, find_attractors
-from fmprobe.runs import RunFolder, differences, read_events, write_atomically, write_json
+from fmprobe.cli.session import default_out
+from fmprobe.runs import (
+    RunFolder,
+    canonical,
+    differences,
+    finite,
+    read_events,
+    read_json,
+    write_atomically,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -81,6 +94,100 @@ def test_none_and_absent_are_alike():
     assert differences({"x": None}, {}) == ""
     assert "x: None there, 0 now" in differences({}, {"x": 0})
     assert differences({"x": 1}, {"x": 1.0}) == ""
+
+
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+CLOSE = st.sampled_from([*VALUES, 0.0, 1.0, [False], [1, 2], [2, 1], {"a": None}])
+NOT_FINITE = st.sampled_from([float("nan"), float("inf"), -float("inf")])
+
+
+def meaning(value):
+    """What two JSON values share exactly where they mean the same: None in an object is nothing, 1.0 is 1."""
+    if isinstance(value, dict):
+        return "object", frozenset((key, meaning(item)) for key, item in value.items() if item is not None)
+    if isinstance(value, list):
+        return "list", tuple(map(meaning, value))
+    return ("truth", value) if isinstance(value, bool) else value
+
+
+@given(JSON | CLOSE, JSON | CLOSE)
+def test_two_values_in_a_manifest_are_alike_exactly_where_they_mean_the_same(there, now):
+    assert (differences({"tol": there}, {"tol": now}) == "") == (meaning(there) == meaning(now))
+
+
+@given(JSON)
+def test_a_value_is_told_from_absence_unless_it_is_none(value):
+    assert (differences({}, {"tol": value}) == "") == (value is None)
+    assert (differences({"tol": value}, {}) == "") == (value is None)
+    assert differences({"tol": value}, json.loads(json.dumps({"tol": value}))) == ""
+
+
+@given(st.recursive(JSON | NOT_FINITE, lambda inner: st.dictionaries(st.text(), inner, max_size=3), max_leaves=6))
+def test_every_number_that_is_not_finite_becomes_null_and_is_counted(content):
+    cleaned, count = finite(content)
+    assert json.loads(json.dumps(cleaned, allow_nan=False)) == cleaned
+    constants = []
+    json.loads(json.dumps(content), parse_constant=constants.append)  # NaN, Infinity and -Infinity
+    assert count == len(constants)
+    assert count or cleaned == content
+
+
+def test_nulls_that_a_command_hands_on_stay_counted(tmp_path):
+    folder = RunFolder.open(tmp_path / "run", {"model": "a"})
+    first = folder.finish({"curves": {"mean": [1.0, float("nan")], "x": float("inf")}, "fine": 1.5})
+    assert first == folder.results == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (first["curves"], first["not_finite"]) == ({"mean": [1.0, None], "x": None}, {"curves": 2})
+    second = folder.finish({**first, "more": float("nan")})  # another command adds a part
+    assert second["not_finite"] == {"curves": 2, "more": 1}
+    assert "not_finite" not in folder.finish({**second, "curves": {"mean": [1.0, 2.0]}, "more": 0.0})
+
+
+def test_not_finite_numbers_come_back_from_files_that_fmprobe_alone_reads(tmp_path):
+    write_json(tmp_path / "x.json", {"a": float("nan"), "b": [float("-inf")]}, exact=True)
+    assert str(read_json(tmp_path / "x.json")) == "{'a': nan, 'b': [-inf]}"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder `runs/model` with a file in it, a link to it, and the working folder beside it."""
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    (tmp_path / "runs" / "model" / "images.npz").write_bytes(b"")
+    (tmp_path / "link").symlink_to("runs/model")
+    monkeypatch.chdir(tmp_path / "runs")
+    return tmp_path / "runs" / "model"
+
+
+SPELLINGS = ["model", "model/", "./model", "model/.", "../runs/model", "model//", "../link", "local-dir:model", "{}"]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("more", ["", ":train", "#image", ":train#image"])
+def test_one_place_has_one_name(place, spelling, more):
+    assert canonical(spelling.format(place) + more) == f"{place}{more}"
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_one_place_has_one_default_folder_for_its_results(place, spelling):
+    assert default_out(spelling.format(place)) == Path("runs/model")
+
+
+def test_what_is_not_here_keeps_its_name(place):
+    for name in ("facebook/dinov2-small", "ylecun/mnist:train#image", "procedural", "nowhere/", "", ":", "#"):
+        assert canonical(name) == name
+    assert canonical("./model/images.npz:key") == f"{place}/images.npz:key"
+    assert canonical("hf-hub:timm/resnet18.a1_in1k") == "timm/resnet18.a1_in1k"
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "f/inside", "/proc/nothing"])
+def test_a_name_that_cannot_be_a_folder_gets_one_line(tmp_path, name):
+    (tmp_path / "f").write_text("")
+    with pytest.raises(InputError, match=r"cannot write to .*--out"):
+        RunFolder.open(tmp_path / name, {})
 
 
 def test_a_run_of_the_same_manifest_goes_on_and_another_is_refused_with_the_difference(tmp_path):

@@ -102,6 +102,43 @@ def test_a_failure_keeps_what_is_done_and_writes_nothing_for_what_is_not(tmp_pat
     assert [path.name for path in tmp_path.rglob("*.json")] == ["b.json"]
 
 
+def test_numbers_that_are_not_finite_come_back_as_they_were(tmp_path):
+    found = dict(sweep(lambda *_: [float("nan"), float("inf"), -float("inf")], POWERS, tmp_path))
+    for values in found.values():
+        assert [str(value) for value in values] == ["nan", "inf", "-inf"]
+
+
+def spoil(name, settings):
+    """Work that edits what it is given, at every depth."""
+    settings["base"] = 0
+    settings["parts"].append("more")
+    settings["inner"].clear()
+    settings.pop("to", None)
+    return name
+
+
+def test_work_that_edits_its_settings_ends_and_is_found_again(tmp_path):
+    conditions = {name: {**given, "parts": [1], "inner": {"x": [2]}} for name, given in POWERS.items()}
+    assert dict(sweep(spoil, conditions, tmp_path)) == {name: name for name in POWERS}
+    assert {name: read_json(file_of(tmp_path, name))["settings"] for name in conditions} == conditions
+    work = Work()
+    assert list(dict(sweep(work, conditions, tmp_path))) == list(POWERS)
+    assert work.done == []
+
+
+def spoiled(folder):
+    @together()
+    def program():
+        dict(sweep(spoil, {str(i): {"base": 1, "parts": [], "inner": {"i": i}} for i in range(6)}, folder))
+
+    program()
+    return 0
+
+
+def test_processes_whose_work_edits_its_settings_do_not_wait_for_each_other(tmp_path):
+    assert ended(launch(2, spoiled, tmp_path / "out", log=tmp_path / "log")) == [0, 0]
+
+
 def test_a_folder_in_use_or_that_cannot_be_one_is_refused(tmp_path):
     with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another run is at work"):
         dict(sweep(Work(), POWERS, tmp_path))

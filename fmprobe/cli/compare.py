@@ -18,12 +18,16 @@ Anchors = Annotated[int, typer.Option(min=2, help="Images that relative represen
 Null = Annotated[bool, typer.Option("--null/--no-null", help="Compare A with B's architecture at random, or not.")]
 Ceiling = Annotated[bool, typer.Option("--ceiling/--no-ceiling", help="Compare A with A under weight noise, or not.")]
 Noise = Annotated[
-    float, typer.Option(min=0, callback=o.finite, help="Of the ceiling, relative to each weight tensor's size.")
+    float | None,
+    typer.Option(
+        min=0, callback=o.finite, help="Of the ceiling, relative to each weight tensor's size. [default: 0.01]"
+    ),
 ]
+NOISE = 0.01
 DecoderB = Annotated[str | None, typer.Option(help="As --decoder, which is A's, for B.")]
 
 
-@o.grouped(orbits=o.ORBITS, load=o.without(o.LOAD, "revision", "decoder"))
+@o.grouped(search=o.ORBITS | o.MERGING, load=o.without(o.LOAD, "revision", "decoder"))
 def compare(
     model_a: A,
     model_b: B,
@@ -33,7 +37,7 @@ def compare(
     anchors: Anchors = 64,
     null: Null = True,
     ceiling: Ceiling = True,
-    noise: Noise = 0.01,
+    noise: Noise = None,
     out: o.Out = None,
     seed: o.Seed = 0,
     decoder: o.Decoder = None,
@@ -41,7 +45,7 @@ def compare(
     verbose: o.Verbose = False,
     resume: o.Resume = True,
     *,
-    orbits: dict[str, Any],
+    search: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
     """Compare the latent vector fields of two models on shared images, beside a null and a ceiling.
@@ -50,17 +54,21 @@ def compare(
     fields, agreement of basins, distance of attractor sets, and relative representations along the iteration.
     """
     from fmprobe.cli.compare_run import run_compare
+    from fmprobe.errors import InputError
 
+    if noise is not None and not ceiling:
+        raise InputError("--noise is that of the ceiling: leave it out, or --no-ceiling")
+    strength = NOISE if noise is None else noise
     return run_compare(
         (model_a, model_b),
         out,
         data=data,
         images=images,
         null=null,
-        ceiling=noise if ceiling else None,
+        ceiling=strength if ceiling else None,
         load=load,
         decoders=(decoder, decoder_b),
-        settings={"maps": maps, "anchors": anchors, **orbits},
+        settings={"maps": maps, "anchors": anchors, **search},
         seed=seed,
         resume=resume,
         verbose=verbose,

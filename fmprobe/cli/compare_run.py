@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from fmprobe.cli.output import tell as tell_all
 from fmprobe.cli.output import warn
 from fmprobe.cli.session import (
     MEASURES,
+    MERGES,
     at_work,
+    check_choice,
     default_out,
     head,
     load_model,
@@ -23,17 +26,21 @@ from fmprobe.cli.session import (
     pin_circumstances,
     with_decoder,
 )
+from fmprobe.digests import digest
+from fmprobe.dynamics.protocols import FOR_DEVICE, protocol_for
 from fmprobe.errors import InputError
-from fmprobe.runs import RunFolder, write_atomically
+from fmprobe.runs import RunFolder, canonical, write_atomically
 from fmprobe.sharing import is_main
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fmprobe.autoencoder import Autoencoder
     from fmprobe.probes.alignment import Alignment, Pairs
 
 BUDGET = 180.0  # seconds that the orbits of a run on a CPU may take, where nobody says how many steps
 PARTS = "comparisons"  # folder of what has been compared, while a run goes on
-STEPS = (20, 500)  # bounds of the step limit chosen by it
+FEWEST_STEPS = 20  # that it may leave
 
 
 def run_compare(
@@ -59,15 +66,18 @@ def run_compare(
     _check(settings)
     out = out or default_out(names[0], f"-and-{default_out(names[1]).name}")
     asked = {"null": null, "ceiling": ceiling, "data": data, "images": images, "decoders": list(decoders)}
-    manifest = {"models": list(names), "seed": seed, **asked, **load, **settings, "fmprobe": fmprobe.__version__}
+    places = {"models": names, "data": data, "decoders": decoders}
+    manifest = {"seed": seed, **asked, **_named(places), **load, **settings, "fmprobe": fmprobe.__version__}
     loaded = [load_model(name, decoder=d, **load) for name, d in zip(names, decoders, strict=True)]
     manifest["fingerprints"] = [model.provenance["fingerprint"] for model in loaded]
+    pictures = [_images(model, data, images) for model in loaded]
+    manifest["pictures"] = digest(*pictures)
     folder = open_folder(out, manifest, resume, verbose)
     if (results := folder.results) is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
     else:
         with at_work(folder):
-            results = _compute(names, loaded, folder, asked, load, settings, seed, began)
+            results = _compute(names, loaded, pictures, folder, asked, load, settings, seed, began)
     if is_main():
         from fmprobe.report.html import write_report
 
@@ -81,6 +91,7 @@ def run_compare(
 def _compute(
     names: tuple[str, str],
     loaded: "list[Autoencoder]",
+    pictures: "list[Tensor]",
     folder: RunFolder,
     asked: Mapping[str, Any],
     load: Mapping[str, Any],
@@ -91,7 +102,6 @@ def _compute(
     """The results, which the main process writes; the others, which find the comparisons with it, have none."""
     from fmprobe.sharing import team
 
-    pictures = [_images(model, asked["data"], asked["images"]) for model in loaded]  # first: a bad source costs nothing
     a, b = (with_decoder(model, seed) for model in loaded)
     twins = {}
     if asked["null"]:
@@ -106,6 +116,11 @@ def _compute(
     shared = partial(_shared, settings={**chosen, "seed": seed}, folder=folder)
     found = fmprobe.compare(a, b, pictures[0], images_b=pictures[1], seed=seed, compute=shared, **twins, **chosen)
     team().barrier()  # all have read the comparisons
+    if is_main():
+        reason = FOR_DEVICE if settings["max_steps"] is None else ""
+        rule = {key: found.protocol[key] for key in ("tol", "measure", "max_steps")}
+        name = protocol_for(a, b).named(**rule, reason=reason)
+        found = replace(found, protocol={**found.protocol, "name": name})
     results = _results(found, folder, a, b, asked, began) if is_main() else {}
     shutil.rmtree(folder.path / PARTS, ignore_errors=True) if is_main() else None
     return results
@@ -136,11 +151,18 @@ def _results(
         "alignment": found.to_dict(),
         "total_seconds": round(time.perf_counter() - began, 1),
     }
-    folder.finish(results)
-    return results
+    return folder.finish(results)
 
 
-def _images(model: "Autoencoder", source: str, n: int) -> Any:
+def _named(places: Mapping[str, Any]) -> dict[str, Any]:
+    """Models, data and decoders under the one name that each place has in manifests."""
+    return {
+        key: canonical(value) if isinstance(value, str) else [name and canonical(name) for name in value]
+        for key, value in places.items()
+    }
+
+
+def _images(model: "Autoencoder", source: str, n: int) -> "Tensor":
     from fmprobe.images import sample_images
 
     return sample_images(source, n, **model.image_arguments)
@@ -160,8 +182,8 @@ def _disturbed(name: str, model: "Autoencoder", noise: float, load: Mapping[str,
 def _check(settings: Mapping[str, Any]) -> None:
     from fmprobe.probes.latent_maps import FITS
 
-    if (measure := settings["measure"]) is not None and measure not in MEASURES:
-        raise InputError(f"--measure {measure!r} is not known: expected one of {', '.join(MEASURES)}")
+    check_choice("measure", settings["measure"], MEASURES)
+    check_choice("merge", settings["merge"], MERGES)
     if unknown := [name for name in settings["maps"] or () if name not in FITS]:
         raise InputError(f"--map {unknown[0]!r} is not known: expected some of {', '.join(FITS)}")
 
@@ -174,11 +196,11 @@ def _settings(models: "list[Autoencoder]", settings: Mapping[str, Any], n: int) 
     chosen = {key: value for key, value in settings.items() if value is not None}
     plans = [make_plan(model, n=8, max_steps=1) for model in models]
     chosen.setdefault("batch_size", plans[0].batch_size)
-    chosen.setdefault("tol", plans[0].tol)
     cost = sum(plan.seconds_per_row for plan in plans)  # of one step of an image in every network
     if "max_steps" not in chosen:
-        affordable = int(BUDGET / (n * cost)) if models[0].device.type == "cpu" else STEPS[1]
-        chosen["max_steps"] = min(STEPS[1], max(STEPS[0], affordable))
+        most = protocol_for(*models).max_steps
+        affordable = int(BUDGET / (n * cost)) if models[0].device.type == "cpu" else most
+        chosen["max_steps"] = min(most, max(FEWEST_STEPS, affordable))
     chosen["drift_steps"] = [step for step in DRIFT_STEPS if step <= chosen["max_steps"]]
     most = n * chosen["max_steps"] * cost
     typer.echo(f"\n{n} images, at most {chosen['max_steps']} steps of orbits: at most {most / 60:.1f} min")

@@ -12,7 +12,5 @@ def demo(out: o.Out = None, seed: o.Seed = 0, resume: o.Resume = True) -> Path:
     from fmprobe.cli.session import run_prototypes
 
     with as_file(files("fmprobe.demo") / "vit-mae-digits") as folder:
-        load = {"revision": None, "decoder": None, "image_size": None, "device": "cpu", "dtype": None}
-        return run_prototypes(
-            str(folder), out or Path("runs/demo"), load=load, plan={"n": 64}, seed=seed, resume=resume
-        )
+        load, plan = o.defaults(o.LOAD) | {"device": "cpu"}, o.defaults(o.PLAN) | {"n": 64}
+        return run_prototypes(str(folder), out or Path("runs/demo"), load=load, plan=plan, seed=seed, resume=resume)

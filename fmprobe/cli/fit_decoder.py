@@ -64,10 +64,22 @@ def fit_decoder(
     from fmprobe.surrogates.latent import LatentSurrogate
     from fmprobe.surrogates.pixel import PixelDecoder
 
+    settings = {
+        "n_images": images,
+        "size": size,
+        "steps": steps,
+        "batch_size": batch_size,
+        "noise": noise,
+        "perceptual": perceptual,
+        "contraction": contraction,
+        "variant": variant,
+        "bottleneck": bottleneck,
+    }
+    _refuse_unused(kind, {**settings, "pixel_decoder": pixel_decoder})
     folder = out or default_out(model, "-decoder")
     check_place(folder)
     encoder = load_model(model, **load)
-    pixel = PixelDecoder.load(pixel_decoder, encoder) if pixel_decoder else None
+    pixel = None if pixel_decoder is None else PixelDecoder.load(pixel_decoder, encoder)
     surrogate = fmprobe.fit_decoder(
         encoder,
         data,
@@ -75,15 +87,7 @@ def fit_decoder(
         seed=seed,
         progress=is_main(),
         trackers=trackers,
-        n_images=images,
-        size=size,
-        steps=steps,
-        batch_size=batch_size,
-        noise=noise,
-        perceptual=perceptual,
-        contraction=contraction,
-        variant=variant,
-        bottleneck=bottleneck,
+        **settings,
     )
     if pixel is not None and isinstance(surrogate, LatentSurrogate):
         surrogate.put_behind(pixel)
@@ -92,3 +96,14 @@ def fit_decoder(
     typer.echo(f"decoder     {folder}; validation: {validation_line(surrogate)}")
     warn({"decoder": surrogate.describe()["decoder"]})
     return {"decoder": str(folder), "validation": surrogate.info["validation"]}
+
+
+def _refuse_unused(kind: str, settings: dict[str, Any]) -> None:
+    """Raise InputError for an option that this kind of surrogate has no use for."""
+    from fmprobe.errors import InputError
+    from fmprobe.surrogates.fit import UNUSED
+
+    unused = {**UNUSED, "pixel": (*UNUSED["pixel"], "pixel_decoder")}
+    for name in unused.get(kind, ()):
+        if settings.get(name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} is of no use to a {kind} surrogate: leave it out")

@@ -1,7 +1,5 @@
 """What fmprobe memorization does: open the run, read the images, hold the attractors against them, keep it, tell."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +10,10 @@ import typer
 import fmprobe
 from fmprobe.cli.output import tell, warn
 from fmprobe.cli.session import open_run, with_decoder
+from fmprobe.digests import digest
 from fmprobe.images import sample_images
-from fmprobe.runs import read_json, write_json
+from fmprobe.report.rendering import number
+from fmprobe.runs import canonical, read_json, write_json
 from fmprobe.sharing import is_main
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def run_memorization(
         return folder.path  # what was found together is held against images by one process
     sets = {part: sample_images(source, images, seed=seed, **model.image_arguments) for part, source in sources.items()}
     kept = folder.path / "memorization" / "memorization.json"
-    identity = _identity({"sources": sources, "ends": ends, "seed": seed}, sets)
+    places = {part: canonical(source) for part, source in sources.items()}
+    identity = digest({"sources": places, "ends": ends, "seed": seed}, *sets.values())
     if kept.is_file() and read_json(kept).get("identity") == identity:
         typer.echo(f"{kept} holds this already")
         entry = read_json(kept)
@@ -66,8 +67,8 @@ def run_memorization(
         )
         entry = {**found.to_dict(), "sources": sources, "identity": identity}
         _save(found, sets["train"], entry, kept)
-    results = {**results, "memorization": entry}
-    folder.finish(results)
+    results = folder.finish({**results, "memorization": entry})
+    entry = results["memorization"]
     from fmprobe.report.html import write_report
 
     write_report(folder.path)
@@ -83,14 +84,7 @@ def _save(found: "Memorization", train: "Tensor", entry: Mapping[str, Any], kept
 
     shutil.rmtree(kept.parent, ignore_errors=True)  # pairs of other images, of which there may be more
     save_pairs(found.decoded, train, found.nearest, kept.parent)
-    write_json(kept, entry)
-
-
-def _identity(settings: Mapping[str, Any], sets: "Mapping[str, Tensor]") -> str:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for images in sets.values():
-        digest.update(images.numpy().tobytes())
-    return digest.hexdigest()
+    write_json(kept, entry, exact=True)
 
 
 def tell_memorization(entry: Mapping[str, Any]) -> None:
@@ -104,7 +98,7 @@ def tell_memorization(entry: Mapping[str, Any]) -> None:
             count = levels[0]["count"] if levels[0] else 0
             cells = "".join(f"{_spread(level):>19}" for level in levels)
             typer.echo(f"{f'{row} ({count})':34}{cells}")
-    errors = ", ".join(f"{part} {error:.4g}" for part, error in entry["errors"].items())
+    errors = ", ".join(f"{part} {number(error, '.4g')}" for part, error in entry["errors"].items())
     typer.echo(f"error       mean squared, a pixel: {errors}")
     if entry["rank"]["attractors"] is not None:
         rank = entry["rank"]
@@ -112,13 +106,20 @@ def tell_memorization(entry: Mapping[str, Any]) -> None:
             f"rank        {rank['attractors']} at 90% of variance (as many training images: {rank['train_images']})"
         )
     for part, terms in (entry["bound"] or {}).items():
-        coverage = (terms["lipschitz"] or 0) ** 2 * terms["coverage_error"]
-        right = f"2 x ({terms['prototype_error']:.4g} prototype + {coverage:.4g} coverage)"
-        alone = f"without the factor 2 it holds for {terms['holds_as_printed']:.0%} of the images"
-        typer.echo(f"bound       {part}: {terms['error']:.4g} <= {right}; {alone}")
+        typer.echo(f"bound       {part}: {_bound(terms)}")
     if entry["warning"]:
         typer.echo(f"warning     {entry['warning']}")
 
 
+def _bound(terms: Mapping[str, float | None]) -> str:
+    """Both sides of the bound; terms that are not finite are shown as a dash."""
+    lipschitz, away = terms["lipschitz"], terms["coverage_error"]
+    # All images on attractors leave no slope to be known, and nothing to multiply it by.
+    coverage = 0.0 if away == 0 else None if away is None or lipschitz is None else lipschitz**2 * away
+    prototype, left = (number(terms[name], ".4g") for name in ("prototype_error", "error"))
+    alone = f"without the factor 2 it holds for {number(terms['holds_as_printed'], '.0%')} of the images"
+    return f"{left} <= 2 x ({prototype} prototype + {number(coverage, '.4g')} coverage); {alone}"
+
+
 def _spread(level: Mapping[str, float] | None) -> str:
-    return "none" if level is None else f"{level['mean']:.3f} ± {level['std']:.3f}"
+    return "none" if level is None else f"{number(level['mean'], '.3f')} ± {number(level['std'], '.3f')}"

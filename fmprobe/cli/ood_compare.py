@@ -12,9 +12,10 @@ import typer
 import fmprobe
 from fmprobe.cli.output import tell as tell_all
 from fmprobe.cli.output import warn
-from fmprobe.cli.session import at_work, default_out, head, load_model, open_folder, with_decoder
+from fmprobe.cli.session import at_work, default_out, head, load_model, named, open_folder, with_decoder
+from fmprobe.dynamics.protocols import FOR_DEVICE
 from fmprobe.errors import InputError
-from fmprobe.runs import RunFolder
+from fmprobe.runs import RunFolder, canonical
 from fmprobe.sharing import is_main, team
 from fmprobe.sweeps import sweep
 
@@ -54,7 +55,8 @@ def compare(
     sources = named_sources(ood)
     out = out or default_out(name, "-ood")
     asked = {"images": images, "ood_images": ood_images, "controls": controls, "acceptance": acceptance}
-    manifest = {"model": str(name), "data": data, "ood": sources, "seed": seed, **asked, **load, **settings}
+    places = {"model": canonical(name), "data": canonical(data), "ood": {k: canonical(v) for k, v in sources.items()}}
+    manifest = {**places, "seed": seed, **asked, **named(load), **settings}
     manifest["fmprobe"] = fmprobe.__version__
     model = load_model(name, **load)
     manifest["fingerprint"] = model.provenance["fingerprint"]
@@ -112,13 +114,16 @@ def _compute(
     if not is_main():
         return {}
     compared = compare_scores(detector, sets, found, seed=seed)
-    protocol = {"data": data, "ood": dict(sources), "seed": seed, **compared.facts["detector"]["settings"]}
+    followed = compared.facts["detector"]["settings"]
+    rule = {key: followed[key] for key in ("tol", "measure", "max_steps")}
+    name = model.protocol.named(**rule, reason=FOR_DEVICE if settings["max_steps"] is None else "")
+    protocol = {"data": data, "ood": dict(sources), "seed": seed, "name": name, **followed}
     results = {
         **head(model, protocol),
         "ood": compared.to_dict(),
         "total_seconds": round(time.perf_counter() - began, 1),
     }
-    folder.finish(results)
+    results = folder.finish(results)
     shutil.rmtree(folder.path / PARTS, ignore_errors=True)
     return results
 

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +18,22 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def folder(text: str) -> Path:
+    """The type of --out. Typer's own would take an empty name for the working folder."""
+    if not text or "\0" in text:
+        raise typer.BadParameter("the name of a folder must not be empty or hold a null character.")
+    try:
+        os.fsencode(text).decode("utf-8")
+    except ValueError as error:
+        raise typer.BadParameter("safetensors writes under names in UTF-8 alone.") from error
+    return Path(text)
+
+
 Model = Annotated[str, typer.Argument(help="Hub id (ORG/NAME) or local folder in Hugging Face layout.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results. [default: runs/MODEL]")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", parser=folder, metavar="PATH", help="Folder for the results. [default: runs/MODEL]"),
+]
 Starts = Annotated[int | None, typer.Option("--starts", "-n", min=1, help="Starts from N(0, I). [default: by device]")]
 MaxSteps = Annotated[int | None, typer.Option(min=1, help="Step limit of an orbit. [default: 500, less on a slow CPU]")]
 Tol = Annotated[
@@ -69,13 +84,13 @@ ORBITS: Group = {
     "measure": (Measure, None),
     "batch_size": (BatchSize, None),
 }
-PLAN: Group = {
-    "n": (Starts, None),
-    **ORBITS,
-    "merge": (Merge, None),
-    "merge_threshold": (MergeThreshold, None),
-    "polish": (Polish, None),
-}
+MERGING: Group = {"merge": (Merge, None), "merge_threshold": (MergeThreshold, None)}
+PLAN: Group = {"n": (Starts, None), **ORBITS, **MERGING, "polish": (Polish, None)}
+
+
+def defaults(group: Group) -> dict[str, Any]:
+    """What a group of options holds where none of them is given."""
+    return {name: default for name, (_, default) in group.items()}
 
 
 def without(group: Group, *names: str) -> Group:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fmprobe.errors import InputError
 from fmprobe.sharing import is_main
 
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON alone; messages go to stderr.")]
@@ -26,6 +27,7 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*, as_json: bool, quiet: bool, **arguments: Any) -> None:
+        _refuse_empty(arguments)
         out = sys.stdout
         if quiet:
             os.environ["TQDM_DISABLE"] = "1"  # before anything imports it
@@ -34,7 +36,9 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
             stack.enter_context(redirect_stdout(elsewhere if quiet or as_json else out))
             found = command(**arguments)
         if as_json and is_main():
-            print(json.dumps(_content(found), indent=2, default=str), file=out)
+            from fmprobe.runs import finite
+
+            print(json.dumps(finite(_content(found))[0], indent=2, allow_nan=False, default=str), file=out)
 
     own = inspect.signature(command)
     added = {"as_json": Json, "quiet": Quiet}
@@ -45,6 +49,13 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {**command.__annotations__, **added}
     return run
+
+
+def _refuse_empty(arguments: Mapping[str, Any]) -> None:
+    """Raise InputError for an option with an empty text, which the code behind it may take for "not given"."""
+    for name, value in arguments.items():
+        if value == "" and not name.startswith(("model", "data", "test")):  # these are refused where they are read
+            raise InputError(f"--{name.replace('_', '-')} is empty: give it a value, or leave it out")
 
 
 def _content(found: Any) -> Any:

@@ -5,8 +5,15 @@ from typing import Annotated
 
 import typer
 
+from fmprobe.cli.options import folder
+
 Runs = Annotated[list[Path], typer.Argument(help="Folders of finished runs.")]
-File = Annotated[Path | None, typer.Option("--out", "-o", help="The page. [default: report.html in the first folder]")]
+File = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", parser=folder, metavar="PATH", help="The page. [default: report.html in the first folder]"
+    ),
+]
 
 
 def report(runs: Runs, out: File = None) -> dict[str, str]:

@@ -16,7 +16,8 @@ import typer
 import fmprobe
 from fmprobe.cli.output import tell, warn
 from fmprobe.errors import InputError
-from fmprobe.runs import RunFolder, differences
+from fmprobe.report.rendering import number
+from fmprobe.runs import RunFolder, canonical, differences, finite
 from fmprobe.sharing import is_main, launched
 
 if TYPE_CHECKING:
@@ -63,13 +64,13 @@ def open_run(
     A model from a run that is on disk already may still lack its decoder. `sources` of images are looked at before
     anything is computed, so that one that cannot be read costs nothing.
     """
-    _check_choice("measure", plan.get("measure"), MEASURES)
-    _check_choice("merge", plan.get("merge"), MERGES)
-    _check_choice("polish", plan.get("polish"), ("anderson",))
+    check_choice("measure", plan.get("measure"), MEASURES)
+    check_choice("merge", plan.get("merge"), MERGES)
+    check_choice("polish", plan.get("polish"), ("anderson",))
     began = time.perf_counter()
     out = out or default_out(name)
     # What was asked for, before anything is computed: the run's identity. Defaults follow from it and the device.
-    manifest = {"model": str(name), "seed": seed, **load, **plan, "fmprobe": fmprobe.__version__}
+    manifest = {"model": canonical(name), "seed": seed, **named(load), **plan, "fmprobe": fmprobe.__version__}
     model = load_model(name, **load)
     manifest["fingerprint"] = model.provenance["fingerprint"]
     for source in sources:
@@ -108,7 +109,12 @@ def at_work(folder: RunFolder) -> Iterator[None]:
 
 def default_out(name: str, suffix: str = "") -> Path:
     """Where results go when nobody says: `runs/` and the last part of the model's name."""
-    return Path("runs") / f"{Path(name).resolve().name or 'model'}{suffix}"
+    return Path("runs") / f"{Path(canonical(name)).name or 'model'}{suffix}"
+
+
+def named(load: Mapping[str, Any]) -> dict[str, Any]:
+    """How a model is loaded, as a manifest holds it: its decoder under the one name of its folder."""
+    return {**load, **{key: canonical(load[key]) for key in ("decoder",) if load.get(key) is not None}}
 
 
 def load_model(name: str, *, image_size: int | None, **arguments: Any) -> "Autoencoder":
@@ -120,6 +126,8 @@ def load_model(name: str, *, image_size: int | None, **arguments: Any) -> "Autoe
     images = f"images {_times(model.image_shape)}" if model.image_shape else "no images"
     typer.echo(f"{model.name}: {images}, latents {_times(model.latent_shape)}, {model.device}")
     if not model.image_shape:
+        if image_size is not None:
+            raise InputError(f"{model.name} takes no images: leave --image-size out")
         typer.echo(f"latents: {model.provenance['space']}")
         return model
     side = model.image_shape[-1]
@@ -207,7 +215,7 @@ def pin_circumstances(model: "Autoencoder", folder: RunFolder, name: str) -> Non
         "revision": model.provenance.get("revision"),
     }
     pinned = folder.pin(f"{name}: circumstances", lambda: now)
-    if (changed := differences(pinned, json.loads(json.dumps(now)))) != "":
+    if (changed := differences(pinned, finite(json.loads(json.dumps(now)))[0])) != "":
         raise InputError(f"{folder.path} was begun otherwise ({changed}): name another --out, or --no-resume")
 
 
@@ -234,7 +242,8 @@ def head(model: "Autoencoder", protocol: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+    """Raise InputError where an option has a value that is none of its choices."""
     if value is not None and value not in choices:
         raise InputError(f"--{name} {value!r} is not known: expected one of {', '.join(choices)}")
 
@@ -255,5 +264,5 @@ def validation_line(surrogate: "Surrogate") -> str:
 
 def _errors(row: Mapping[str, float]) -> str:
     if "l1" not in row:
-        return f"relative feature error {row['feature_error']:.3f}"
-    return f"L1 {row['l1']:.3f} (median colour {row['l1_median']:.3f})"
+        return f"relative feature error {number(row['feature_error'], '.3f')}"
+    return f"L1 {number(row['l1'], '.3f')} (median colour {number(row['l1_median'], '.3f')})"

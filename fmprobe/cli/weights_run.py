@@ -1,7 +1,5 @@
 """What fmprobe weights does: open the run, reconstruct each data set, keep what is done, tell."""
 
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,9 +11,11 @@ import typer
 import fmprobe
 from fmprobe.cli.output import tell, warn
 from fmprobe.cli.session import at_work, load_model, open_run, search, with_decoder
+from fmprobe.digests import digest
 from fmprobe.errors import InputError
 from fmprobe.images import count_images, spread
-from fmprobe.runs import RunFolder, read_json, write_json
+from fmprobe.report.rendering import number
+from fmprobe.runs import RunFolder, canonical, read_json, write_json
 from fmprobe.sharing import is_main
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def run_weights(
         found = _reconstruct_all(model, attractors, twin, folder, sets, settings)
     if is_main():
         results = {**results, "weights": {"data": found}}
-        folder.finish(results)
+        results = folder.finish(results)
+        found = results["weights"]["data"]
         from fmprobe.report.html import write_report
 
         write_report(folder.path)
@@ -157,12 +158,9 @@ def _path(
     settings: Mapping[str, Any],
 ) -> Path:
     """The shard of the run folder that holds the curves of one data set, named by everything that decides them."""
-    identity = [source, settings, len(images), twin is not None]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    for tensor in (images, reference):
-        digest.update(b"" if tensor is None else tensor.numpy().tobytes())
+    decided = digest(canonical(source), settings, len(images), twin is not None, images, reference)
     stem = re.sub(r"\W+", "-", Path(source).name).strip("-") or "data"
-    return folder.path / "weights" / f"{stem}-{digest.hexdigest()[:12]}.json"
+    return folder.path / "weights" / f"{stem}-{decided[:12]}.json"
 
 
 def _reconstruct(
@@ -192,7 +190,7 @@ def _reconstruct(
     picture = path.with_suffix(".png")
     save_reconstructions(curves, picture)
     frames = save_levels(curves, path.with_name(f"{path.stem}-frames.png"))
-    write_json(path, {**curves.to_dict(), "picture": picture.name, "frames": frames})
+    write_json(path, {**curves.to_dict(), "picture": picture.name, "frames": frames}, exact=True)
 
 
 def tell_curves(source: str, curves: Mapping[str, Any]) -> None:
@@ -203,10 +201,10 @@ def tell_curves(source: str, curves: Mapping[str, Any]) -> None:
         typer.echo(f"{'':28}{'rank':>7}" + "".join(f"{k:>9}" for k in curves["levels"]))
         for name, row in curves["dictionaries"].items():
             title = f"{name} ({row['count']})"
-            cells = "".join(f"{level['mean']:>9.4f}" for level in row[metric])
-            typer.echo(f"{title:28}{row['effective_rank']:>7.1f}{cells}{_verdict(row.get(excess))}")
-        typer.echo(f"{'no atom':35}{curves['zero'][metric]['mean']:>9.4f}")
-        typer.echo(f"{'nothing left out':35}{curves['own'][metric]['mean']:>9.4f}")
+            cells = "".join(f"{number(level['mean'], '.4f'):>9}" for level in row[metric])
+            typer.echo(f"{title:28}{number(row['effective_rank'], '.1f'):>7}{cells}{_verdict(row.get(excess))}")
+        typer.echo(f"{'no atom':35}{number(curves['zero'][metric]['mean'], '.4f'):>9}")
+        typer.echo(f"{'nothing left out':35}{number(curves['own'][metric]['mean'], '.4f'):>9}")
     for name, reason in curves["absent"].items():
         typer.echo(f"{name}: absent, {reason}")
 
@@ -215,5 +213,6 @@ def _verdict(excess: Sequence[Mapping[str, float]] | None) -> str:
     """At how many levels the 95% interval of the excess over the model's atoms lies on one side of zero."""
     if excess is None:
         return ""
-    worse, better = sum(level["low"] > 0 for level in excess), sum(level["high"] < 0 for level in excess)
+    known = [level for level in excess if None not in (level["low"], level["high"])]
+    worse, better = sum(level["low"] > 0 for level in known), sum(level["high"] < 0 for level in known)
     return f"   worse at {worse}, better at {better} of {len(excess)}"

@@ -24,6 +24,7 @@ from fmprobe.dynamics.merging import SWEEPS, THRESHOLDS, merge_ends, single_link
 from fmprobe.dynamics.orbits import Orbits
 from fmprobe.dynamics.paging import forget
 from fmprobe.dynamics.polish import METHODS, anderson
+from fmprobe.dynamics.protocols import protocol_for
 from fmprobe.dynamics.settling import iterate_on
 
 if TYPE_CHECKING:
@@ -115,12 +116,13 @@ def find_attractors(
     *,
     seed: int = 0,
     starts: Tensor | None = None,
-    tol: float = 1e-6,
-    measure: str = "squared",
-    max_steps: int = 3000,
+    tol: float | None = None,
+    measure: str | None = None,
+    max_steps: int | None = None,
     batch_size: int = 256,
     merge: str = "relative",
     threshold: float | None = None,
+    merge_threshold: float | None = None,
     stability_cap: int = 64,
     polish: str | None = None,
     observer: Observer | None = None,
@@ -130,11 +132,13 @@ def find_attractors(
 
     `model`: an Autoencoder, or any f on a batch of latents. Starts: `starts` `(n, *latent_shape)`, or `n` draws from
     N(0, I) by `seed` (default 64 on a CPU, 512 on an accelerator). `tol`, `measure`, `max_steps`, `batch_size`,
-    `observer` and `progress` as in `iterate`. Only CONVERGED ends count. Two are one attractor if they lie within
-    `threshold` of each other, by chains: `merge` "relative" (of the norm, default 0.01) or "cosine" (1 - cos, default
-    0.01, the paper's). Ends whose error exceeds half of that iterate on, within `max_steps`; those that cannot are
-    unresolved and belong to no basin. Errors, first estimated from the rate of the steps, are computed from the
-    Jacobian at one member of each attractor: at the first `stability_cap` and, where these refute the estimate, at all.
+    `observer` and `progress` as in `iterate`; the first three are by default those of the paper's protocol for this
+    kind of model (`fmprobe.dynamics.protocols`), and `orbits.protocol["name"]` says which was followed. Only CONVERGED
+    ends count. Two are one attractor if they lie within `merge_threshold` (also called `threshold`) of each other, by
+    chains: `merge` "relative" (of the norm, default 0.01) or "cosine" (1 - cos, default 0.01, the paper's). Ends whose
+    error exceeds half of that iterate on, within `max_steps`; those that cannot are unresolved and belong to no basin.
+    Errors, first estimated from the rate of the steps, are computed from the Jacobian at one member of each attractor:
+    at the first `stability_cap` and, where these refute the estimate, at all.
     A fixed point with an eigenvalue beyond the unit circle is left out: orbits may land on it, but it attracts nothing.
     `polish` "anderson" takes the attractors, not the orbits' ends, to the rounding floor of f; one that would come to
     lie farther off than its error says, or err as much, stays as it is.
@@ -144,17 +148,14 @@ def find_attractors(
     f: Function = getattr(model, "latent_map", model)
     if starts is None:
         starts = noise_starts(model, n, seed)
+    if threshold is not None and merge_threshold is not None:
+        raise ValueError("threshold and merge_threshold are two names of one setting: give one of them")
+    threshold = threshold if merge_threshold is None else merge_threshold
     _check(merge, threshold, stability_cap, polish)
-    orbits = iterate(
-        f,
-        starts,
-        tol=tol,
-        measure=measure,
-        max_steps=max_steps,
-        batch_size=batch_size,
-        observer=observer,
-        progress=progress,
-    )
+    protocol = protocol_for(model)
+    rule = protocol.chosen(tol, measure, max_steps)
+    orbits = iterate(f, starts, **rule, batch_size=batch_size, observer=observer, progress=progress)
+    orbits = replace(orbits, protocol={"name": protocol.named(**rule), **orbits.protocol})
     scale = float(starts.double().square().mean().sqrt()) if len(starts) else 1.0
     found = attractors_of(
         f, orbits, scale, merge=merge, threshold=threshold, stability_cap=stability_cap, polish=polish

@@ -22,7 +22,7 @@ class Apart:
 
 
 def apart(f: Function, batch_size: int | None = None) -> Apart:
-    """f as all of `dynamics` calls it: on a copy of its argument, its value copied too, at most `batch_size` rows a call.
+    """f as all of `dynamics` calls it: on a copy of its argument, its value copied, at most `batch_size` rows a call.
 
     So f may change its argument, keep it, return it, or return one buffer from every call: it reaches no memory that is
     read afterwards. Two copies of a latent cost next to nothing beside f. Of no rows f is not called. Values have the

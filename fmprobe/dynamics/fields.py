@@ -196,7 +196,7 @@ def vector_field(
     rest = torch.linalg.vector_norm(steps - arrows @ plane.directions.flatten(1), dim=1)
     labels = None
     if basins:
-        attractors = find_attractors(f, starts=grid, **search)
+        attractors = find_attractors(model, starts=grid, **search)
         labels = attractors.labels.reshape(resolution, resolution).cpu()
     square = (resolution, resolution)
     return VectorField(

@@ -14,6 +14,7 @@ from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.engine import Ended, Engine, Observer
 from fmprobe.dynamics.norms import norms
 from fmprobe.dynamics.orbits import Orbits, Rules, Status, protocol_of
+from fmprobe.dynamics.protocols import SMALL
 from fmprobe.dynamics.working import Criterion
 
 MEASURES = ("squared", "relative", "rms")
@@ -24,9 +25,9 @@ def iterate(
     f: Function,
     starts: Tensor,
     *,
-    tol: float | Tensor = 1e-6,
-    measure: str = "squared",
-    max_steps: int | Tensor = 3000,
+    tol: float | Tensor = SMALL.tol,
+    measure: str = SMALL.measure,
+    max_steps: int | Tensor = SMALL.max_steps,
     batch_size: int = 256,
     observer: Observer | None = None,
     store_trajectories: bool = False,
@@ -213,9 +214,7 @@ def free_memory() -> int:
         return 8 * 2**30
 
 
-def _check(
-    starts: Tensor, measure: str, max_steps: int | Tensor, batch_size: int, check_every: int | None
-) -> None:
+def _check(starts: Tensor, measure: str, max_steps: int | Tensor, batch_size: int, check_every: int | None) -> None:
     if not isinstance(starts, Tensor):
         raise ValueError(f"starts must be a tensor of shape (n, *latent_shape), got a {type(starts).__name__}")
     if starts.ndim < 2 or not starts.is_floating_point():

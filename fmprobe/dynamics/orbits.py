@@ -64,7 +64,8 @@ class Orbits:
     """The orbits of n starts, row i belonging to start i.
 
     `ends` `(n, *latent_shape)`: the last finite latent. `steps` `(n,)`: evaluations of f along the orbit. `residuals`
-    `(n,)`: the last step in the chosen measure, inf where it was not finite or is too large for their type. `status` `(n,)`: values of `Status`.
+    `(n,)`: the last step in the chosen measure, inf where it was not finite or is too large for their type.
+    `status` `(n,)`: values of `Status`.
     `errors` `(n,)`: estimated Euclidean distance to the fixed point for CONVERGED (inf where the rate is not known or
     does not contract), nan otherwise. `periods` `(n,)`: of cycles, 0 otherwise. `evaluations`: rows of f computed along
     orbits, of which `surplus` belonged to orbits that had ended; `check_evaluations`: further rows, spent on measuring

@@ -15,6 +15,7 @@ from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.dynamics.distances import chamfer
 from fmprobe.dynamics.fields import cosine_of, field_at
+from fmprobe.dynamics.protocols import protocol_for
 from fmprobe.errors import InputError
 from fmprobe.probes.latent_maps import FITS, ORTHOGONAL, LatentMap, Relative, fit_relative
 from fmprobe.probes.result import Result
@@ -83,10 +84,12 @@ def compare(
     maps: Sequence[str] | None = None,
     anchors: int = 64,
     drift_steps: Sequence[int] = DRIFT_STEPS,
-    tol: float = 1e-6,
-    measure: str = "squared",
-    max_steps: int = 500,
+    tol: float | None = None,
+    measure: str | None = None,
+    max_steps: int | None = None,
     batch_size: int = 64,
+    merge: str = "relative",
+    merge_threshold: float | None = None,
     seed: int = 0,
     compute: Callable[[Pairs], Mapping[str, dict[str, Any]]] = one_by_one,
 ) -> Alignment:
@@ -100,6 +103,9 @@ def compare(
     little weight noise (`fmprobe.probes.perturbation.perturbed`); both undergo the same as B, maps included. `compute`
     calls the functions that it is given and returns, by their names, what they do: where processes share them, say.
 
+    `tol`, `measure` and `max_steps` are by default those of the paper's protocol for this kind of models, the looser
+    where they are of two kinds; `merge` and `merge_threshold` as in `find_attractors`.
+
     Raises InputError where a network has no latent map or takes no images, for fewer than 12 images, for unknown maps,
     where an orthogonal map is asked for between different dimensions, and for latents that are not finite; ValueError
     for numbers that make no sense.
@@ -109,8 +115,11 @@ def compare(
     check_seed(seed)
     check_counts(0, **{f"drift_steps[{i}]": step for i, step in enumerate(drift_steps)})
     check_counts(batch_size=batch_size)
-    search = {"tol": tol, "measure": measure, "max_steps": max_steps, "batch_size": batch_size}
-    quiet = {**search, "stability_cap": JACOBIANS, "progress": False}
+    published = protocol_for(model_a, model_b)
+    rule = published.chosen(tol, measure, max_steps)
+    search = {**rule, "batch_size": batch_size}
+    merging = {"merge": merge, "merge_threshold": merge_threshold}
+    quiet = {**search, **merging, "stability_cap": JACOBIANS, "progress": False}
     settings = _Settings(tuple(maps or FITS), anchors, tuple(sorted({0, *drift_steps})), quiet)
     order = torch.from_numpy(generator(seed, 0, "alignment: images to fit").permutation(len(images)))
     fitted = round(FIT_SHARE * len(images))
@@ -138,7 +147,9 @@ def compare(
         "anchors": min(anchors, fitted),
         "shuffles": SHUFFLES,
         "models": [model_a.name, model_b.name],
+        "name": published.named(**rule),
         **search,
+        **merging,
     }
     found = compute(pairs)
     made = Alignment(found["subject"], found.get("null"), found.get("ceiling"), absent, protocol)

@@ -60,6 +60,8 @@ def probe_convergence(
         raise InputError(f"eps must be positive and finite, got {eps}")
     search = {"progress": False, "stability_cap": 256} | search
     settings: dict[str, Any] = {"tol": tol, "max_steps": max_steps, "batch_size": batch_size}
+    if (measure := search.pop("measure", None)) is not None:
+        settings["measure"] = measure  # of both searches below
     f = getattr(model, "latent_map", model)
     latents = noise_starts(model, 64 if n is None else n, seed) if starts is None else starts
     found = find_attractors(f, starts=latents, **settings, **search)

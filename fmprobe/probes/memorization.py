@@ -43,7 +43,7 @@ class Memorization(Result):
     nearest: list[int]
     nearest_cosine: list[float]
     errors: dict[str, float]
-    rank: dict[str, int | None]
+    rank: dict[str, float | None]
     bound: dict[str, dict[str, Any]] | None
     orbits: dict[str, Any]
     images: dict[str, int]
@@ -144,13 +144,15 @@ def bound_terms(images: Tensor, rebuilt: Tensor, codes: Tensor, attractors: Tens
     apart = torch.linalg.vector_norm((rebuilt - decoded[index]).double().flatten(1), dim=1)
     away = coverage > 0
     squared = float((apart[away].square() / coverage[away]).max()) if bool(away.any()) else 0.0
+    right = prototype + squared * coverage
+    known = bool((error.isfinite() & right.isfinite()).all())
     return {
         "error": float(error.mean()),
         "prototype_error": float(prototype.mean()),
         "coverage_error": float(coverage.mean()),
         "lipschitz": math.sqrt(squared) if bool(away.any()) else None,
         "factor": 2,
-        "holds_as_printed": float((error <= prototype + squared * coverage).double().mean()),
+        "holds_as_printed": float((error <= right).double().mean()) if known else math.nan,
     }
 
 
@@ -170,14 +172,18 @@ def rank_at(rows: Tensor, share: float = EXPLAINED, centred: bool = True) -> int
     return int((variances.cumsum(0) < share * total).sum()) + 1
 
 
-def _ranks(decoded: Tensor, train: Tensor) -> dict[str, int | None]:
-    """Of the decoded attractors, centred and as they are, and of as many training images, which is what could be."""
+def _ranks(decoded: Tensor, train: Tensor) -> dict[str, float | None]:
+    """Of the decoded attractors, centred and as they are, and of as many training images, which is what could be.
+
+    Nan where one of the decoded is not finite.
+    """
     rows, images = decoded.flatten(1), train[: len(decoded)].flatten(1)
     if not len(rows):
         return {"attractors": None, "attractors_uncentred": None, "train_images": None}
+    known = bool(rows.isfinite().all())
     return {
-        "attractors": rank_at(rows),
-        "attractors_uncentred": rank_at(rows, centred=False),
+        "attractors": rank_at(rows) if known else math.nan,
+        "attractors_uncentred": rank_at(rows, centred=False) if known else math.nan,
         "train_images": rank_at(images),
     }
 

@@ -12,6 +12,7 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.iterate import free_memory
 from fmprobe.dynamics.orbits import Status
+from fmprobe.dynamics.protocols import FOR_DEVICE, FOUNDATION
 from fmprobe.errors import InputError
 from fmprobe.probes.film import Film, film
 from fmprobe.probes.residuals import ResidualCurves
@@ -29,17 +30,18 @@ STABILITY_COST = 300  # evaluations of f that the Jacobian of one attractor cost
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. The default tolerance and step limit are the paper's for foundation models (sec. 4).
+    """What a run will do. By default orbits end as the paper has it for foundation models (sec. 4).
 
-    `batch_size`, `seed` and `polish` as in `find_attractors`, `merge_threshold` as its `threshold`;
-    `stability_cap`: attractors whose Jacobian is examined.
+    `name`: what the results call the stopping rule. `batch_size`, `merge`, `merge_threshold`, `seed` and `polish` as in
+    `find_attractors`; `stability_cap`: attractors whose Jacobian is examined.
     `seconds_per_row`: measured cost of f.
     """
 
     n: int
-    max_steps: int = 500
-    tol: float = 1e-5
-    measure: str = "squared"
+    max_steps: int = FOUNDATION.max_steps
+    tol: float = FOUNDATION.tol
+    measure: str = FOUNDATION.measure
+    name: str = "as given"
     batch_size: int = 256
     merge: str = "relative"
     merge_threshold: float | None = None
@@ -62,7 +64,8 @@ class Plan:
 def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = None, **settings: Any) -> Plan:
     """A plan that fits the device: what is None is chosen so that a run on a CPU takes minutes, and half its memory.
 
-    `settings`: further fields of `Plan`; those that are None keep their defaults. Raises InputError where the first
+    Orbits end by the model's protocol, after fewer steps where a CPU needs that. `settings`: further fields of `Plan`;
+    those that are None keep their defaults. Raises InputError where the first
     step from N(0, I) holds no finite number.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -75,9 +78,11 @@ def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = 
     if n is None:
         affordable = int(60 / (TYPICAL_STEPS * cost)) // 8 * 8
         n = 512 if accelerated else min(64, max(16, affordable))
-    if max_steps is None:
-        max_steps = 500 if accelerated else min(500, max(100, int(150 / (n * cost))))
-    plan = Plan(n=n, max_steps=max_steps, seconds_per_row=cost, **settings)
+    rule = model.protocol.chosen(settings.pop("tol", None), settings.pop("measure", None), max_steps)
+    if max_steps is None and not accelerated:
+        rule["max_steps"] = min(rule["max_steps"], max(100, int(150 / (n * cost))))
+    name = model.protocol.named(**rule, reason=FOR_DEVICE if max_steps is None else "")
+    plan = Plan(n=n, name=name, seconds_per_row=cost, **rule, **settings)
     if not accelerated:
         plan = replace(plan, stability_cap=min(64, max(2, int(60 / (STABILITY_COST * cost)))))
     return plan
@@ -104,11 +109,17 @@ class Prototypes:
         status = [Status(value).name.lower() for value in orbits.status[:kept].tolist()]
         return {
             "orbits": {"noise": orbits.to_dict()},
-            "attractors": self.attractors.to_dict(),
+            "attractors": {**self.attractors.to_dict(), **self._damaged()},
             "residuals": {**self.curves, "status": status},
             **({"trajectories": self.film.to_dict()} if self.film else {}),
             "seconds": round(self.seconds, 2),
         }
+
+    def _damaged(self) -> dict[str, int]:
+        """How many of the decoded attractors hold pixels that are not finite, where some do."""
+        known = 0 if self.images is None else int(self.images.flatten(1).isfinite().all(1).sum())
+        damaged = 0 if self.images is None else len(self.images) - known
+        return {"images_not_finite": damaged} if damaged else {}
 
     def plot(self) -> "Figure":
         """The decoded attractors under the sizes of their basins; without images what `AttractorSet.plot` shows."""
@@ -142,12 +153,14 @@ def find_prototypes(model: Autoencoder, plan: Plan, progress: bool | None = None
         max_steps=plan.max_steps,
         batch_size=plan.batch_size,
         merge=plan.merge,
-        threshold=plan.merge_threshold,
+        merge_threshold=plan.merge_threshold,
         stability_cap=plan.stability_cap,
         polish=plan.polish,
         observer=curves,
         progress=progress,
     )
+    named = {**attractors.orbits.protocol, "name": plan.name}
+    attractors = replace(attractors, orbits=replace(attractors.orbits, protocol=named))
     return _decoded(model, plan, attractors, curves.to_dict(), began)
 
 

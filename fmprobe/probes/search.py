@@ -81,7 +81,8 @@ class Search:
     def attractors(self) -> tuple[AttractorSet, dict[str, Any]]:
         """What the shards' orbits lead to, and the residual curves; for one process, after `iterate`."""
         plan = self.plan
-        protocol = protocol_of(plan.measure, plan.tol, plan.max_steps, plan.batch_size, Rules())
+        rule = protocol_of(plan.measure, plan.tol, plan.max_steps, plan.batch_size, Rules())
+        protocol = {"name": plan.name, **rule}
         orbits, more = self.shards.gather(protocol)
         watched = len(self.curves.norms)
         self.curves.restore(more["curves"][:watched], orbits.steps[:watched])

@@ -35,7 +35,7 @@ class AttractorTracker:
     the first test images and of draws of N(0, I) by `seed`. `epochs`: every so many, or the chosen ones.
     `path`: a file to which each record is appended as a line of JSON at once; `records` keeps them too. `adapt`: makes
     an Autoencoder of the model in training, by default its own `autoencoder()`. `tol`, `measure`, `max_steps` and
-    `batch_size` as in `iterate`; ends are one attractor where cos > 1 - `threshold` (the paper's 0.99). Raises
+    `batch_size` as in `find_attractors`; ends are one attractor where cos > 1 - `threshold` (the paper's 0.99). Raises
     InputError for no images or starts, images of two shapes, or that hold no finite floats, ValueError for settings as
     `find_attractors` does; WriteError where the file cannot be written.
     """
@@ -50,9 +50,9 @@ class AttractorTracker:
         path: str | Path | None = None,
         adapt: Callable[[Any], Autoencoder] | None = None,
         seed: int = 0,
-        tol: float = 1e-6,
-        measure: str = "squared",
-        max_steps: int = 1000,
+        tol: float | None = None,
+        measure: str | None = None,
+        max_steps: int | None = None,
         batch_size: int = 256,
         threshold: float = THRESHOLDS["cosine"],
         stability_cap: int = 8,
@@ -72,9 +72,9 @@ class AttractorTracker:
         self.adapt = adapt or _own_autoencoder
         self.seed, self.batch_size, self.threshold = seed, batch_size, threshold
         self.orbits: dict[str, Any] = {"tol": tol, "measure": measure, "max_steps": max_steps, "batch_size": batch_size}
-        self.search = {**self.orbits, "merge": "cosine", "threshold": threshold, "stability_cap": stability_cap}
+        self.search = {"merge": "cosine", "threshold": threshold, "stability_cap": stability_cap}
         # Settings that make no sense are refused now, and not after hours of training.
-        find_attractors(lambda z: z, starts=torch.zeros(1, 1), progress=False, **self.search)
+        find_attractors(lambda z: z, starts=torch.zeros(1, 1), progress=False, **self.orbits, **self.search)
         if self.path is not None and self.path.is_dir():
             raise InputError(f"AttractorTracker: {self.path} is a folder: expected a file for the records")
         self.records: list[dict[str, Any]] = []
@@ -129,6 +129,8 @@ class AttractorTracker:
         `__call__`, seconds.
         """
         f = _Counted(model.latent_map)
+        rule = model.protocol.chosen(**{key: self.orbits[key] for key in ("tol", "measure", "max_steps")})
+        orbits = {**self.orbits, **rule}
         with torch.no_grad():
             latents = {
                 "train": self._encode(model, self.train[: self.starts]),
@@ -138,13 +140,13 @@ class AttractorTracker:
             test_error = self._error(model, self.test)
             usable = {kind: rows[rows.flatten(1).isfinite().all(1)] for kind, rows in latents.items()}
         found = {
-            kind: find_attractors(f, starts=usable[kind], progress=False, **self.search)
+            kind: find_attractors(f, starts=usable[kind], progress=False, **orbits, **self.search)
             for kind in KINDS
             if len(usable[kind])
         }
         with torch.no_grad():
             images = {kind: self._decode(model, found[kind]) for kind in ("train", "noise") if kind in found}
-            fpr95 = self._fpr95(f, usable, found.get("train"))
+            fpr95 = self._fpr95(f, usable, found.get("train"), orbits)
         radius = found["train"].spectral_radius if "train" in found else torch.zeros(0)
         radius = radius[radius.isfinite()]
         return {
@@ -168,11 +170,13 @@ class AttractorTracker:
         matched = {kind: float((distance < self.threshold).double().mean()) for kind, distance in near.items()}
         return {"chamfer": 1 - chamfer(train, noise), "matched": {**matched, "threshold": self.threshold}}
 
-    def _fpr95(self, f: "_Counted", latents: dict[str, Tensor], train: AttractorSet | None) -> float | None:
+    def _fpr95(
+        self, f: "_Counted", latents: dict[str, Tensor], train: AttractorSet | None, orbits: dict[str, Any]
+    ) -> float | None:
         if train is None or not len(train) or min(len(latents["train"]), len(latents["noise"])) < 2:
             return None
         reference = Reference(train.latents, torch.ones_like(train.latents[0].flatten()), {})
-        settings = TrajectorySettings(**self.orbits)
+        settings = TrajectorySettings(**orbits)
         to_attractors = Nearest(reference, "euclidean")
         scores = {kind: follow(f, latents[kind], to_attractors, settings)["mean"] for kind in ("train", "noise")}
         return ood_metrics(scores["train"], scores["noise"])["fpr95"]

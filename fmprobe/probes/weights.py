@@ -140,7 +140,8 @@ class _Measure:
     def __call__(self, reconstructed: Tensor) -> tuple[dict[str, np.ndarray], Tensor]:
         errors, pictures = [], []
         for rows, wanted in zip(reconstructed.split(self.batch_size), self.images.split(self.batch_size), strict=True):
-            decoded = self.model.decode(rows.reshape(-1, *self.model.latent_shape)).clamp(0, 1).cpu()
+            decoded = self.model.decode(rows.reshape(-1, *self.model.latent_shape)).cpu()
+            decoded = decoded.clamp(0, 1).where(decoded.isfinite(), torch.nan)  # an infinite pixel is not a white one
             errors.append((decoded - wanted.cpu().clamp(0, 1)).double().square().flatten(1).mean(1))
             if sum(map(len, pictures)) < PICTURES:
                 pictures.append(decoded)

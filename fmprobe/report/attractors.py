@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
 from fmprobe.report.plots import COLOURS, merge_sweep, residual_curves
-from fmprobe.report.rendering import plot, render, rounded
+from fmprobe.report.rendering import number, plot, render, rounded
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -68,7 +68,7 @@ def _nearest(run: "Run") -> dict[int, str]:
     if found.get("subject") != "attractors":
         return {}
     pairs = zip(found["nearest"], found["nearest_cosine"], strict=True)
-    return {i: f"number {number}, cosine {cosine:.3f}" for i, (number, cosine) in enumerate(pairs)}
+    return {i: f"number {image}, cosine {number(cosine, '.3f')}" for i, (image, cosine) in enumerate(pairs)}
 
 
 def film(found: Mapping[str, Any], run: "Run") -> "Markup":

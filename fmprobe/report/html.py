@@ -29,7 +29,9 @@ def write_report(folders: Path | Sequence[Path], out: Path | None = None) -> Pat
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file for the report with --out")
     try:
-        write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+        # A path that the system's encoding could not read holds characters that UTF-8 lacks.
+        content = page.encode("utf-8", "backslashreplace")
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; name another file with --out") from error
     return path

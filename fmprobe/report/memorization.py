@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmprobe.report.pictures import to_picture
 from fmprobe.report.plots import SERIES, axes
-from fmprobe.report.rendering import plot, render
+from fmprobe.report.rendering import known, number, plot, render
 from fmprobe.runs import write_atomically
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def memorization(entry: Mapping[str, Any], run: "Run") -> "Markup":
 
 
 def _spread(level: Mapping[str, float] | None) -> str:
-    return "–" if level is None else f"{level['mean']:.3f} ± {level['std']:.3f}"
+    return "–" if level is None else f"{number(level['mean'], '.3f')} ± {number(level['std'], '.3f')}"
 
 
 def memorization_levels(entry: Mapping[str, Any], measure: str = "cosine") -> "Figure":
@@ -63,7 +63,8 @@ def memorization_levels(entry: Mapping[str, Any], measure: str = "cosine") -> "F
     for i, (name, level) in enumerate(rows.items()):
         own = name == entry["subject"]
         colour = SERIES[0] if own else "grey"
-        ax.errorbar(level["mean"], i, xerr=level["std"], fmt="o" if own else "s", color=colour, capsize=3)
+        mean, spread = known([level["mean"], level["std"]])
+        ax.errorbar(mean, i, xerr=spread, fmt="o" if own else "s", color=colour, capsize=3)
     ax.set_yticks(range(len(rows)), [f"{name} ({level['count']})" for name, level in rows.items()])
     ax.invert_yaxis()
     ax.set_title("Attractors held against the training images", fontsize=10)

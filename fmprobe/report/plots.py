@@ -1,7 +1,10 @@
 """Plots of what a run found; nothing is computed here."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from fmprobe.report.rendering import known
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,13 +77,17 @@ def _draw_sweep(ax: Any, merge: Mapping[str, Any]) -> None:
 def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure":
     """A metric against the number of atoms, one line a dictionary with its interval, the model's own thick."""
     figure, ax = axes("atoms", label)
+    finite = False
     for i, (name, row) in enumerate(curves["dictionaries"].items()):
         colour, style = SERIES[i % len(SERIES)], "-" if i == 0 else "--"
-        mean, low, high = ([level[key] for level in row[metric]] for key in ("mean", "low", "high"))
+        mean, low, high = (known(level[key] for level in row[metric]) for key in ("mean", "low", "high"))
+        finite = finite or any(map(math.isfinite, mean))
         ax.plot(curves["levels"], mean, style, marker="o", ms=3, lw=2.2 if i == 0 else 1.2, color=colour, label=name)
         ax.fill_between(curves["levels"], low, high, color=colour, alpha=0.12, lw=0)
     for key, style, name in (("zero", "-.", "D(0), no atom"), ("own", ":", "D(E(x))")):
-        ax.axhline(curves[key][metric]["mean"], color="grey", ls=style, lw=1, label=name)
+        ax.axhline(*known([curves[key][metric]["mean"]]), color="grey", ls=style, lw=1, label=name)
+    if not finite:  # no point says how far the axis goes
+        ax.set_xlim(curves["levels"][0] / 2, 2 * curves["levels"][-1])
     ax.set_xscale("log", base=2)
     ax.set_xticks(curves["levels"], [str(level) for level in curves["levels"]])
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)

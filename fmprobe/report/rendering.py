@@ -1,7 +1,9 @@
 """Turning values into markup: templates, numbers as text, figures as inline SVG."""
 
 import io
+import math
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"rounded": rounded, "percent": percent}
+    environment.filters |= {"rounded": rounded, "percent": percent, "number": number}
     return environment
 
 
@@ -60,6 +62,16 @@ def rounded(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(rounded(item) for item in value)
     return "–" if value is None else str(value)
+
+
+def number(value: float | None, spec: str) -> str:
+    """A number by a format; a dash for one that is not known or was not finite, which `results.json` keeps as null."""
+    return "–" if value is None or not math.isfinite(value) else format(value, spec)
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    """Numbers for a plot, nan for those that are not known or were not finite."""
+    return [math.nan if value is None else value for value in values]
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmprobe.report.alignment import SERIES
+from fmprobe.report.rendering import number
 from fmprobe.surrogates.verdict import warning_of
 
 
@@ -58,6 +59,8 @@ def _attractors(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("unresolved", f"{found['unresolved']} starts met the tolerance too far from a fixed point"))
     if found["unstable"]:
         rows.append(("unstable", f"{found['unstable']} fixed points that repel, left out"))
+    if damaged := found.get("images_not_finite"):
+        rows.append(("not finite", f"pixels of {damaged} of {len(found['sizes'])} decoded attractors, shown black"))
     if found["sizes"]:
         more = ", …" if len(found["sizes"]) > 12 else ""
         rows.append(("basins", ", ".join(map(str, found["sizes"][:12])) + more))
@@ -76,21 +79,22 @@ def _weights(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _best(curves: Mapping[str, Any]) -> str:
     """Image MSE of the model's atoms at the most atoms, beside the best other dictionary there, whichever wins."""
     subject, *others = ((name, row["image_mse"][-1]["mean"]) for name, row in curves["dictionaries"].items())
-    text = f"image MSE at {curves['levels'][-1]} atoms: {subject[0]} {subject[1]:.4f}"
-    if others:
-        name, value = min(others, key=lambda pair: pair[1])
-        text += f"; best of the others, {name} {value:.4f}"
+    text = f"image MSE at {curves['levels'][-1]} atoms: {subject[0]} {number(subject[1], '.4f')}"
+    if finite := [pair for pair in others if pair[1] is not None]:
+        name, value = min(finite, key=lambda pair: pair[1])
+        text += f"; best of the others, {name} {number(value, '.4f')}"
     return text
 
 
 def _memorization(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if found["coefficient"] is None:
+    if not found["count"]:
         return [("memorization", found["warning"] or "not known: no attractor")]
     levels = found["levels"]["cosine"]
     null = levels.get("test images") or levels["noise images"]
     name = "test images" if levels.get("test images") else "noise images"
-    text = f"cosine {found['coefficient']:.3f} of {found['count']} {found['subject']} to the nearest training image"
-    return [("memorization", f"{text}; {name} {null['mean']:.3f}")]
+    nearest = f"cosine {number(found['coefficient'], '.3f')} of {found['count']} {found['subject']}"
+    text = f"{nearest} to the nearest training image; {name} {number(null['mean'], '.3f')}"
+    return [("memorization", text)]
 
 
 def _alignment(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -124,6 +128,12 @@ def _scored(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("accepted", f"{found['accepted']} of {found['images']} by {found['rule']!r}{unreadable}")]
 
 
+def _not_finite(found: Mapping[str, int]) -> list[tuple[str, str]]:
+    """How many numbers were nan or infinite, by the part of the results that they belong to."""
+    counts = ", ".join(f"{count} of {part}" for part, count in found.items())
+    return [("not finite", f"{counts}: null in results.json")]
+
+
 _LINES = {
     "model": _model,
     "decoder": _decoder,
@@ -135,4 +145,5 @@ _LINES = {
     "alignment": _alignment,
     "ood": _ood,
     "ood_scores": _scored,
+    "not_finite": _not_finite,
 }

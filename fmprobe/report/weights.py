@@ -1,5 +1,6 @@
 """The section on weight probing: curves, reconstructions at a slider of atoms, and the numbers."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ def weights(found: Mapping[str, Any], run: "Run") -> "Markup":
             for metric, label in METRICS
         ]
         rows = curves["dictionaries"].values()
-        best = [min(row["image_mse"][k]["mean"] for row in rows) for k in range(len(curves["levels"]))]
+        means = [[row["image_mse"][k]["mean"] for row in rows] for k in range(len(curves["levels"]))]
+        best = [min((mean for mean in column if mean is not None), default=math.nan) for column in means]
         shown: dict[str, Any] = {**curves, "source": source, "plots": plots, "best": best, "id": f"r{run.index}-w{i}"}
         if frames := curves.get("frames"):
             shown["film"] = _film(frames, run)

@@ -27,6 +27,10 @@ from fmprobe.surrogates.pixel import PixelDecoder
 from fmprobe.surrogates.procedural import MIXTURES
 from fmprobe.surrogates.training import Batch, Schedule, discard, train
 
+UNUSED = {  # settings that a kind has no use for, which the command line refuses
+    "pixel": ("variant", "bottleneck"),
+    "latent": ("size", "noise", "blur", "perceptual", "contraction", "draws"),
+}
 ENCODE_BATCH = 32
 # The Jacobian is penalised in every second of the last third of the steps, at one row in 16: a row costs as much as 20.
 LATE, EVERY, CONTRACTED = 1 / 3, 2, 16

@@ -73,7 +73,7 @@ def surrogate_report(
     images: Mapping[str, Tensor] | None = None,
     settings: FitSettings | None = None,
     n: int = 24,
-    max_steps: int = 300,
+    max_steps: int | None = None,
     seed: int = 0,
     null: Autoencoder | None = None,
     progress: bool = True,
@@ -81,7 +81,8 @@ def surrogate_report(
     """Fit surrogates that differ in seed, size and training data, and one to a random-weight encoder, and compare them.
 
     `model`: an encoder without a decoder. `images`: named sets `(n, C, H, W)` in `[0, 1]` that no surrogate sees,
-    beside held-out procedural images and dead leaves. `n` starts from N(0, I), `max_steps` steps. `null`: by default
+    beside held-out procedural images and dead leaves. `n` starts from N(0, I), `max_steps` steps, by
+    default as many as the paper's protocol for the model. `null`: by default
     the model's own architecture with random weights, loaded by its name. A finding that the null shows as well is not
     the weights'; one that changes with the surrogate is not the encoder's. Fits five surrogates, which the cache keeps.
     Raises InputError where the model has a latent map already, the null cannot be made, or images are none or not such
@@ -89,11 +90,12 @@ def surrogate_report(
     """
     if model.has_latent_map:
         raise InputError(f"{model.name} has a latent map already: there is no surrogate to report on")
-    check_counts(n=n, max_steps=max_steps)
     if images is not None and not isinstance(images, Mapping):
         raise InputError(f"images are a {type(images).__name__}: expected a dict of sets of images by name")
     if settings is not None and settings.kind != "pixel":
         raise InputError(f"settings are of kind {settings.kind!r}: the report compares decoders of kind 'pixel'")
+    rule = model.protocol.chosen(None, None, max_steps)
+    check_counts(n=n, max_steps=rule["max_steps"])
     for name, block in (images or {}).items():
         check_images(block, model.image_shape, what=f"images {name!r}")
         if not len(block):
@@ -121,9 +123,7 @@ def surrogate_report(
     for name, (encoder, decoder) in pairs.items():
         whole = encoder.with_decoder(decoder)
         starts = model.sample_latents(n, seed)
-        found[name] = find_attractors(
-            whole, starts=starts, tol=1e-5, max_steps=max_steps, stability_cap=2, batch_size=32
-        )
+        found[name] = find_attractors(whole, starts=starts, **rule, stability_cap=2, batch_size=32)
         with torch.no_grad():
             pictures[name] = whole.decode(found[name].latents).flatten(1).cpu()
     dynamics = {
@@ -135,7 +135,8 @@ def surrogate_report(
         for name, a in found.items()
         if name != "first"
     }
-    return SurrogateReport(fidelity, dynamics, agreement, {**asdict(base), "n": n, "max_steps": max_steps})
+    settings_used = {**asdict(base), "n": n, **rule, "name": model.protocol.named(**rule)}
+    return SurrogateReport(fidelity, dynamics, agreement, settings_used)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def save_detector(detector: "TrajectoryDetector", folder: Path) -> None:
         "joined": list(detector.calibration.joined) if detector.calibration else [],
         "sample": _sample(detector.model).tolist(),
     }
-    write_json(folder / FACTS, content)
+    write_json(folder / FACTS, content, exact=True)
 
 
 def load_detector(folder: Path, model: Autoencoder | None, device: Any = None) -> "TrajectoryDetector":

@@ -1,0 +1,128 @@
+"""What happens to the output of a command never decides what happens to its results."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.resources import files
+
+import pytest
+import typer
+
+from fmprobe.cli import app
+
+DEMO = files("fmprobe.demo") / "vit-mae-digits"
+PROBE = ["probe", DEMO, "-n", 4, "--max-steps", 5, "--device", "cpu"]
+COMMANDS = sorted(typer.main.get_command(app).commands)
+ASCII = [{"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+
+
+def run(*arguments, more=None, **options):
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "check": False} | options
+    environment = os.environ | (more or {})
+    return subprocess.run([sys.executable, "-m", "fmprobe", *map(str, arguments)], env=environment, **options)
+
+
+def left_pipe():
+    """The end for writing of a pipe whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def quiet(done):
+    assert b"Traceback" not in (done.stderr or b"")
+    assert b"Exception ignored" not in (done.stderr or b"")
+    return done
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--json"], ["--help"], ["probe", "--help"]], ids=str)
+def test_a_reader_that_leaves_ends_nothing(arguments):
+    writer = left_pipe()
+    done = quiet(run(*arguments, stdout=writer))
+    os.close(writer)
+    assert done.returncode == 0
+    assert b"fmprobe: " not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--json"], ["--help"]], ids=str)
+def test_an_output_that_takes_nothing_is_said_in_one_line(arguments):
+    with open("/dev/full", "wb") as full:
+        done = quiet(run(*arguments, stdout=full))
+    assert done.returncode == 2
+    said = [line for line in done.stderr.decode().splitlines() if line.startswith("fmprobe: ")]
+    assert len(said) == 1
+    assert said[0].startswith("fmprobe: cannot write to standard output (No space left on device)")
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["probe", "no/such/model"]], ids=str)
+@pytest.mark.parametrize("closed", ["stdout", "stderr", "both"])
+def test_closed_streams_change_no_exit_code(arguments, closed):
+    shell = {"stdout": ">&-", "stderr": "2>&-", "both": ">&- 2>&-"}[closed]
+    command = f'"{sys.executable}" -m fmprobe {" ".join(arguments)} {shell}'
+    done = quiet(subprocess.run(command, shell=True, capture_output=True, check=False))
+    assert done.returncode == (0 if arguments == ["models"] else 2)
+
+
+def test_an_error_that_nobody_can_read_keeps_its_exit_code():
+    with open("/dev/full", "wb") as full:
+        assert run("probe", "no/such/model", stderr=full).returncode == 2
+
+
+def test_a_run_whose_readers_leave_is_finished(tmp_path):
+    writer = left_pipe()
+    done = run(*PROBE, "-o", tmp_path / "run", stdout=writer, stderr=writer)
+    os.close(writer)
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["attractors"]
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_run_under_a_name_that_the_terminal_lacks_is_finished(tmp_path):
+    done = quiet(run(*PROBE, "-o", tmp_path / "ünï", more=ASCII[0]))
+    assert done.returncode == 0
+    quiet(again := run("report", tmp_path / "ünï", more=ASCII[1]))
+    assert again.returncode == 0
+    assert (tmp_path / "ünï" / "report.html").read_text(encoding="utf-8").count("Decoded attractors") > 0
+    with open("/dev/full", "wb") as full:  # and told again, from disk, to a disk that is full
+        last = quiet(run(*PROBE, "-o", tmp_path / "ünï", "--json", more=ASCII[0], stdout=full))
+    assert last.returncode == 2
+
+
+@pytest.mark.parametrize("environment", ASCII, ids=["ascii output", "ascii names"])
+def test_an_error_about_a_name_that_the_terminal_lacks_is_one_line(environment, tmp_path):
+    done = quiet(run("report", tmp_path / "ünï", more=environment))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_deleted_working_folder_is_said_in_one_line(name, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    shell = (
+        f'cd "{gone}" && rmdir "{gone}" && exec "{sys.executable}" -c \'from fmprobe.cli import main; main()\' {name}'
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = quiet(subprocess.run(shell, shell=True, capture_output=True, check=False, env=environment))
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines() == [
+        "fmprobe: the working folder has been deleted: change to another and run the command again"
+    ]
+
+
+def test_a_working_folder_deleted_on_the_way_is_said_in_one_line(tmp_path):
+    script = (
+        "import os, sys\nfrom unittest import mock\nfrom fmprobe.cli import main\n"
+        "def load(*_, **__):\n    os.rmdir(os.getcwd())\n    return open('here').read()\n"
+        "sys.argv = ['fmprobe', 'probe', 'm']\n"
+        "with mock.patch('fmprobe.cli.session.load_model', load): main()\n"
+    )
+    (tmp_path / "gone").mkdir()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path / "gone", capture_output=True, check=False, env=environment
+    )
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines()[-1].startswith("fmprobe: the working folder has been deleted")
+    assert len(quiet(done).stderr.splitlines()) == 1
