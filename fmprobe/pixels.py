@@ -135,7 +135,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _deep(image: Image.Image) -> Array | None:
     """The values of a picture of one channel that has more than 8 bits, or signed ones; None of any other."""
-    signed, bits = _tiff_numbers(image) if image.format == "TIFF" else (False, {"PPM": 16, "PNG": 16}.get(image.format))
+    signed, bits = (
+        _tiff_numbers(image) if image.format == "TIFF" else (False, {"PPM": 16, "PNG": 16}.get(image.format or ""))
+    )
     values = np.asarray(image) if image.mode in ("F", "I", "L") or image.mode.startswith("I;16") else None
     if values is None or (image.mode == "L" and not signed):
         if signed:
@@ -187,7 +189,8 @@ def _counts(values: Array, full: int) -> Array:
 
 def _low_bytes(file: Path | bytes) -> Image.Image | None:
     """The lower byte of each value of a colour picture of 16 bits, of which Pillow gives the upper; None of others."""
-    with _opened(file) as image:
+    with _opened(file) as opened:
+        image: Any = opened  # Pillow does not type its tiles
         tiles = [tile._replace(args=_other_byte(tile.args)) for tile in image.tile]
         if image.mode not in ("RGB", "RGBA") or not tiles or any(tile.args is None for tile in tiles):
             return None

@@ -104,7 +104,7 @@ def _native_sides(source: Source, module: Any) -> "Sides":
     """Of a model made for one size that size, whatever its pretrained configuration says; else the configuration's."""
     from fmprobe_adapters._preprocessing import sides_of
 
-    embedding = getattr(module, "patch_embed", None)
+    embedding: Any = getattr(module, "patch_embed", None)
     own = embedding.img_size if getattr(embedding, "strict_img_size", False) else None
     if module is None:
         own = source.config.get("model_args", {}).get("img_size")

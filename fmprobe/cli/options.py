@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +62,7 @@ Tokens = Annotated[str | None, typer.Option(help="What makes z: patch, cls, pool
 UseEnds = Annotated[bool, typer.Option("--use-ends", help="Take where orbits are after the last step, settled or not.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with a run in the folder, or start anew.")]
 
-Group = Mapping[str, tuple[Any, Any]]  # annotation and default of each option, by the key of what is gathered
+Group = dict[str, tuple[Any, Any]]  # annotation and default of each option, by the key of what is gathered
 
 # How a model is loaded and evaluated, as `fmprobe.load` takes it.
 LOAD: Group = {

@@ -1,7 +1,7 @@
 """Every image processor works as the library's own call does on a picture, or is refused in one line."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
 @pytest.fixture(scope="module")
 def vit():
     torch.manual_seed(0)
-    return transformers.ViTModel(transformers.ViTConfig(**TRUNK), add_pooling_layer=False).eval()
+    return transformers.ViTModel(transformers.ViTConfig(**cast(Any, TRUNK)), add_pooling_layer=False).eval()
 
 
 def one_line(error: pytest.ExceptionInfo[fmprobe.InputError]) -> str:
@@ -162,7 +162,7 @@ def test_a_family_that_reads_no_processor_refuses_one(name, tiny):
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
 def test_grey_models_take_grey_pictures_and_one_mean(channels, mode, tmp_path):
     torch.manual_seed(0)
-    config = transformers.ViTConfig(**TRUNK, num_channels=channels)
+    config = transformers.ViTConfig(**cast(Any, TRUNK), num_channels=channels)
     module = transformers.ViTModel(config, add_pooling_layer=False).eval()
     processor = transformers.ViTImageProcessor(size=SQUARE, image_mean=[0.4], image_std=[0.2])
     agree(module, processor, tmp_path, picture(90, 61, mode))
@@ -170,7 +170,7 @@ def test_grey_models_take_grey_pictures_and_one_mean(channels, mode, tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_means_of_other_channels_are_refused(channels):
-    config = transformers.ViTConfig(**TRUNK, num_channels=channels)
+    config = transformers.ViTConfig(**cast(Any, TRUNK), num_channels=channels)
     module = transformers.ViTModel(config, add_pooling_layer=False)
     with pytest.raises(fmprobe.InputError, match=f"have {channels} channels, .* states 3 means"):
         fmprobe.load(module, processor=made("plain"))
@@ -178,7 +178,7 @@ def test_means_of_other_channels_are_refused(channels):
 
 @pytest.mark.parametrize("channels", [2, 4])
 def test_channels_that_no_picture_has_come_as_tensors(channels, tmp_path):
-    config = transformers.ViTConfig(**TRUNK, num_channels=channels)
+    config = transformers.ViTConfig(**cast(Any, TRUNK), num_channels=channels)
     module = transformers.ViTModel(config, add_pooling_layer=False)
     model = fmprobe.load(module, processor=made("one mean"))
     assert model.encode(torch.rand(2, channels, SIDE, SIDE)).shape == (2, 16, 24)

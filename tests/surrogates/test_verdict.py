@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -167,7 +168,9 @@ def test_fitting_one_says_it(run, tiny_dinov2):
 def test_a_model_knows_its_warning(bad, encoder):
     assert "median colour" in bad.surrogate_warning
     assert encoder.surrogate_warning is None
-    assert fmprobe.from_functions(torch.nn.Identity(), torch.nn.Identity(), **SHAPES).surrogate_warning is None
+    assert (
+        fmprobe.from_functions(torch.nn.Identity(), torch.nn.Identity(), **cast(Any, SHAPES)).surrogate_warning is None
+    )
 
 
 SHAPES = {"image_shape": (1, 2, 2), "latent_shape": (1, 2, 2)}
