@@ -14,9 +14,9 @@ METHODS = ("anderson",)
 def anderson(f: Function, latents: Tensor, batch_size: int = 256) -> tuple[Tensor, Tensor]:
     """Where Anderson acceleration (1965) leads from each latent `(m, *latent_shape)`, and the residual norms `(m,)`.
 
-    Each row by itself, by calls of f on at most `batch_size` rows, type II, of depth 5; of the points on the way the one
-    with the smallest ||f(z) - z||, the latent itself included, so that a row never gets worse. It may leave for another
-    fixed point: the caller must see to that.
+    Each row by itself, by calls of f on at most `batch_size` rows, type II, of depth 5; of the points on the way the
+    one with the smallest ||f(z) - z||, the latent itself included, so that a row never gets worse. It may leave for
+    another fixed point: the caller must see to that.
     """
     m, shape, f = len(latents), latents.shape, apart(f, batch_size)
     here = latents.flatten(1)
