@@ -54,7 +54,7 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
 def _refuse_empty(arguments: Mapping[str, Any]) -> None:
     """Raise InputError for an option with an empty text, which the code behind it may take for "not given"."""
     for name, value in arguments.items():
-        if value == "" and not name.startswith(("model", "data", "test")):  # these are refused where they are read
+        if value == "" and not name.startswith("model"):  # an argument, which is refused where it is read
             raise InputError(f"--{name.replace('_', '-')} is empty: give it a value, or leave it out")
 
 
