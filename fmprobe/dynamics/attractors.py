@@ -239,7 +239,7 @@ class _Search:
             self.orbits = replace(self.orbits, errors=errors)
             found = self._round()
         result = self._result(found)
-        return self._polished(result) if polish and self.differentiable else result
+        return self._polished(result) if polish and len(result) and self.differentiable else result
 
     def _round(self) -> _Found:
         self.orbits = iterate_on(self.f, self.orbits, self._allowed() / 2, self.device)

@@ -141,3 +141,8 @@ def test_distances_are_exact_where_points_nearly_coincide():
     near = point.double() + 1e-3 * direction.double() / direction.double().norm()
     assert euclidean(point, near.float()).item() == pytest.approx(1e-3, rel=0.05)
     assert abs(torch.cdist(point, near.float(), compute_mode="use_mm_for_euclid_dist").item() - 1e-3) > 1e-3
+
+
+def test_where_there_is_no_attractor_nothing_is_polished():
+    found = find_attractors(lambda z: z + 1, starts=torch.zeros(3, 2), max_steps=5, polish="anderson")
+    assert (len(found), found.polished) == (0, 0)

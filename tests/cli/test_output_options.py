@@ -1,0 +1,125 @@
+"""Options that decide nothing that is computed, on every command that has them: each has its own effect."""
+
+import json
+import shutil
+from unittest import mock
+
+import pytest
+import torch
+from support.commands import COMMANDS, OUTPUT, SHAPE, options_of, save_sources, stub
+from support.reports import prototypes_run
+from typer.testing import CliRunner
+
+import fmprobe
+from fmprobe.cli import app
+from fmprobe.runs import read_events
+
+SMALL = "-n 4 --max-steps 60"
+RUNS = {  # every command once, small; D, E: images; ENCODER: a model that needs a decoder; RUN, DETECTOR: folders
+    "demo": "",
+    "probe": f"m {SMALL}",
+    "prototypes": f"m {SMALL}",
+    "weights": f"m --data D --images 8 --no-null --use-ends {SMALL}",
+    "memorization": f"m --data D --images 8 {SMALL}",
+    "compare": "m k --data D --images 12 --max-steps 5 --no-null --no-ceiling",
+    "ood": "m --data D --images 64 --max-steps 5 --no-controls --ood E --ood-images 8",
+    "fit-decoder": "ENCODER --images 16 --steps 2 --size tiny --image-size 28",
+    "models": "",
+    "report": "RUN",
+    **({"score": "DETECTOR --data D"} if "score" in COMMANDS else {}),
+}
+WITH = {name: [command for command in RUNS if name in options_of(command)] for name in sorted(OUTPUT)}
+KEEPS_A_RUN = sorted(set(WITH["resume"]))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, tiny_dinov2):
+    folder = tmp_path_factory.mktemp("places")
+    detector = fmprobe.TrajectoryDetector(stub(), max_steps=20)
+    images = torch.rand(48, *SHAPE, generator=torch.Generator().manual_seed(0))
+    detector.fit(images[:32], held_out=images[32:], progress=False).save(folder / "detector")
+    own = {"ENCODER": tiny_dinov2, "RUN": prototypes_run(folder / "run"), "DETECTOR": folder / "detector"}
+    return save_sources(folder) | {name: str(path) for name, path in own.items()}
+
+
+def run(command, out, places, *more):
+    """The command, whose models but ENCODER are the stub."""
+    load = fmprobe.load
+
+    def loaded(name, **arguments):
+        return load(name, **arguments) if name == places["ENCODER"] else stub()
+
+    arguments = [places.get(part, part) for part in RUNS[command].split()]
+    where = ["--out", str(out)] if command in WITH["out"] else []
+    with mock.patch("fmprobe.load", loaded):
+        done = CliRunner().invoke(app, [command, *arguments, *where, *more], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, places):
+    """Every command once: its output, and its folder."""
+    found = {}
+    for command in RUNS:
+        out = tmp_path_factory.mktemp(command) / ("page.html" if command == "report" else "out")
+        found[command] = run(command, out, places), out
+    return found
+
+
+def again(command, finished, places, tmp_path, *more):
+    """The command once more on a copy of what it left; fit-decoder takes no folder that is there already."""
+    out = tmp_path / finished[command][1].name
+    if command in KEEPS_A_RUN:
+        shutil.copytree(finished[command][1], out)
+        (out / "marker").touch()
+    return run(command, out, places, *more), out
+
+
+def test_every_command_is_run():
+    assert set(RUNS) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", WITH["out"])
+def test_out_is_where_results_go_and_nowhere_else(command, places, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(command, tmp_path / "there", places)
+    assert list((tmp_path / "here").iterdir()) == []
+    there = tmp_path / "there"
+    written = {there.name} if there.is_file() else {path.name for path in there.iterdir()}
+    assert written & {"there", "results.json", "config.json"}
+
+
+@pytest.mark.parametrize("command", WITH["as_json"])
+def test_json_is_all_that_is_printed(command, finished, places, tmp_path):
+    done, _ = again(command, finished, places, tmp_path, "--json")
+    assert json.loads(done.stdout)
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(finished[command][0].stdout)
+
+
+@pytest.mark.parametrize("command", WITH["quiet"])
+def test_quiet_prints_nothing(command, finished, places, tmp_path, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    done, _ = again(command, finished, places, tmp_path, "--quiet")
+    assert done.output == ""
+    assert finished[command][0].output != ""
+
+
+@pytest.mark.parametrize("command", WITH["verbose"])
+def test_verbose_tells_every_event(command, finished, places, tmp_path):
+    done = run(command, tmp_path / "out", places, "--verbose")
+    events = [event["event"] for event in read_events(tmp_path / "out")]
+    assert events
+    told = [line.split(":")[0] for line in done.stderr.splitlines() if line.split(":")[0] in events]
+    assert told == events
+    assert not any(line.startswith(f"{events[0]}:") for line in finished[command][0].output.splitlines())
+
+
+@pytest.mark.parametrize("command", WITH["resume"])
+def test_no_resume_starts_anew_and_resume_goes_on(command, finished, places, tmp_path):
+    _, out = again(command, finished, places, tmp_path)
+    assert (out / "marker").exists()
+    run(command, out, places, "--no-resume")
+    assert not (out / "marker").exists()
