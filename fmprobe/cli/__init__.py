@@ -11,6 +11,7 @@ from fmprobe.cli.ood import ood
 from fmprobe.cli.output import with_output
 from fmprobe.cli.probe import probe
 from fmprobe.cli.report import report
+from fmprobe.cli.score import score
 from fmprobe.cli.weights import weights
 from fmprobe.sharing import together
 from fmprobe.stopping import listen
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, probe, weights, memorization, ood, compare, report, models):
+for command in (demo, probe, weights, memorization, ood, score, compare, report, models):
     app.command()(with_output(command))
 app.command("fit-decoder")(with_output(fit_decoder))
 # The same run under the name of its first product.

@@ -1,11 +1,16 @@
-"""fmprobe ood: out-of-distribution detection by latent trajectories, compared and applied."""
+"""fmprobe ood: out-of-distribution detection by latent trajectories, compared; with --detector as `fmprobe score`."""
 
+import inspect
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fmprobe.cli import options as o
+from fmprobe.cli.output import with_output
+from fmprobe.cli.score import check_acceptance, score
+from fmprobe.errors import InputError
 
 Model = Annotated[
     str | None, typer.Argument(help="Hub id (ORG/NAME) or local folder; left out with --detector. [default: none]")
@@ -16,7 +21,7 @@ Data = Annotated[
 Ood = Annotated[
     list[str] | None, typer.Option("--ood", help="Images from elsewhere, NAME=SOURCE or SOURCE. Repeatable.")
 ]
-Detector = Annotated[Path | None, typer.Option(help="Folder of a fitted detector: score --data with it, to a CSV.")]
+Detector = Annotated[Path | None, typer.Option(help="Folder of a fitted detector: the same as `fmprobe score DIR`.")]
 Images = Annotated[int | None, typer.Option(min=64, help="Of --data, spread evenly. [default: 480, 4000 on a GPU]")]
 OodImages = Annotated[int | None, typer.Option(min=2, help="Of each --ood, spread evenly. [default: the test images']")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps counted of every orbit. [default: to its end]")]
@@ -32,6 +37,7 @@ Controls = Annotated[
 
 @o.grouped(orbits=o.ORBITS, load=o.LOAD)
 def ood(
+    context: typer.Context,
     model: Model = None,
     data: Data = None,
     ood: Ood = None,
@@ -55,39 +61,21 @@ def ood(
     orbits: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Tell images from elsewhere by their latent trajectories: compare scores, or apply a fitted detector.
+    """Tell images from elsewhere by their latent trajectories: every score and every baseline, compared.
 
     `fmprobe ood MODEL --data ID --ood A --ood B` fits a detector on a part of ID, keeps it, and writes a table of every
-    score and baseline on every set. `fmprobe ood --detector DIR --data FOLDER` scores new images to a CSV.
+    score and baseline on every set. `fmprobe score DETECTOR --data FOLDER` scores new images with it.
     """
-    from fmprobe.errors import InputError
-
     if data is None:
         raise InputError("no images: name them with --data SOURCE[:split][#column]")
-    if acceptance is not None and not 0 < acceptance < 1:
-        raise InputError(f"--acceptance {acceptance} is no share: expected a number between 0 and 1")
     if detector is not None:
-        if ood:
-            raise InputError(
-                "--ood compares scores while fitting; with --detector name the images to score with --data"
-            )
-        from fmprobe.cli.ood_score import score_source
-
-        table = score_source(
-            detector,
-            data,
-            out,
-            acceptance=acceptance,
-            rule=rule,
-            model=model,
-            device=load["device"],
-            resume=resume,
-            parquet=parquet,
-            verbose=verbose,
-        )
-        return table.parent
-    if parquet:
-        raise InputError("--parquet is for the scores of new images: name a fitted detector with --detector DIR")
+        acting = {"detector", *inspect.signature(with_output(score)).parameters}
+        _refuse(context, _given(context) - acting, f"--detector {detector} knows its model and settings")
+        return score(detector, data, out, acceptance, rule, parquet, load["device"], verbose, resume)
+    _refuse(context, _given(context) & {"rule", "parquet"}, "a detector is fitted here, and `fmprobe score` applies it")
+    if not ood:
+        _refuse(context, _given(context) & {"ood_images"}, "there are no images from elsewhere without --ood")
+    check_acceptance(acceptance)
     if model is None:
         raise InputError("no model: name one to fit a detector for, or a fitted detector with --detector DIR")
     if rule is not None:
@@ -118,3 +106,20 @@ def ood(
         resume=resume,
         verbose=verbose,
     )
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The names of the parameters that somebody gave a value, rather than their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
+def _refuse(context: typer.Context, names: Collection[str], reason: str) -> None:
+    """Raise InputError, with the `reason`, where there are parameters that would not act."""
+    spelled = [
+        str(context.params[parameter.name]) if parameter.param_type_name == "argument" else parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None and parameter.name in names
+    ]
+    if spelled:
+        raise InputError(f"{reason}: leave {', '.join(spelled)} out")

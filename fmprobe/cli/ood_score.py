@@ -1,4 +1,4 @@
-"""fmprobe ood --detector: new images to a CSV or parquet, a row a file in input order; processes share the blocks."""
+"""What fmprobe score does: new images to a CSV or parquet, a row a file in input order; processes share the blocks."""
 
 import csv
 import hashlib
@@ -31,7 +31,6 @@ def score_source(
     *,
     acceptance: float | None,
     rule: str | None,
-    model: str | None,
     device: str,
     resume: bool,
     parquet: bool = False,
@@ -45,7 +44,7 @@ def score_source(
     from fmprobe.images import open_images
     from fmprobe.probes.ood.detector import TrajectoryDetector
 
-    detector = _load(detector_folder, model, device, TrajectoryDetector)
+    detector = _load(detector_folder, device, TrajectoryDetector)
     warn(_decoder(detector))
     threshold = detector.threshold(acceptance, rule)
     rule = rule or detector.rule
@@ -108,12 +107,10 @@ def _decoder(detector: "TrajectoryDetector") -> dict[str, Any]:
     return {"decoder": {**decoder, "warning": detector.model.surrogate_warning}}
 
 
-def _load(folder: Path, model: str | None, device: str, kind: "type[TrajectoryDetector]") -> "TrajectoryDetector":
+def _load(folder: Path, device: str, kind: "type[TrajectoryDetector]") -> "TrajectoryDetector":
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if model is not None:
-        raise InputError(f"--detector {folder} knows its model: leave {model} out")
     return kind.load(folder, device=device)
 
 
