@@ -78,10 +78,6 @@ def ood(
     check_acceptance(acceptance)
     if model is None:
         raise InputError("no model: name one to fit a detector for, or a fitted detector with --detector DIR")
-    if rule is not None:
-        raise InputError("--rule is for the scores of new images: name a fitted detector with --detector DIR")
-    if ood_images is not None and not ood:
-        raise InputError("--ood-images is of each --ood: name images from elsewhere, or leave it out")
     from fmprobe.cli.ood_compare import compare
 
     return compare(

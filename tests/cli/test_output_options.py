@@ -23,10 +23,10 @@ RUNS = {  # every command once, small; D, E: images; ENCODER: a model that needs
     "memorization": f"m --data D --images 8 {SMALL}",
     "compare": "m k --data D --images 12 --max-steps 5 --no-null --no-ceiling",
     "ood": "m --data D --images 64 --max-steps 5 --no-controls --ood E --ood-images 8",
+    "score": "DETECTOR --data D",
     "fit-decoder": "ENCODER --images 16 --steps 2 --size tiny --image-size 28",
     "models": "",
     "report": "RUN",
-    **({"score": "DETECTOR --data D"} if "score" in COMMANDS else {}),
 }
 WITH = {name: [command for command in RUNS if name in options_of(command)] for name in sorted(OUTPUT)}
 KEEPS_A_RUN = sorted(set(WITH["resume"]))
@@ -51,7 +51,7 @@ def run(command, out, places, *more):
 
     arguments = [places.get(part, part) for part in RUNS[command].split()]
     where = ["--out", str(out)] if command in WITH["out"] else []
-    with mock.patch("fmprobe.load", loaded):
+    with mock.patch("fmprobe.load", loaded), mock.patch("fmprobe.loading.load", loaded):
         done = CliRunner().invoke(app, [command, *arguments, *where, *more], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done

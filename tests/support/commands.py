@@ -124,6 +124,7 @@ class Observed:
         ends = ("fit_decoder", "compare", "probe_weights", "probe_memorization", "probes.ood.probe.fitted")
         kept = {
             "load": stub,
+            "loading.load": stub,
             "probes.prototypes.run_prototypes": run_prototypes,
             "probes.perturbation.perturbed_checkpoint": lambda *_, **__: Path("k"),
             "surrogates.pixel.PixelDecoder.load": nothing,
