@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PARTS = "scored"  # folder of what has been scored, while a run goes on
 BLOCKS = 4  # batches of images that a process scores at a time
 BUDGET = 300.0  # seconds that the iterations of a run on a CPU may take, where nobody says how many steps
-STEPS = (20, 500)  # bounds of the step limit chosen by it
+FEWEST_STEPS = 20  # that it may leave
 
 
 def compare(
@@ -199,8 +199,10 @@ def _settings(model: "Autoencoder", settings: Mapping[str, Any], rows: int) -> d
     if "steps" in chosen:
         chosen.setdefault("max_steps", chosen["steps"])  # of the fit images' orbits
     if "max_steps" not in chosen:
-        affordable = int(BUDGET / (rows * plan.seconds_per_row)) if model.device.type == "cpu" else STEPS[1]
-        chosen["max_steps"] = min(STEPS[1], max(STEPS[0], affordable))
+        affordable = (
+            int(BUDGET / (rows * plan.seconds_per_row)) if model.device.type == "cpu" else model.protocol.max_steps
+        )
+        chosen["max_steps"] = min(model.protocol.max_steps, max(FEWEST_STEPS, affordable))
     horizon = chosen.get("steps") or chosen["max_steps"]
     most = rows * horizon * plan.seconds_per_row
     typer.echo(

@@ -121,8 +121,8 @@ def find_attractors(
     max_steps: int | None = None,
     batch_size: int = 256,
     merge: str = "relative",
-    threshold: float | None = None,
     merge_threshold: float | None = None,
+    threshold: float | None = None,
     stability_cap: int = 64,
     polish: str | None = None,
     observer: Observer | None = None,
@@ -134,22 +134,25 @@ def find_attractors(
     N(0, I) by `seed` (default 64 on a CPU, 512 on an accelerator). `tol`, `measure`, `max_steps`, `batch_size`,
     `observer` and `progress` as in `iterate`; the first three are by default those of the paper's protocol for this
     kind of model (`fmprobe.dynamics.protocols`), and `orbits.protocol["name"]` says which was followed. Only CONVERGED
-    ends count. Two are one attractor if they lie within `merge_threshold` (also called `threshold`) of each other, by
-    chains: `merge` "relative" (of the norm, default 0.01) or "cosine" (1 - cos, default 0.01, the paper's). Ends whose
+    ends count. Two are one attractor if they lie within `merge_threshold` of each other, by chains: `merge`
+    "relative" (of the norm, default 0.01) or "cosine" (1 - cos, default 0.01, the paper's). Ends whose
     error exceeds half of that iterate on, within `max_steps`; those that cannot are unresolved and belong to no basin.
     Errors, first estimated from the rate of the steps, are computed from the Jacobian at one member of each attractor:
     at the first `stability_cap` and, where these refute the estimate, at all.
     A fixed point with an eigenvalue beyond the unit circle is left out: orbits may land on it, but it attracts nothing.
     `polish` "anderson" takes the attractors, not the orbits' ends, to the rounding floor of f; one that would come to
-    lie farther off than its error says, or err as much, stays as it is.
+    lie farther off than its error says, or err as much, stays as it is. `threshold` is the former name of
+    `merge_threshold`, and will go.
 
     Raises ValueError for settings that make no sense.
     """
     f: Function = getattr(model, "latent_map", model)
     if starts is None:
         starts = noise_starts(model, n, seed)
-    if threshold is not None and merge_threshold is not None:
-        raise ValueError("threshold and merge_threshold are two names of one setting: give one of them")
+    if threshold is not None:
+        if merge_threshold is not None:
+            raise ValueError("threshold and merge_threshold are two names of one setting: give merge_threshold alone")
+        warnings.warn("threshold is now called merge_threshold", DeprecationWarning, stacklevel=2)
     threshold = threshold if merge_threshold is None else merge_threshold
     _check(merge, threshold, stability_cap, polish)
     protocol = protocol_for(model)
@@ -188,7 +191,7 @@ def attractors_of(
 def _check(merge: str, threshold: float | None, stability_cap: int, polish: str | None) -> None:
     check_counts(0, stability_cap=stability_cap)
     if threshold is not None and not threshold >= 0:
-        raise ValueError(f"threshold must not be negative or nan, got {threshold}")
+        raise ValueError(f"merge_threshold must not be negative or nan, got {threshold}")
     if polish is not None and polish not in METHODS:
         raise ValueError(f"unknown polish {polish!r}: expected one of {', '.join(METHODS)}")
     if merge not in THRESHOLDS:

@@ -72,7 +72,7 @@ class AttractorTracker:
         self.adapt = adapt or _own_autoencoder
         self.seed, self.batch_size, self.threshold = seed, batch_size, threshold
         self.orbits: dict[str, Any] = {"tol": tol, "measure": measure, "max_steps": max_steps, "batch_size": batch_size}
-        self.search = {"merge": "cosine", "threshold": threshold, "stability_cap": stability_cap}
+        self.search = {"merge": "cosine", "merge_threshold": threshold, "stability_cap": stability_cap}
         # Settings that make no sense are refused now, and not after hours of training.
         find_attractors(lambda z: z, starts=torch.zeros(1, 1), progress=False, **self.orbits, **self.search)
         if self.path is not None and self.path.is_dir():

@@ -1,15 +1,22 @@
 """One place decides when orbits end by default, and every door reads it."""
 
 import inspect
+from dataclasses import is_dataclass
 from unittest import mock
 
 import pytest
 import torch
+from support.commands import COMMANDS as ALL_COMMANDS
+from support.commands import Reached, options_of, save_sources, stub
 from support.maps import double_well, draws
+from support.surrogates import QUICK
+from typer.testing import CliRunner
 
 import fmprobe
+from fmprobe.cli import app
 from fmprobe.dynamics.protocols import FOR_DEVICE, FOUNDATION, SMALL, protocol_for
 from fmprobe.probes import convergence, prototypes
+from fmprobe.surrogates import report as surrogates
 
 SHAPE = (1, 16, 16)
 IMAGES = torch.rand(24, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -31,6 +38,7 @@ DOORS = {
     "AttractorTracker": lambda model: fmprobe.AttractorTracker(IMAGES, IMAGES, starts=4, adapt=lambda _: model)(
         0, torch.nn.Linear(1, 1)
     ),
+    "TrajectoryDetector": lambda model: fmprobe.TrajectoryDetector(model).fit(IMAGES, progress=False),
     "find_prototypes": lambda model: prototypes.find_prototypes(model, prototypes.make_plan(model, 4)),
 }
 
@@ -102,15 +110,87 @@ def test_a_slow_cpu_takes_fewer_steps_and_says_so():
     assert plan.tol == FOUNDATION.tol
 
 
-def test_the_threshold_of_merging_has_two_names_and_one_value():
+def test_the_former_name_of_the_merge_threshold_has_its_value_and_says_so():
     starts = draws(30, 2)
     for threshold in (0.0, 0.5, 10.0):
-        one = fmprobe.find_attractors(double_well, starts=starts, threshold=threshold)
+        with pytest.warns(DeprecationWarning, match="now called merge_threshold"):
+            one = fmprobe.find_attractors(double_well, starts=starts, threshold=threshold)
         two = fmprobe.find_attractors(double_well, starts=starts, merge_threshold=threshold)
         assert one.to_dict() == two.to_dict()
         assert two.merge["threshold"] == threshold
     with pytest.raises(ValueError, match="two names of one setting"):
         fmprobe.find_attractors(double_well, starts=starts, threshold=0.1, merge_threshold=0.1)
+
+
+@pytest.mark.parametrize("protocol", [SMALL, FOUNDATION], ids=lambda protocol: protocol.name)
+def test_a_detector_names_what_it_follows(protocol):
+    model = model_of(protocol)
+    for given, name in (({}, protocol.name), ({"tol": 1e-3}, "as given"), ({"max_steps": 7}, "as given")):
+        assert fmprobe.TrajectoryDetector(model, **given).fit(IMAGES, progress=False).describe()["protocol"] == name
+
+
+def test_a_report_on_surrogates_follows_the_protocol_of_the_encoder(tiny_dinov2):
+    """Down to the searches: each of its five surrogates is followed alike."""
+    seen, search = [], surrogates.find_attractors
+
+    def spy(whole, **settings):
+        seen.append((whole.protocol, *(settings[name] for name in RULE)))
+        return search(whole, **settings)
+
+    model = fmprobe.load(tiny_dinov2, image_size=28)
+    with mock.patch("fmprobe.surrogates.report.find_attractors", spy):
+        fmprobe.surrogate_report(model, settings=QUICK, n=2, progress=False)
+    assert seen == [(FOUNDATION, FOUNDATION.tol, FOUNDATION.measure, FOUNDATION.max_steps)] * 5
+
+
+COMMANDS = {  # that search for attractors, and the door that each gives its rule to
+    "probe m": "fmprobe.probes.prototypes.run_prototypes",
+    "prototypes m": "fmprobe.probes.prototypes.run_prototypes",
+    "weights m --data D": "fmprobe.probes.prototypes.run_prototypes",
+    "memorization m --data D": "fmprobe.probes.prototypes.run_prototypes",
+    "compare m k --data D": "fmprobe.compare",
+    "ood m --data D": "fmprobe.probes.ood.probe.fitted",
+}
+
+
+def rule_in(call):
+    """`tol`, `measure` and `max_steps` in the arguments of a call, of a plan or of settings, None where left out."""
+    given = {}
+    for argument in (*call.args, *call.kwargs.values(), call.kwargs):
+        there = vars(argument) if is_dataclass(argument) else argument if isinstance(argument, dict) else {}
+        given |= {name: there[name] for name in RULE if name in there}
+    return tuple(given.get(name) for name in RULE)
+
+
+@pytest.mark.parametrize("protocol", [SMALL, FOUNDATION], ids=lambda protocol: protocol.name)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_defaults_of_every_command_are_the_protocol_of_the_model(command, protocol, tmp_path):
+    places = save_sources(tmp_path)
+
+    def loaded(*_, **__):
+        made = stub()
+        made.protocol = protocol
+        return made
+
+    arguments = [places.get(part, part) for part in command.split()]
+    with (
+        mock.patch("fmprobe.load", loaded),
+        mock.patch("fmprobe.probes.prototypes._seconds_per_row", return_value=1e-9),
+        mock.patch("fmprobe.probes.perturbation.perturbed_checkpoint", return_value=tmp_path),
+        mock.patch(COMMANDS[command], side_effect=Reached) as door,
+        pytest.raises(Reached),
+    ):
+        CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "run")], catch_exceptions=False)
+    for given, right in zip(rule_in(door.call_args), (getattr(protocol, name) for name in RULE), strict=True):
+        assert given in (None, right)  # None: the door's own default, which the tests above hold to the protocol
+
+
+def test_every_command_that_searches_is_held_to_the_protocol():
+    searching = {name for name in ALL_COMMANDS if {"tol", "merge_threshold"} <= set(options_of(name))}
+    assert searching == {command.split()[0] for command in COMMANDS}
+    assert all(
+        {"tol", "merge_threshold"} & set(options_of(n)) in (set(), {"tol", "merge_threshold"}) for n in ALL_COMMANDS
+    )
 
 
 def test_convergence_follows_both_of_its_orbits_by_the_measure_asked_for():

@@ -72,8 +72,8 @@ def naive(model, fit_images, test_images, steps, distance="euclidean"):
 def test_streamed_scores_equal_stored_trajectories(steps, distance):
     model = model_of(wells)
     fit_images, test_images = spread(12), spread(9, seed=1)
-    detector = fmprobe.TrajectoryDetector(model, distance=distance, steps=steps).fit(fit_images)
-    scores = detector.score(test_images)
+    settings = {"distance": distance, "steps": steps, "tol": 1e-5, "max_steps": 500}
+    scores = fmprobe.TrajectoryDetector(model, **settings).fit(fit_images).score(test_images)
     assert scores.dtype == torch.float32
     assert scores.device.type == "cpu"
     expected = naive(model, fit_images, test_images, steps, distance)

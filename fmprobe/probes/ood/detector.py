@@ -19,6 +19,7 @@ from fmprobe.probes.ood.trajectory import LARGEST, Nearest, Reference, Trajector
 from fmprobe.surrogates.features import as_pixels
 
 RULE = "joined"  # the score that accepts and rejects unless another is named
+RULE_OF_STOPPING = ("tol", "measure", "max_steps")
 FEWEST = 2  # fit images
 
 
@@ -26,14 +27,16 @@ class TrajectoryDetector:
     """Out-of-distribution detection by latent trajectories (Fumero et al., ICLR 2026, sec. 4, fig. 5 and 10, tab. 1).
 
     `score` is the published one: the mean Euclidean distance from each point of the trajectory of f(z) = E(D(z)), z_0 =
-    E(x) included, to the nearest attractor of the fit images. `settings`: the fields of `TrajectorySettings`. `scores`
+    E(x) included, to the nearest attractor of the fit images. `settings`: the fields of `TrajectorySettings`; orbits
+    end by default as the paper's protocol for the kind of model has it (`fmprobe.dynamics.protocols`). `scores`
     gives that beside every part of it and every baseline. `predict` needs held-out images. Raises InputError for
     settings that are not known.
     """
 
     def __init__(self, model: Autoencoder, **settings: Any) -> None:
+        rule = model.protocol.chosen(*(settings.get(name) for name in RULE_OF_STOPPING))
         try:
-            self.settings = TrajectorySettings(**settings)
+            self.settings = TrajectorySettings(**{**settings, **rule})
         except TypeError as error:
             known = ", ".join(TrajectorySettings.__dataclass_fields__)
             raise InputError(f"{str(error).split('__init__() ')[-1]}: expected settings among {known}") from error
@@ -140,13 +143,15 @@ class TrajectoryDetector:
         return load_detector(Path(folder), model, device)
 
     def describe(self) -> dict[str, Any]:
-        """JSON-ready: settings, what the distances are taken to, and what decides."""
+        """JSON-ready: settings, what they call their stopping rule, what the distances are taken to, what decides."""
         facts = dict(self._fitted().facts)
         calibrated = self.calibration.n if self.calibration else 0
         decision = {"rule": self.rule, "acceptance": self.acceptance, "held_out": calibrated}
         if self.calibration:
             decision["threshold"] = self.threshold()
-        return {"settings": asdict(self.settings), "reference": facts, "decision": decision}
+        rule = {name: getattr(self.settings, name) for name in RULE_OF_STOPPING}
+        protocol = self.model.protocol.named(**rule)
+        return {"settings": asdict(self.settings), "protocol": protocol, "reference": facts, "decision": decision}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `save` keeps as tensors."""

@@ -89,7 +89,7 @@ def find_reference(f: Map, latents: Tensor, settings: TrajectorySettings, progre
         max_steps=settings.max_steps,
         batch_size=settings.batch_size,
         merge=settings.merge,
-        threshold=settings.threshold,
+        merge_threshold=settings.threshold,
         stability_cap=STABILITY_CAP,
         progress=progress,
     )
