@@ -111,7 +111,8 @@ class _OneClass:
         # Under a hundredth of the usual first distance a point is at the attractor: its last digits are rounding.
         near = AT_ATTRACTOR * float(np.median(scores["first"]))
         self.least = {c: near if c in DISTANCES else 1e-6 * float(np.median(scores[c])) for c in columns}
-        raw = self._matrix(scores)
+        kept = scores["mean"] < LARGEST  # those that are lost score the largest float, and would widen what is usual
+        raw = self._matrix(scores)[kept if kept.sum() > 1 else slice(None)]
         self.scaler = StandardScaler().fit(raw)
         self.scaler.scale_ = np.maximum(raw.std(0), LEAST_SPREAD)
         rows = self.scaler.transform(raw)

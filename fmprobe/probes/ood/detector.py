@@ -14,7 +14,7 @@ from fmprobe.errors import InputError
 from fmprobe.probes.ood.artefact import load_detector, pack, save_detector, unpack
 from fmprobe.probes.ood.baselines import Baselines, features_of, image_scores
 from fmprobe.probes.ood.calibration import INNER, Calibration, Scores
-from fmprobe.probes.ood.split import content_hashes
+from fmprobe.probes.ood.split import content_hashes, pixels_of
 from fmprobe.probes.ood.trajectory import LARGEST, Nearest, Reference, TrajectorySettings, find_reference, follow
 from fmprobe.surrogates.features import as_pixels
 
@@ -49,7 +49,8 @@ class TrajectoryDetector:
         """Find the attractors of in-distribution `images` `(n, *image_shape)`, in [0, 1], and keep their features.
 
         `held_out`: further in-distribution images, for `calibrate`; those that are also fit images are left out, with a
-        warning. Raises InputError for fewer than 2 images, or where their latents are not finite or all orbits diverge.
+        warning. So are fit images whose latents are not finite. Raises InputError for fewer than 2 images, or where all
+        orbits diverge.
         """
         self._check(images, "fit images")
         if held_out is not None:
@@ -57,11 +58,10 @@ class TrajectoryDetector:
         if len(images) < FEWEST:
             raise InputError(f"cannot fit a detector on {len(images)} images: expected at least {FEWEST}")
         latents = torch.cat([self._encode(block) for block in images.split(self.settings.batch_size)])
-        if not bool(latents.isfinite().all()):
-            raise InputError(
-                f"{self.model.name} gives latents of the fit images that are not finite: try dtype float32"
-            )
+        latents = self._finite(latents)
         reference = find_reference(self.model.latent_map, latents, self.settings, progress)
+        reference.facts["not_finite"] = len(images) - len(latents)
+        reference.facts["pixels"] = pixels_of(images)
         self._take(reference, features_of(latents, len(latents)))
         self.calibration = None
         if held_out is not None:
@@ -79,7 +79,12 @@ class TrajectoryDetector:
         Two-sided and profile scores and the thresholds of `predict` come from them. Raises InputError below 16.
         """
         self._check(held_out, "held-out images")
-        self.calibration = Calibration(self._plain(held_out)[0], self._joined())
+        scores = self._plain(held_out)[0]
+        if lost := int((scores["latent norm"] >= LARGEST).sum()):
+            said = f"{lost} of {len(held_out)} held-out images have latents that are not finite and count as rejected"
+            warnings.warn(said, stacklevel=2)
+        self.calibration = Calibration(scores, self._joined())
+        self._fitted().facts["held_out_pixels"] = pixels_of(held_out)
         return self
 
     def score(self, images: Tensor) -> Tensor:
@@ -178,6 +183,20 @@ class TrajectoryDetector:
         self._fitted()
         assert self._baselines is not None
         return self._baselines
+
+    def _finite(self, latents: Tensor) -> Tensor:
+        """The latents of fit images that are finite. Raises InputError where fewer than two are."""
+        whole = latents.flatten(1).isfinite().all(1)
+        lost = len(latents) - int(whole.sum())
+        if lost > len(latents) - FEWEST:
+            raise InputError(
+                f"{self.model.name} gives latents of {lost} of {len(latents)} fit images that are not finite: try "
+                "dtype float32"
+            )
+        if lost:
+            said = f"{lost} of {len(latents)} fit images have latents that are not finite and were left out"
+            warnings.warn(said, stacklevel=3)
+        return latents[whole]
 
     def _check(self, images: Tensor, what: str = "images") -> None:
         """Raise InputError for images that the model does not take; bytes are, and each block is scaled by itself."""

@@ -13,6 +13,7 @@ from fmprobe.dynamics.distances import Dissimilarity, euclidean
 from fmprobe.dynamics.iterate import MEASURES, iterate
 from fmprobe.dynamics.merging import THRESHOLDS, single_linkage
 from fmprobe.dynamics.orbits import Orbits, Status
+from fmprobe.dynamics.protocols import FOUNDATION
 from fmprobe.errors import InputError
 
 DISTANCES = ("euclidean", "cosine", "standardised")
@@ -27,20 +28,21 @@ Map = Callable[[Tensor], Tensor]
 class TrajectorySettings:
     """What decides a trajectory score.
 
-    `steps`: None counts each orbit's points up to its end, T exactly T steps of every orbit, a converged one staying
-    where it is. `distance`: "euclidean", "cosine" (1 - cos), or "standardised" (Euclidean, each dimension divided by
-    its deviation over the fit images).
-    `aggregate` of the distances: "mean", "first", "last", "max"; or of the trajectory
-    alone: "length", the path's, or "steps". `tol`, `measure`, `batch_size` as in `iterate`; `max_steps` too, of the fit
-    images' orbits and of all where `steps` is None; `merge` and `threshold` as in `find_attractors`.
+    `steps`: the length of a trajectory that is scored. None counts each orbit's points up to its end, T exactly T steps
+    of every orbit, a converged one staying where it is. `max_steps`: how long the search for the fit images' attractors
+    goes on, whatever `steps` is, and an orbit that is scored where `steps` is None.
+    `distance`: "euclidean", "cosine" (1 - cos), or "standardised" (Euclidean, each dimension divided by its deviation
+    over the fit images). `aggregate` of the distances: "mean", "first", "last", "max"; or of the trajectory
+    alone: "length", the path's, or "steps". `tol`, `measure`, `batch_size` as in `iterate`; `merge` and `threshold` as
+    in `find_attractors`.
     """
 
     steps: int | None = None
     distance: str = "euclidean"
     aggregate: str = "mean"
-    tol: float = 1e-5
-    measure: str = "squared"
-    max_steps: int = 500
+    tol: float = FOUNDATION.tol
+    measure: str = FOUNDATION.measure
+    max_steps: int = FOUNDATION.max_steps
     batch_size: int = 32
     merge: str = "relative"
     threshold: float | None = None
@@ -176,7 +178,8 @@ def follow(f: Map, latents: Tensor, nearest: Nearest, settings: TrajectorySettin
     ICLR 2026, sec. 4, fig. 5). `first`, `last`, `max`: of the same distances. `length`: of the path.
     `steps`: to its end. `residual`: ||f(z_0) - z_0||.
     `rate`: mean change of the logarithm of the step. `moved`: ||z_end - z_0||. `status`.
-    Where an orbit diverged, all but `first`, `steps` and `rate` are the largest float32.
+    Where an orbit diverged, all but `first` and `rate` are the largest float32; `first` too where its start is not
+    finite.
     """
     with torch.no_grad():
         passage = _Passage(latents, nearest, settings.batch_size)
@@ -201,12 +204,13 @@ def follow(f: Map, latents: Tensor, nearest: Nearest, settings: TrajectorySettin
         "last": passage.last,
         "max": passage.largest,
         "length": passage.length,
+        "steps": ended_after.double(),  # one that left soon did not settle soon
         "residual": passage.first_step,
         "moved": torch.linalg.vector_norm((orbits.ends - latents).flatten(1).double(), dim=1),
     }
     diverged = orbits.status == Status.DIVERGED
     figures = {name: torch.where(diverged, LARGEST, _bounded(value)) for name, value in figures.items()}
-    figures |= {"first": _bounded(passage.first), "steps": ended_after.double(), "rate": rate.nan_to_num(0, 0, 0)}
+    figures |= {"first": _bounded(passage.first), "rate": rate.nan_to_num(0, 0, 0)}
     return {name: value.cpu() for name, value in figures.items()} | {"status": orbits.status.cpu()}
 
 
