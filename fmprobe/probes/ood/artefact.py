@@ -40,8 +40,11 @@ def save_detector(detector: "TrajectoryDetector", folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         keeps = _save_surrogate(detector.model, folder / DECODER)
         write_atomically(folder / TENSORS, lambda path: save_file(tensors, path))
-    except OSError as error:
-        raise InputError(f"cannot write the detector to {folder}: {error.strerror or error}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write the detector to {str(folder)!r}: {reason}") from error
     content = {
         "schema": SCHEMA,
         "sha256": file_digest(folder / TENSORS),
@@ -78,6 +81,7 @@ def load_detector(folder: Path, model: Autoencoder | None, device: Any = None) -
         decision = content["decision"]
         detector.rule, detector.acceptance = decision["rule"], decision["acceptance"]
         detector.restore(load_file(path), content["reference"], tuple(content["joined"]))
+        detector.describe()  # what it holds must make sense
     except InputError:
         raise
     except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:

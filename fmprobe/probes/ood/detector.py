@@ -32,6 +32,8 @@ class TrajectoryDetector:
     """
 
     def __init__(self, model: Autoencoder, **settings: Any) -> None:
+        if not isinstance(model, Autoencoder):
+            raise InputError(f"a detector is of a model: expected what fmprobe.load gives, got a {type(model).__name__}")
         try:
             self.settings = TrajectorySettings(**settings)
         except TypeError as error:
@@ -159,6 +161,8 @@ class TrajectoryDetector:
 
     def restore(self, arrays: dict[str, np.ndarray], facts: dict[str, Any], joined: tuple[str, ...]) -> None:
         """Take over what `arrays` gave; the models of scikit-learn are fitted again, and alike."""
+        if not isinstance(facts["images"], int):
+            raise TypeError(f"{facts['images']!r} images")
         reference, banks, held_out = unpack(arrays, facts, self.model.device)
         self._take(reference, banks)
         self.calibration = Calibration(held_out, joined) if held_out else None
@@ -200,7 +204,7 @@ class TrajectoryDetector:
 
     def _check(self, images: Tensor, what: str = "images") -> None:
         """Raise InputError for images that the model does not take; bytes are, and each block is scaled by itself."""
-        scaled = isinstance(images, Tensor) and images.dtype == torch.uint8
+        scaled = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim > 0
         self.model.check_images(as_pixels(images[:1]) if scaled else images, what)
 
     def _blocks(self, images: Tensor) -> tuple[Tensor, ...]:

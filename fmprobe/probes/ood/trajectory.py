@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ DISTANCES = ("euclidean", "cosine", "standardised")
 AGGREGATES = ("mean", "first", "last", "max", "length", "steps")
 LARGEST = torch.finfo(torch.float32).max  # the score of an orbit that diverged
 CONSTANT = 1e-4  # a dimension that varies less than this share of the typical one counts as constant
+MOST = 2**31  # steps, or rows of a batch
 STABILITY_CAP = 16  # attractors whose Jacobian is examined
 Map = Callable[[Tensor], Tensor]
 
@@ -54,15 +56,24 @@ class TrajectorySettings:
                 raise InputError(f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         for name in ("steps", "max_steps", "batch_size"):
             value = getattr(self, name)
-            if value is not None and (value < 1 or value % 1):
-                raise InputError(f"{name} must be a whole number and at least 1, got {value}")
-        if not self.tol >= 0:
-            raise InputError(f"tol must not be negative or nan, got {self.tol}")
+            if value is None and name == "steps":
+                continue
+            if not _is_number(value) or not 1 <= value < MOST or value % 1:
+                raise InputError(f"{name} must be a whole number and at least 1, got {value!r}")
+            object.__setattr__(self, name, int(value))
+        for name in ("tol", "threshold"):
+            value = getattr(self, name)
+            if not (value is None and name == "threshold") and not (_is_number(value) and value >= 0):
+                raise InputError(f"{name} must be a number and not negative or nan, got {value!r}")
 
     @property
     def horizon(self) -> int:
         """The most steps an orbit takes that is scored."""
         return self.steps or self.max_steps
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
