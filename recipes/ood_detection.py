@@ -11,7 +11,7 @@
 3. table: AUROC and FPR95 of that score, of each part alone, of every baseline on the same features, of two-sided and
    one-class scores fitted on held-out images. Nothing is chosen by the sets from elsewhere.
 
-The run folder holds results.json, report.html and the detector, ready for `fmprobe ood --detector`.
+The run folder holds results.json, report.html and the detector, ready for `fmprobe score`.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
 from fmprobe.cli.ood_compare import compare
+from fmprobe.seeding import generator
 from fmprobe.sharing import is_main, team, together
 
 PATCHES, SIDE = 120, 64  # of scikit-learn's two photographs, and their side in pixels
@@ -47,7 +48,7 @@ def demo(folder: Path, seed: int) -> dict[str, Any]:
 
     digits: Any = load_digits()
     photographs: Any = load_sample_images()
-    rng = np.random.default_rng(seed)
+    rng = generator(seed, 0, "ood: patches of photographs")
     patches = []
     for i in range(PATCHES):
         photograph = photographs.images[i % 2]

@@ -1,6 +1,5 @@
 """fmprobe ood MODEL: from a model's name and image sources to a run folder with a detector and a table."""
 
-import hashlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import fmprobe
 from fmprobe.cli.output import tell as tell_all
 from fmprobe.cli.output import warn
 from fmprobe.cli.session import at_work, default_out, head, load_model, named, open_folder, with_decoder
+from fmprobe.digests import digest, file_digest
 from fmprobe.dynamics.protocols import FOR_DEVICE
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, canonical
@@ -60,12 +60,15 @@ def compare(
     manifest["fmprobe"] = fmprobe.__version__
     model = load_model(name, **load)
     manifest["fingerprint"] = model.provenance["fingerprint"]
+    sets, identity = _sets(model, data, sources, asked, seed)
     folder = open_folder(out, manifest, resume, verbose)
-    if (results := folder.results) is not None:
+    results = folder.results
+    if results is not None and results.get("ood", {}).get("identity") == identity:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
     else:
         with at_work(folder):
-            results = _compute(with_decoder(model, seed), folder, data, sources, settings, asked, seed, began)
+            about = {"data": data, "ood": sources, "seed": seed}
+            results = _compute(with_decoder(model, seed), folder, sets, identity, about, settings, acceptance, began)
     if is_main():
         from fmprobe.report.html import write_report
 
@@ -94,33 +97,28 @@ def named_sources(texts: Sequence[str]) -> dict[str, str]:
 def _compute(
     model: "Autoencoder",
     folder: RunFolder,
-    data: str,
-    sources: Mapping[str, str],
+    sets: "Sets",
+    identity: str,
+    about: Mapping[str, Any],
     settings: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    seed: int,
+    acceptance: float,
     began: float,
 ) -> dict[str, Any]:
     """The results, which the main process writes; the others, which score a part of the images, have none."""
-    from fmprobe.probes.ood.probe import Sets, compare_scores
+    from fmprobe.probes.ood.probe import compare_scores
 
-    n = asked["images"] or (480 if model.device.type == "cpu" else 4000)
-    inside = _sample(model, data, n, seed)
-    each = asked["ood_images"] or max(2, len(inside) // 4)
-    outside = {name: _sample(model, source, each, seed) for name, source in sources.items()}
-    sets = Sets.split(inside, outside, asked["controls"], seed)
-    detector = _detector(model, sets, folder, settings, asked["acceptance"])
+    detector = _detector(model, sets, folder, settings, acceptance)
     found = _examined(detector, sets, folder)
     if not is_main():
         return {}
-    compared = compare_scores(detector, sets, found, seed=seed)
+    compared = compare_scores(detector, sets, found, seed=about["seed"])
     followed = compared.facts["detector"]["settings"]
     rule = {key: followed[key] for key in ("tol", "measure", "max_steps")}
     name = model.protocol.named(**rule, reason=FOR_DEVICE if settings["max_steps"] is None else "")
-    protocol = {"data": data, "ood": dict(sources), "seed": seed, "name": name, **followed}
+    protocol = {**about, "name": name, **followed}
     results = {
         **head(model, protocol),
-        "ood": compared.to_dict(),
+        "ood": {**compared.to_dict(), "identity": identity},
         "total_seconds": round(time.perf_counter() - began, 1),
     }
     results = folder.finish(results)
@@ -128,23 +126,51 @@ def _compute(
     return results
 
 
+def _sets(
+    model: "Autoencoder", data: str, sources: Mapping[str, str], asked: Mapping[str, Any], seed: int
+) -> "tuple[Sets, str]":
+    """The images, and the digest of what decides the results and the manifest does not tell.
+
+    That is the pixels, since a file may hold others under its name, and a decoder that was given, for the same reason.
+    """
+    from fmprobe.probes.ood.artefact import surrogate_digest
+    from fmprobe.probes.ood.probe import Sets
+
+    n = asked["images"] or (480 if model.device.type == "cpu" else 4000)
+    inside = _sample(model, data, n, seed)
+    each = asked["ood_images"] or max(2, len(inside) // 4)
+    outside = {name: _sample(model, source, each, seed) for name, source in sources.items()}
+    identity = digest(surrogate_digest(model), inside, list(outside), *outside.values())
+    return Sets.split(inside, outside, asked["controls"], seed), identity
+
+
 def _detector(
     model: "Autoencoder", sets: "Sets", folder: RunFolder, settings: Mapping[str, Any], acceptance: float
 ) -> "TrajectoryDetector":
     """The one that the folder holds, where a run that was cut off fitted it; the main process fits it, all have it."""
-    from fmprobe.probes.ood.artefact import FACTS
     from fmprobe.probes.ood.detector import TrajectoryDetector
     from fmprobe.probes.ood.probe import describe_reference, fitted
 
     kept = folder.path / "detector"
     with team().main_first():
-        if is_main() and not (kept / FACTS).is_file():
-            rows = len(sets.fit) + len(sets.held_out) + sum(map(len, sets.examined.values()))
+        if is_main() and not _was_fitted(kept, model, sets):
             typer.echo(f"fit on {len(sets.fit)} images, {len(sets.held_out)} held out, {len(sets.test)} to test")
-            fitted(model, sets, acceptance, _settings(model, settings, rows)).save(kept)
+            fitted(model, sets, acceptance, _settings(model, settings, sets)).save(kept)
         detector = TrajectoryDetector.load(kept, model)
     typer.echo(f"distances to {describe_reference(detector.describe()['reference'])}")
     return detector
+
+
+def _was_fitted(kept: Path, model: "Autoencoder", sets: "Sets") -> bool:
+    """Whether a folder holds a detector of this model that these images were fitted and calibrated with."""
+    from fmprobe.probes.ood.detector import TrajectoryDetector
+    from fmprobe.probes.ood.split import pixels_of
+
+    try:
+        facts = TrajectoryDetector.load(kept, model).describe()["reference"]
+    except InputError:
+        return False
+    return (facts.get("pixels"), facts.get("held_out_pixels")) == (pixels_of(sets.fit), pixels_of(sets.held_out))
 
 
 def _examined(detector: "TrajectoryDetector", sets: "Sets", folder: RunFolder) -> "dict[str, tuple[Scores, ndarray]]":
@@ -152,11 +178,17 @@ def _examined(detector: "TrajectoryDetector", sets: "Sets", folder: RunFolder) -
     import numpy as np
 
     from fmprobe.probes.ood.artefact import FACTS
+    from fmprobe.probes.ood.split import pixels_of
 
     size = BLOCKS * detector.settings.batch_size
-    fitted = hashlib.sha256((folder.path / "detector" / FACTS).read_bytes()).hexdigest()
+    fitted = file_digest(folder.path / "detector" / FACTS)
     conditions = {
-        f"{name} {first}": {"set": name, "first": first, "detector": fitted}
+        f"{name} {first}": {
+            "set": name,
+            "first": first,
+            "detector": fitted,
+            "pixels": pixels_of(pictures[first : first + size]),
+        }
         for name, pictures in sets.examined.items()
         for first in range(0, max(1, len(pictures)), size)
     }
@@ -189,24 +221,28 @@ def _sample(model: "Autoencoder", source: str, n: int, seed: int) -> "Tensor":
     return sample_images(source, n, seed=seed, **model.image_arguments)
 
 
-def _settings(model: "Autoencoder", settings: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """What was asked for; on a CPU a step limit that the budget affords, and the time that it takes at most."""
+def _settings(model: "Autoencoder", settings: Mapping[str, Any], sets: "Sets") -> dict[str, Any]:
+    """What was asked for; on a CPU a step limit that the budget affords, and the time that it takes at most.
+
+    `steps` is how long the trajectories are that are scored; `max_steps` limits the search for the fit images'
+    attractors, and the trajectories where `steps` is not given.
+    """
     from fmprobe.probes.prototypes import make_plan
 
     chosen = {key: value for key, value in settings.items() if value is not None}
     plan = make_plan(model, n=8, max_steps=1)
     chosen.setdefault("batch_size", plan.batch_size)
-    if "steps" in chosen:
-        chosen.setdefault("max_steps", chosen["steps"])  # of the fit images' orbits
+    searched, scored = len(sets.fit), len(sets.held_out) + sum(map(len, sets.examined.values()))
+    steps, cost = chosen.get("steps"), plan.seconds_per_row
     if "max_steps" not in chosen:
-        affordable = (
-            int(BUDGET / (rows * plan.seconds_per_row)) if model.device.type == "cpu" else model.protocol.max_steps
-        )
+        left, rows = (BUDGET, searched + scored) if steps is None else (BUDGET - scored * steps * cost, searched)
+        affordable = int(left / (rows * cost)) if model.device.type == "cpu" else model.protocol.max_steps
         chosen["max_steps"] = min(model.protocol.max_steps, max(FEWEST_STEPS, affordable))
-    horizon = chosen.get("steps") or chosen["max_steps"]
-    most = rows * horizon * plan.seconds_per_row
+    horizon = steps or chosen["max_steps"]
+    most = (searched * chosen["max_steps"] + scored * horizon) * cost
     typer.echo(
-        f"{rows} images, at most {horizon} steps of {1000 * plan.seconds_per_row:.1f} ms: at most {most / 60:.1f} min"
+        f"{searched} images searched from for attractors, at most {chosen['max_steps']} steps, and {scored} scored "
+        f"over {'' if steps else 'at most '}{horizon}, of {1000 * cost:.1f} ms: at most {most / 60:.1f} min"
     )
     return chosen
 

@@ -30,8 +30,9 @@ def ood(found: Mapping[str, Any], run: "Run") -> "Markup":
 
 def scored(found: Mapping[str, Any], run: "Run") -> "Markup":
     """What a detector said of new images."""
-    names = ("images", "accepted", "unreadable", "rule", "threshold", "data")
-    return render("table.html", title="Scored images", head=None, rows=[(name, found[name]) for name in names])
+    names = ("images", "accepted", "unreadable", "not_finite", "rule", "threshold", "data")
+    rows = [(name.replace("_", " "), found[name]) for name in names if name in found]
+    return render("table.html", title="Scored images", head=None, rows=rows)
 
 
 def histogram(content: Mapping[str, Any]) -> "Figure":

@@ -1,6 +1,5 @@
 """A detector on disk: safetensors and JSON, tied to the model that it was fitted with."""
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.digests import digest, file_digest
 from fmprobe.errors import InputError
 from fmprobe.probes.ood.calibration import Calibration
 from fmprobe.probes.ood.trajectory import Reference
@@ -23,7 +23,8 @@ TENSORS, FACTS, DECODER = "detector.safetensors", "detector.json", "decoder"
 SAMPLED = 64  # numbers of f on fixed latents that tell one latent map from another
 TOLERANCE = 0.02  # relative; the same map differs by less between devices and precisions
 EVALUATED = ("autocast", "deterministic")  # how f was evaluated, and has to be again
-PINNED = ("fingerprint", "revision", "tokens", "space", "image_shape", "latent_shape", "decoder")
+PINNED = ("fingerprint", "revision", "tokens", "space", "image_shape", "latent_shape", "decoder", "surrogate")
+ADDED = ("surrogate",)  # of PINNED what earlier detectors do not tell
 
 
 def save_detector(detector: "TrajectoryDetector", folder: Path) -> None:
@@ -39,11 +40,14 @@ def save_detector(detector: "TrajectoryDetector", folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         keeps = _save_surrogate(detector.model, folder / DECODER)
         write_atomically(folder / TENSORS, lambda path: save_file(tensors, path))
-    except OSError as error:
-        raise InputError(f"cannot write the detector to {folder}: {error.strerror or error}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write the detector to {str(folder)!r}: {reason}") from error
     content = {
         "schema": SCHEMA,
-        "sha256": _sha256(folder / TENSORS),
+        "sha256": file_digest(folder / TENSORS),
         "model": {**_identity(detector.model), "surrogate_kept": keeps},
         "settings": asdict(detector.settings),
         "reference": facts["reference"],
@@ -62,8 +66,13 @@ def load_detector(folder: Path, model: Autoencoder | None, device: Any = None) -
     from fmprobe.probes.ood.detector import TrajectoryDetector
 
     content = read_json(folder / FACTS)
+    if content.get("schema") != SCHEMA:
+        raise InputError(
+            f"{folder / FACTS} is of schema {content.get('schema')!r}, and this version reads {SCHEMA}: fit the "
+            "detector again, or load it with the version that saved it"
+        )
     path = folder / TENSORS
-    if not path.is_file() or _sha256(path) != content.get("sha256"):
+    if not path.is_file() or file_digest(path) != content.get("sha256"):
         raise InputError(f"{path} is missing or is not the file that {FACTS} describes: save the detector again")
     try:
         model = model or _load_model(content["model"], folder, device)
@@ -72,7 +81,10 @@ def load_detector(folder: Path, model: Autoencoder | None, device: Any = None) -
         decision = content["decision"]
         detector.rule, detector.acceptance = decision["rule"], decision["acceptance"]
         detector.restore(load_file(path), content["reference"], tuple(content["joined"]))
-    except (SafetensorError, KeyError, TypeError) as error:
+        detector.describe()  # what it holds must make sense
+    except InputError:
+        raise
+    except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder} does not hold a complete detector ({error}): save it again") from error
     return detector
 
@@ -109,8 +121,18 @@ def _identity(model: Autoencoder) -> dict[str, Any]:
         "image_shape": list(model.image_shape),
         "latent_shape": list(model.latent_shape),
         "decoder": decoder,
+        "surrogate": surrogate_digest(model),
     }
     return json.loads(json.dumps(identity, default=str))
+
+
+def surrogate_digest(model: Autoencoder) -> str | None:
+    """What the values of the model's surrogate decoder are decided by; None where it has none."""
+    if model.surrogate is None:
+        return None
+    config = {key: value for key, value in model.surrogate.config().items() if key != "info"}  # which holds its past
+    state = sorted(model.surrogate.state_dict().items())
+    return digest(model.surrogate.kind, config, [name for name, _ in state], *(tensor for _, tensor in state))
 
 
 def _save_surrogate(model: Autoencoder, folder: Path) -> bool:
@@ -145,9 +167,9 @@ def _load_model(identity: dict[str, Any], folder: Path, device: Any) -> Autoenco
 def _check_same(content: dict[str, Any], model: Autoencoder, folder: Path) -> None:
     mine, theirs = _identity(model), content["model"]
     for key in PINNED:
-        if mine[key] != theirs[key]:
+        if mine[key] != theirs.get(key, mine[key] if key in ADDED else None):
             raise InputError(
-                f"the detector in {folder} was fitted with another model: {key} is {theirs[key]} there "
+                f"the detector in {folder} was fitted with another model: {key} is {theirs.get(key)} there "
                 f"and {mine[key]} in {model.name}; load it with {theirs['model']}, or fit a new detector"
             )
     sample, expected = _sample(model), torch.tensor(content["sample"], dtype=torch.float64)
@@ -163,8 +185,3 @@ def _sample(model: Autoencoder) -> Tensor:
     """Some numbers of f on fixed latents: models without a fingerprint, and decoders, have nothing else to go by."""
     values = model.latent_map(model.sample_latents(2, seed=0)).flatten().double().cpu()
     return values[:: max(1, len(values) // SAMPLED)][:SAMPLED].nan_to_num(0, 0, 0)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """What held-out in-distribution images say of a score: how typical a value is, and what a profile looks like."""
 
 import warnings
+from numbers import Real
 
 import numpy as np
 
@@ -71,9 +72,9 @@ class Calibration:
         that probability (split conformal prediction), while h is large enough for it to exist; else the largest.
         Warns where that is the score of orbits that diverge: then every image is accepted.
         """
-        if not 0 < acceptance < 1:
-            raise InputError(f"acceptance must lie between 0 and 1, got {acceptance}")
-        if name not in (offered := self._calibrated.keys() - set(INNER)):
+        if not isinstance(acceptance, Real) or not 0 < acceptance < 1:
+            raise InputError(f"acceptance must lie between 0 and 1, got {acceptance!r}")
+        if not isinstance(name, str) or name not in (offered := self._calibrated.keys() - set(INNER)):
             raise InputError(f"unknown score {name!r}: expected one of {', '.join(sorted(offered))}")
         held = np.sort(self._calibrated[name])
         place = int(np.ceil((self.n + 1) * acceptance - 1e-9))
@@ -111,7 +112,8 @@ class _OneClass:
         # Under a hundredth of the usual first distance a point is at the attractor: its last digits are rounding.
         near = AT_ATTRACTOR * float(np.median(scores["first"]))
         self.least = {c: near if c in DISTANCES else 1e-6 * float(np.median(scores[c])) for c in columns}
-        raw = self._matrix(scores)
+        kept = scores["mean"] < LARGEST  # those that are lost score the largest float, and would widen what is usual
+        raw = self._matrix(scores)[kept if kept.sum() > 1 else slice(None)]
         self.scaler = StandardScaler().fit(raw)
         self.scaler.scale_ = np.maximum(raw.std(0), LEAST_SPREAD)
         rows = self.scaler.transform(raw)

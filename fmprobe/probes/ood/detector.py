@@ -14,7 +14,7 @@ from fmprobe.errors import InputError
 from fmprobe.probes.ood.artefact import load_detector, pack, save_detector, unpack
 from fmprobe.probes.ood.baselines import Baselines, features_of, image_scores
 from fmprobe.probes.ood.calibration import INNER, Calibration, Scores
-from fmprobe.probes.ood.split import content_hashes
+from fmprobe.probes.ood.split import content_hashes, pixels_of
 from fmprobe.probes.ood.trajectory import LARGEST, Nearest, Reference, TrajectorySettings, find_reference, follow
 from fmprobe.surrogates.features import as_pixels
 
@@ -34,6 +34,8 @@ class TrajectoryDetector:
     """
 
     def __init__(self, model: Autoencoder, **settings: Any) -> None:
+        if not isinstance(model, Autoencoder):
+            raise InputError(f"a detector is of a model: expected what fmprobe.load gives, got a {type(model).__name__}")
         rule = model.protocol.chosen(*(settings.get(name) for name in RULE_OF_STOPPING))
         try:
             self.settings = TrajectorySettings(**{**settings, **rule})
@@ -52,7 +54,8 @@ class TrajectoryDetector:
         """Find the attractors of in-distribution `images` `(n, *image_shape)`, in [0, 1], and keep their features.
 
         `held_out`: further in-distribution images, for `calibrate`; those that are also fit images are left out, with a
-        warning. Raises InputError for fewer than 2 images, or where their latents are not finite or all orbits diverge.
+        warning. So are fit images whose latents are not finite. Raises InputError for fewer than 2 images, or where all
+        orbits diverge.
         """
         self._check(images, "fit images")
         if held_out is not None:
@@ -60,11 +63,10 @@ class TrajectoryDetector:
         if len(images) < FEWEST:
             raise InputError(f"cannot fit a detector on {len(images)} images: expected at least {FEWEST}")
         latents = torch.cat([self._encode(block) for block in images.split(self.settings.batch_size)])
-        if not bool(latents.isfinite().all()):
-            raise InputError(
-                f"{self.model.name} gives latents of the fit images that are not finite: try dtype float32"
-            )
+        latents = self._finite(latents)
         reference = find_reference(self.model.latent_map, latents, self.settings, progress)
+        reference.facts["not_finite"] = len(images) - len(latents)
+        reference.facts["pixels"] = pixels_of(images)
         self._take(reference, features_of(latents, len(latents)))
         self.calibration = None
         if held_out is not None:
@@ -82,7 +84,12 @@ class TrajectoryDetector:
         Two-sided and profile scores and the thresholds of `predict` come from them. Raises InputError below 16.
         """
         self._check(held_out, "held-out images")
-        self.calibration = Calibration(self._plain(held_out)[0], self._joined())
+        scores = self._plain(held_out)[0]
+        if lost := int((scores["latent norm"] >= LARGEST).sum()):
+            said = f"{lost} of {len(held_out)} held-out images have latents that are not finite and count as rejected"
+            warnings.warn(said, stacklevel=2)
+        self.calibration = Calibration(scores, self._joined())
+        self._fitted().facts["held_out_pixels"] = pixels_of(held_out)
         return self
 
     def score(self, images: Tensor) -> Tensor:
@@ -159,6 +166,8 @@ class TrajectoryDetector:
 
     def restore(self, arrays: dict[str, np.ndarray], facts: dict[str, Any], joined: tuple[str, ...]) -> None:
         """Take over what `arrays` gave; the models of scikit-learn are fitted again, and alike."""
+        if not isinstance(facts["images"], int):
+            raise TypeError(f"{facts['images']!r} images")
         reference, banks, held_out = unpack(arrays, facts, self.model.device)
         self._take(reference, banks)
         self.calibration = Calibration(held_out, joined) if held_out else None
@@ -184,9 +193,23 @@ class TrajectoryDetector:
         assert self._baselines is not None
         return self._baselines
 
+    def _finite(self, latents: Tensor) -> Tensor:
+        """The latents of fit images that are finite. Raises InputError where fewer than two are."""
+        whole = latents.flatten(1).isfinite().all(1)
+        lost = len(latents) - int(whole.sum())
+        if lost > len(latents) - FEWEST:
+            raise InputError(
+                f"{self.model.name} gives latents of {lost} of {len(latents)} fit images that are not finite: try "
+                "dtype float32"
+            )
+        if lost:
+            said = f"{lost} of {len(latents)} fit images have latents that are not finite and were left out"
+            warnings.warn(said, stacklevel=3)
+        return latents[whole]
+
     def _check(self, images: Tensor, what: str = "images") -> None:
         """Raise InputError for images that the model does not take; bytes are, and each block is scaled by itself."""
-        scaled = isinstance(images, Tensor) and images.dtype == torch.uint8
+        scaled = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim > 0
         self.model.check_images(as_pixels(images[:1]) if scaled else images, what)
 
     def _blocks(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -1,11 +1,14 @@
 """How well a score tells out-of-distribution images from in-distribution ones, in stated conventions."""
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from fmprobe.dynamics.checks import check_seed
 from fmprobe.errors import InputError
+from fmprobe.seeding import generator
 
 CONVENTION = (
     "in-distribution is the positive class and scores low; fpr95: share of out-of-distribution accepted at the "
@@ -15,6 +18,7 @@ CONVENTION = (
 )
 METRICS = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out")
 FEWEST = 2  # scores of either kind
+EXACT = 2**53  # integers up to here are floats
 BLOCK = 2**22  # counts held at once while resampling
 
 
@@ -42,14 +46,17 @@ def ood_metrics(
     point = {name: float(value[0]) for name, value in _metrics(ins[None], outs[None]).items()}
     if not bootstrap:
         return point
-    resampled = _resample(ins, outs, bootstrap, np.random.default_rng(seed))
+    resampled = _resample(ins, outs, bootstrap, generator(seed, 0, "ood: bootstrap"))
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     intervals = {name: np.quantile(resampled[name], tails).tolist() for name in METRICS}
     return {**point, "intervals": intervals}
 
 
 def _scores(values: Any, name: str) -> np.ndarray:
-    array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float64)
+    try:
+        array = _numbers(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{name} holds no real numbers ({error}): expected one score an image, (n,)") from error
     if array.ndim != 1:
         raise InputError(f"{name} has shape {array.shape}: expected one score an image, (n,)")
     if len(array) < FEWEST:
@@ -61,6 +68,23 @@ def _scores(values: Any, name: str) -> np.ndarray:
             f"{name} holds {int((~np.isfinite(array)).sum())} scores that are not finite: remove or replace them"
         )
     return array + 0.0  # -0 and 0 are the same score
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Real numbers of any type as float64, what is masked as nan. Raises TypeError or ValueError for anything else."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values  # numpy has no bfloat16
+    elif isinstance(values, np.ma.MaskedArray):
+        values = np.ma.filled(values.astype(np.float64), np.nan)
+    array = np.asarray(values)
+    if array.dtype == object and all(isinstance(value, Real) for value in array.flat):
+        array = array.astype(np.float64)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"they are {array.dtype}")
+    if array.dtype.kind in "iu" and array.size and max(int(array.max()), -int(array.min())) > EXACT:
+        raise ValueError("they are integers beyond 2^53, which floats do not tell apart")
+    return array.astype(np.float64)
 
 
 def _resample(ins: np.ndarray, outs: np.ndarray, times: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -1,19 +1,24 @@
 """Fit, held-out and test images that never overlap: split by content, duplicates dropped."""
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from fmprobe.digests import digest
+from fmprobe.surrogates.features import as_pixels
 
 
 def content_hashes(images: Tensor) -> list[str]:
-    """SHA-256 of each image `(n, C, H, W)`, of its pixels rounded to bytes."""
-    pixels = images if images.dtype == torch.uint8 else (images.float() * 255).round().clamp(0, 255).byte()
-    return [hashlib.sha256(np.ascontiguousarray(image.cpu().numpy()).tobytes()).hexdigest() for image in pixels]
+    """The digest of the pixels of each image `(n, C, H, W)`, bytes or floats in [0, 1]."""
+    return [digest(as_pixels(image).float()) for image in images]
+
+
+def pixels_of(images: Tensor) -> str:
+    """One digest of all images, in their order."""
+    return digest(content_hashes(images))
 
 
 def split_by_content(images: Tensor, shares: Sequence[float], seed: int = 0) -> tuple[list[Tensor], int]:
@@ -23,7 +28,7 @@ def split_by_content(images: Tensor, shares: Sequence[float], seed: int = 0) -> 
     """
     first: dict[str, int] = {}
     for i, name in enumerate(content_hashes(images)):
-        first.setdefault(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest(), i)
+        first.setdefault(digest(name, seed), i)
     dropped = len(images) - len(first)
     if dropped:
         warnings.warn(

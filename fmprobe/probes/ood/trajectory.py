@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ from fmprobe.dynamics.distances import Dissimilarity, euclidean
 from fmprobe.dynamics.iterate import MEASURES, iterate
 from fmprobe.dynamics.merging import THRESHOLDS, single_linkage
 from fmprobe.dynamics.orbits import Orbits, Status
+from fmprobe.dynamics.protocols import FOUNDATION
 from fmprobe.errors import InputError
 
 DISTANCES = ("euclidean", "cosine", "standardised")
 AGGREGATES = ("mean", "first", "last", "max", "length", "steps")
 LARGEST = torch.finfo(torch.float32).max  # the score of an orbit that diverged
 CONSTANT = 1e-4  # a dimension that varies less than this share of the typical one counts as constant
+MOST = 2**31  # steps, or rows of a batch
 STABILITY_CAP = 16  # attractors whose Jacobian is examined
 Map = Callable[[Tensor], Tensor]
 
@@ -27,20 +30,21 @@ Map = Callable[[Tensor], Tensor]
 class TrajectorySettings:
     """What decides a trajectory score.
 
-    `steps`: None counts each orbit's points up to its end, T exactly T steps of every orbit, a converged one staying
-    where it is. `distance`: "euclidean", "cosine" (1 - cos), or "standardised" (Euclidean, each dimension divided by
-    its deviation over the fit images).
-    `aggregate` of the distances: "mean", "first", "last", "max"; or of the trajectory
-    alone: "length", the path's, or "steps". `tol`, `measure`, `batch_size` as in `iterate`; `max_steps` too, of the fit
-    images' orbits and of all where `steps` is None; `merge` and `threshold` as in `find_attractors`.
+    `steps`: the length of a trajectory that is scored. None counts each orbit's points up to its end, T exactly T steps
+    of every orbit, a converged one staying where it is. `max_steps`: how long the search for the fit images' attractors
+    goes on, whatever `steps` is, and an orbit that is scored where `steps` is None.
+    `distance`: "euclidean", "cosine" (1 - cos), or "standardised" (Euclidean, each dimension divided by its deviation
+    over the fit images). `aggregate` of the distances: "mean", "first", "last", "max"; or of the trajectory
+    alone: "length", the path's, or "steps". `tol`, `measure`, `batch_size` as in `iterate`; `merge` and `threshold` as
+    in `find_attractors`.
     """
 
     steps: int | None = None
     distance: str = "euclidean"
     aggregate: str = "mean"
-    tol: float = 1e-5
-    measure: str = "squared"
-    max_steps: int = 500
+    tol: float = FOUNDATION.tol
+    measure: str = FOUNDATION.measure
+    max_steps: int = FOUNDATION.max_steps
     batch_size: int = 32
     merge: str = "relative"
     threshold: float | None = None
@@ -52,15 +56,24 @@ class TrajectorySettings:
                 raise InputError(f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         for name in ("steps", "max_steps", "batch_size"):
             value = getattr(self, name)
-            if value is not None and (value < 1 or value % 1):
-                raise InputError(f"{name} must be a whole number and at least 1, got {value}")
-        if not self.tol >= 0:
-            raise InputError(f"tol must not be negative or nan, got {self.tol}")
+            if value is None and name == "steps":
+                continue
+            if not _is_number(value) or not 1 <= value < MOST or value % 1:
+                raise InputError(f"{name} must be a whole number and at least 1, got {value!r}")
+            object.__setattr__(self, name, int(value))
+        for name in ("tol", "threshold"):
+            value = getattr(self, name)
+            if not (value is None and name == "threshold") and not (_is_number(value) and value >= 0):
+                raise InputError(f"{name} must be a number and not negative or nan, got {value!r}")
 
     @property
     def horizon(self) -> int:
         """The most steps an orbit takes that is scored."""
         return self.steps or self.max_steps
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -176,7 +189,8 @@ def follow(f: Map, latents: Tensor, nearest: Nearest, settings: TrajectorySettin
     ICLR 2026, sec. 4, fig. 5). `first`, `last`, `max`: of the same distances. `length`: of the path.
     `steps`: to its end. `residual`: ||f(z_0) - z_0||.
     `rate`: mean change of the logarithm of the step. `moved`: ||z_end - z_0||. `status`.
-    Where an orbit diverged, all but `first`, `steps` and `rate` are the largest float32.
+    Where an orbit diverged, all but `first` and `rate` are the largest float32; `first` too where its start is not
+    finite.
     """
     with torch.no_grad():
         passage = _Passage(latents, nearest, settings.batch_size)
@@ -201,12 +215,13 @@ def follow(f: Map, latents: Tensor, nearest: Nearest, settings: TrajectorySettin
         "last": passage.last,
         "max": passage.largest,
         "length": passage.length,
+        "steps": ended_after.double(),  # one that left soon did not settle soon
         "residual": passage.first_step,
         "moved": torch.linalg.vector_norm((orbits.ends - latents).flatten(1).double(), dim=1),
     }
     diverged = orbits.status == Status.DIVERGED
     figures = {name: torch.where(diverged, LARGEST, _bounded(value)) for name, value in figures.items()}
-    figures |= {"first": _bounded(passage.first), "steps": ended_after.double(), "rate": rate.nan_to_num(0, 0, 0)}
+    figures |= {"first": _bounded(passage.first), "rate": rate.nan_to_num(0, 0, 0)}
     return {name: value.cpu() for name, value in figures.items()} | {"status": orbits.status.cpu()}
 
 
