@@ -133,18 +133,17 @@ def distance_to_fixed_point(
 
     Unlike a rate of the steps it sees slow modes that hide under fast ones, and non-normal maps. GMRES restarts until
     it leaves `tol` of f(z) - z, by the residual of the solution itself, or has taken 256 products. What is left, and
-    the `noise` `(m,)` in f(z), are added, times the gain of (I - J)^{-1}: 1/|1 - radius|, or where the `radius` `(m,)`
-    is nan what GMRES finds for a random direction. nan where more than `tol` is left and comes to more than a tenth
-    of the correction that way, or where no gain is found. f gets at most `batch_size` latents a call. Raises
-    NotDifferentiableError, ValueError for a batch size below 1.
+    the `noise` `(m,)` in f(z), are added, times the gain of (I - J)^{-1}: 1/(1 - radius), or where the `radius` `(m,)`
+    is nan or not below 1 what GMRES finds for a random direction. nan where more than `tol` is left and comes to more
+    than a tenth of the correction that way, or where no gain is found. f gets at most `batch_size` latents a call.
+    Raises NotDifferentiableError, ValueError for a batch size below 1.
     """
 
     def distance(line: Linearisation, radius: Tensor, noise: Tensor) -> Tensor:
         residual = _flat(line.values) - _flat(line.latents)
-        size, gain = norms(residual), _gain(line, radius.double())
-        length, left = _solve(line, residual, tol)
-        known = (left <= tol * size) | (left * gain <= 0.1 * length)
-        return torch.where(known, length + (left + noise.double()) * gain, torch.nan).to(latents.dtype)
+        gain = _gain(line, radius.double())
+        length, left, solved = _solve(line, residual, tol, gain)
+        return torch.where(solved, length + (left + noise.double()) * gain, torch.nan).to(latents.dtype)
 
     noise = torch.zeros_like(radius) if noise is None else noise
     return _in_blocks(f, latents, batch_size, distance, radius, noise)
@@ -245,28 +244,32 @@ def _commutes(line: Linearisation, tol: float) -> Tensor:
 
 def _gain(line: Linearisation, radius: Tensor) -> Tensor:
     """By how much (I - J)^{-1} enlarges vectors, `(m,)`: see `distance_to_fixed_point`."""
-    gain = 1 / (1 - radius).abs().clamp(min=torch.finfo(line.latents.dtype).eps)
-    rows = radius.isnan().nonzero()[:, 0]
+    gain = 1 / (1 - radius).clamp(min=torch.finfo(line.latents.dtype).eps)
+    rows = (~(radius < 1)).nonzero()[:, 0]
     if len(rows):
         some = line.rows(rows)
-        length, left = _solve(some, first_vectors(len(rows), _flat(some.latents)), 1e-2)
-        gain[rows] = torch.where(left <= 1e-2, length, torch.nan)
+        unknown = torch.full_like(gain[rows], torch.inf)
+        length, _, solved = _solve(some, first_vectors(len(rows), _flat(some.latents)), 1e-2, unknown)
+        gain[rows] = torch.where(solved, length, torch.nan)
     return gain
 
 
-def _solve(line: Linearisation, target: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-    """Norms of (I - J)^{-1} of each row of `target` `(m, d)` and of what it leaves of the target, float64 `(m,)`."""
+def _solve(line: Linearisation, target: Tensor, tol: float, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Norms of (I - J)^{-1} of each row of `target` `(m, d)` and of what it leaves of the target, float64 `(m,)`.
+
+    And whether that is at most `tol` of the target, or times the `gain` `(m,)` at most a tenth of the solution.
+    """
     size, solution = norms(target), torch.zeros_like(target, dtype=torch.float64)
-    residual, left, done = target, size, size == 0
+    residual, left, solved = target, size, size == 0
     for _ in range(PRODUCTS // CAPACITY):
-        solution = solution + _gmres(line, torch.where(done[:, None], 0.0, residual), tol * size)
+        solution = solution + _gmres(line, torch.where(solved[:, None], 0.0, residual), tol * size)
         rounded = solution.to(target.dtype)
         residual = (target.double() - (rounded.double() - line.jvp(rounded))).to(target.dtype)
         left = norms(residual)
-        done = done | (left <= tol * size) | ~left.isfinite()
-        if bool(done.all()):
+        solved = (left <= tol * size) | (left * gain <= 0.1 * norms(solution))
+        if bool((solved | ~left.isfinite()).all()):
             break
-    return norms(solution), left
+    return norms(solution), left, solved
 
 
 def _gmres(line: Linearisation, target: Tensor, enough: Tensor) -> Tensor:
@@ -276,9 +279,12 @@ def _gmres(line: Linearisation, target: Tensor, enough: Tensor) -> Tensor:
     krylov = Krylov(target)
     size, steps = norms(target), krylov.matrix.shape[2]
     found = torch.zeros(len(target), steps, dtype=torch.float64, device=target.device)
-    going = size > enough
+    going, due = size > enough, 1
     for k in range(1, steps + 1):
         krylov.extend(lambda vectors: vectors - line.jvp(vectors))
+        if k < due and not krylov.full:
+            continue
+        due = k + max(1, k // 5)
         solution, left = _least_squares(krylov.matrix[:, : k + 1, :k], size)
         found[:, :k] = torch.where(going[:, None], solution, found[:, :k])
         going &= (left > enough) & krylov.finite
