@@ -133,7 +133,7 @@ def _notes(run: Run, label: str) -> list[dict[str, str]]:
     if found.get("stability_unknown"):
         notes.append(
             (
-                f"Stability unknown: {found['stability_unknown']} of {found['examined']} attractors examined.",
+                f"Stability unknown: {found['stability_unknown']} of {found.get('examined')} attractors examined.",
                 "The spectral radius of their Jacobian could not be made certain. They are kept and counted, and may "
                 "be fixed points that repel.",
             )
