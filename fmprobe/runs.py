@@ -299,6 +299,7 @@ def save_attractors(attractors: "AttractorSet", folder: Path) -> None:
         "unresolved": attractors.unresolved,
         "unstable": attractors.unstable,
         "polished": attractors.polished,
+        "examined": attractors.examined,
         "warning": attractors.warning,
         "orbits": {**counts, "protocol": orbits.protocol},
     }
@@ -320,7 +321,11 @@ def load_attractors(folder: Path) -> "AttractorSet":
         tensors = load_file(path)
         orbits = Orbits(**{name: tensors[f"orbits.{name}"] for name in _ORBIT_TENSORS}, **content["orbits"])
         rest = {name: content[name] for name in ("merge", "unresolved", "unstable")}
-        rest |= {"polished": content.get("polished", 0), "warning": content.get("warning")}  # earlier sets tell neither
+        # Earlier sets tell none of these.
+        rest |= {
+            "polished": content.get("polished", 0),
+            **{name: content.get(name) for name in ("examined", "warning")},
+        }
         return AttractorSet(**{name: tensors[name] for name in _TENSORS}, orbits=orbits, **rest)
     except (SafetensorError, KeyError, TypeError) as error:
         raise InputError(f"{folder} does not hold a complete set of attractors ({error}): find them again") from error

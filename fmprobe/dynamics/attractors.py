@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.cover import Points
 from fmprobe.dynamics.distances import Dissimilarity
 from fmprobe.dynamics.floor import rounding_floor
 from fmprobe.dynamics.iterate import Observer, Progress, iterate
 from fmprobe.dynamics.jacobian import (
-    Function,
     NotDifferentiableError,
     distance_to_fixed_point,
     spectral_norm,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 AT_ONCE = 1024  # ends that are in memory together, where they are read from disk
-MARGIN = 1e-3  # beyond the accuracy of the spectral radius, an eigenvalue above 1 means an unstable fixed point
+MARGIN = 1e-3  # accuracy of the spectral radius, where it is known: above 1 by more, a fixed point is unstable
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ class AttractorSet:
 
     `latents` `(m, *latent_shape)`: of each, the member with the smallest error. `labels` `(n,)`: basin of each start,
     -1 where its orbit did not converge, or not closely enough to say where it ends, or not at an attractor. `sizes`
-    `(m,)`. `errors` `(m,)`: distance to the exact fixed point. `spectral_radius`, `spectral_norm` `(m,)`: of the
-    Jacobian, nan beyond the first `stability_cap` and where f has no derivative. `merge`: measure, threshold, the count
+    `(m,)`. `errors` `(m,)`: distance to the exact fixed point, by the Jacobian where it was examined and tells it, else
+    by the rate of the steps. `spectral_radius`, `spectral_norm` `(m,)`: of the Jacobian, nan where it was not examined
+    and where its value could not be made certain. `examined`: so many attractors, the first, had their Jacobian
+    examined; None for a set saved by a version that does not tell. `merge`: measure, threshold, the count
     at a sweep of thresholds, and that under the other measures. `unresolved`: starts that met the tolerance but whose
     error stays over half the merge distance. `unstable`: fixed points left out because they repel.
     `polished`: attractors that polishing took nearer to their fixed point. `warning`: what speaks against the model's
@@ -61,6 +63,7 @@ class AttractorSet:
     unstable: int = 0
     polished: int = 0
     warning: str | None = None
+    examined: int | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -70,6 +73,11 @@ class AttractorSet:
         """Number of attractors; None where every start that met the tolerance is unresolved."""
         return None if self.unresolved and not len(self) else len(self)
 
+    @property
+    def stability_unknown(self) -> int:
+        """Number of attractors that were examined and whose spectral radius is not known."""
+        return int(self.spectral_radius[: self.examined or 0].isnan().sum())
+
     def to_dict(self) -> dict[str, Any]:
         """The summary that `results.json` keeps; nan becomes None."""
         return {
@@ -77,6 +85,8 @@ class AttractorSet:
             "unresolved": self.unresolved,
             "unstable": self.unstable,
             "polished": self.polished,
+            "examined": self.examined,
+            "stability_unknown": self.stability_unknown,
             "sizes": self.sizes.tolist(),
             "merge": self.merge,
             "spectral_radius": _listed(self.spectral_radius),
@@ -137,12 +147,15 @@ def find_attractors(
     ends count. Two are one attractor if they lie within `merge_threshold` of each other, by chains: `merge`
     "relative" (of the norm, default 0.01) or "cosine" (1 - cos, default 0.01, the paper's). Ends whose
     error exceeds half of that iterate on, within `max_steps`; those that cannot are unresolved and belong to no basin.
-    Errors, first estimated from the rate of the steps, are computed from the Jacobian at one member of each attractor:
-    at the first `stability_cap` and, where these refute the estimate, at all.
+    Errors, first estimated from the rate of the steps, are computed from the Jacobian at one member of each of the
+    `stability_cap` largest attractors. Beyond these the estimates stand, which overlook slow modes hidden under fast
+    ones; but where a computed error refutes a basin, they are raised to the median of those computed.
     A fixed point with an eigenvalue beyond the unit circle is left out: orbits may land on it, but it attracts nothing.
-    `polish` "anderson" takes the attractors, not the orbits' ends, to the rounding floor of f; one that would come to
-    lie farther off than its error says, or err as much, stays as it is. `threshold` is the former name of
-    `merge_threshold`, and will go.
+    One whose eigenvalues are not known, beyond the cap or as they could not be made certain, is kept.
+    `polish` "anderson" takes the attractors that were examined, not the orbits' ends, to the rounding floor of f; one
+    that would come to lie farther off than its error says, or err as much, stays as it is. No more than `stability_cap`
+    Jacobians are examined at a time: in each of at most four rounds of merging, and for the polish.
+    `threshold` is the former name of `merge_threshold`, and will go.
 
     Raises ValueError for settings that make no sense.
     """
@@ -209,6 +222,7 @@ class _Found:
     errors: Tensor
     radius: Tensor
     norm: Tensor
+    examined: int  # of the chosen, the first
 
 
 class _Search:
@@ -224,7 +238,8 @@ class _Search:
         cap: int,
         device: torch.device,
     ) -> None:
-        self.f, self.orbits, self.scale, self.device = f, orbits, scale, device
+        self.f = apart(f, orbits.protocol["batch_size"])  # bounds what Jacobians and rounding floors ask of f
+        self.orbits, self.scale, self.device = orbits, scale, device
         self.merge, self.threshold, self.cap = merge, threshold, cap
         self.differentiable = True
 
@@ -269,34 +284,37 @@ class _Search:
                 best[component] = place
         return members[[best[component] for component in range(len(best))]]
 
-    def _examine(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Errors, spectral radii and norms at the chosen ends; beyond the cap estimates alone, unless refuted."""
+    def _examine(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Errors, spectral radii and norms at the chosen ends, and how many of these, the first, were examined."""
         errors = self.orbits.errors[chosen].clone()
         values = (errors, torch.full_like(errors, torch.nan), torch.full_like(errors, torch.nan))
-        first, rest = slice(None, self.cap), slice(self.cap, None)
-        self._linearise(chosen, values, first)
-        if bool((errors[first] > self._allowed()[chosen[first]]).any()):
-            self._linearise(chosen, values, rest)
-        return values
+        first = chosen[: self.cap]
+        if not len(first) or not self.differentiable:
+            return *values, 0
+        examined = self._linearise(self.orbits.ends[first].to(self.device), *values)
+        if bool((errors[: self.cap] > self._allowed()[first]).any()):
+            errors[self.cap :] = torch.fmax(errors[self.cap :], errors[: self.cap].nanmedian())
+        return *values, examined
 
-    def _linearise(self, chosen: Tensor, values: tuple[Tensor, Tensor, Tensor], part: slice) -> None:
-        """Overwrite a part of errors, radii and norms by what the Jacobian says."""
-        latents = self.orbits.ends[chosen[part]].to(self.device)
-        if not len(latents) or not self.differentiable:
-            return
-        errors, radius, norm = values
+    def _linearise(self, latents: Tensor, errors: Tensor, radius: Tensor, norm: Tensor) -> int:
+        """Overwrite the first errors, radii and norms by what the Jacobian says, and tell how many were examined."""
+        m, examined = len(latents), 0
         try:
             radii = spectral_radius(self.f, latents)
-            radius[part] = radii.to(radius)
-            norm[part] = spectral_norm(self.f, latents).to(norm)
-            floor, evaluations = rounding_floor(self.f, latents)
-            slack = (1 - radii).abs().clamp(min=torch.finfo(latents.dtype).eps)
-            errors[part] = (distance_to_fixed_point(self.f, latents, radii) + floor / slack).to(errors)
+            radius[:m], examined = radii.to(radius), m
+            norm[:m] = spectral_norm(self.f, latents).to(norm)
+            computed = self._distance(latents, radii).to(errors)
+            errors[:m] = torch.where(computed.isnan(), errors[:m], computed)
         except NotDifferentiableError as error:
-            warnings.warn(f"the stability of the attractors is not known: {error}", stacklevel=6)
+            warnings.warn(f"the stability of the attractors is not known: {error}", stacklevel=7)
             self.differentiable = False
-            return
+        return examined
+
+    def _distance(self, latents: Tensor, radii: Tensor) -> Tensor:
+        """Distance to the exact fixed points of f, with what f's rounding adds to it; nan where it is not known."""
+        floor, evaluations = rounding_floor(self.f, latents)
         self.orbits = replace(self.orbits, check_evaluations=self.orbits.check_evaluations + evaluations)
+        return distance_to_fixed_point(self.f, latents, radii, noise=floor)
 
     def _under_other_measures(self, chosen: Tensor) -> dict[str, dict[str, float]]:
         """How many of the attractors found are distinct under the measures that were not asked for."""
@@ -332,25 +350,24 @@ class _Search:
             },
             unresolved=int(self.orbits.converged.sum()) - int(settled[found.components].sum()),
             unstable=int(repels.sum()),
+            examined=int(keep[: found.examined].sum()),
         )
 
     def _polished(self, result: AttractorSet) -> AttractorSet:
         """The attractors taken nearer to their fixed points, where they stay the same attractors."""
         before, latents, errors = result.latents, result.latents.clone(), result.errors.clone()
-        for rows in torch.arange(len(before), device=before.device).split(AT_ONCE):
+        # Without its Jacobian nothing says that a latent lies nearer to the same fixed point.
+        for rows in torch.arange(result.examined or 0, device=before.device).split(AT_ONCE):
             old = before[rows].to(self.device)
             new, _ = anderson(self.f, old)
             radius = spectral_radius(self.f, new)
-            floor, evaluations = rounding_floor(self.f, new)
-            slack = (1 - radius).abs().clamp(min=torch.finfo(new.dtype).eps)
-            error = (distance_to_fixed_point(self.f, new, radius) + floor / slack).to(errors)
+            error = self._distance(new, radius).to(errors)
             moved = torch.linalg.vector_norm((new - old).flatten(1), dim=1).to(errors)
             # The fixed point lies within the error of either, so the two may differ by the sum, and by no more.
-            same = (moved <= 2 * (errors[rows] + error)) & (radius.to(errors) <= 1 + MARGIN)
+            same = (moved <= 2 * (errors[rows] + error)) & ~(radius.to(errors) > 1 + MARGIN)
             better = same & (error < errors[rows])
             latents[rows[better]] = new.to(before)[better]
             errors[rows[better]] = error[better]
-            self.orbits = replace(self.orbits, check_evaluations=self.orbits.check_evaluations + evaluations)
         polished = int((errors < result.errors).sum())
         return replace(result, latents=latents, errors=errors, polished=polished, orbits=self.orbits)
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from fmprobe.dynamics.calls import apart
+from fmprobe.dynamics.norms import norms
+from fmprobe.seeding import torch_generator
 
 FINE, COARSE = 2.0**-13, 2.0**-8  # spacings relative to the latent: below and at the resolution of bfloat16
 ORDER = 4  # of the differences, so that a smooth f of any slope and curvature leaves next to nothing
@@ -19,15 +21,18 @@ def rounding_floor(f: Callable[[Tensor], Tensor], latents: Tensor, batch_size: i
     Fourth differences of f along short random lines vanish for a smooth f and leave its noise (Moré and Wild 2011,
     "Estimating computational noise", sec. 4). They are taken at two spacings: at the coarse one even bfloat16 rounds
     afresh at every point, but a kink of f shows too; between the two, kinks shrink with the spacing or faster, rounding
-    by its square root at the most. So the coarse figure counts only if the fine one keeps pace with rounding.
+    by its square root at the most. So the coarse figure counts only if the fine one keeps pace with rounding. Infinite
+    where f is not finite. f gets at most `batch_size` latents a call.
     """
-    n, d = len(latents), latents[0].numel()
+    if not len(latents):
+        return latents.new_zeros(0), 0
+    n, d, f = len(latents), latents[0].numel(), apart(f, batch_size)
     lines = min(COORDINATES, math.ceil(COORDINATES / d))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch_generator(0, "floor: lines")
     # A fixed point of rounded arithmetic sits in the middle of a rounding cell, so the lines start beside it.
     origins = torch.randn(lines, *latents.shape[1:], generator=generator).to(latents)
     directions = torch.randn(lines, *latents.shape[1:], generator=generator).to(latents)
-    scale = latents.reshape(n, -1).square().mean(1).sqrt().reshape(n, *[1] * directions.ndim)
+    scale = (norms(latents.reshape(n, -1)) / math.sqrt(d)).to(latents).reshape(n, *[1] * directions.ndim)
     offsets = torch.arange(ORDER + 1).to(latents).reshape(-1, *[1] * (directions.ndim))
     signs = torch.tensor([(-1.0) ** k * math.comb(ORDER, k) for k in range(ORDER + 1)], dtype=torch.float64)
     unit = math.comb(2 * ORDER, ORDER)  # variance of the difference of unit noise
@@ -36,11 +41,9 @@ def rounding_floor(f: Callable[[Tensor], Tensor], latents: Tensor, batch_size: i
         # Axes: latent, point on the line, line, coordinates.
         shifts = COARSE * origins + spacing * offsets * directions
         points = latents[:, None, None] + scale[:, None] * shifts
-        flat = points.reshape(-1, *latents.shape[1:])
-        values = torch.cat([apart(f)(block).to(latents.dtype) for block in flat.split(batch_size)])
-        values = values.reshape(n, ORDER + 1, lines, d).double()
+        values = f(points.reshape(-1, *latents.shape[1:])).reshape(n, ORDER + 1, lines, d).double()
         difference = torch.einsum("k,nkld->nld", signs.to(values.device), values)
-        return (difference.square().sum(2).mean(1) / unit).sqrt()
+        return norms(difference.reshape(n, -1)) / math.sqrt(lines * unit)
 
     with torch.no_grad():
         fine, coarse = noise(FINE), noise(COARSE)

@@ -2,17 +2,22 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fmprobe.dynamics.calls import apart
+from fmprobe.dynamics.calls import Function, apart
+from fmprobe.dynamics.checks import check_counts
+from fmprobe.dynamics.krylov import CAPACITY, Krylov, first_vectors, norm_of, radius_of
+from fmprobe.dynamics.norms import norms, power_of_two
+from fmprobe.seeding import torch_generator
 
-Function = Callable[[Tensor], Tensor]
 MEMORY = 2**28  # bytes of Krylov vectors at a time
-MAX_ITERATIONS = 64
+PRODUCTS = 4 * CAPACITY  # with J, or J^T J, that are spent on one latent before its value counts as unknown
 CUT = "f cuts the gradient: is there a no_grad or a detach inside?"
+COMMUTATOR = 4  # how far from normal J may be, in units of the tolerance over d
 
 
 class NotDifferentiableError(RuntimeError):
@@ -22,11 +27,14 @@ class NotDifferentiableError(RuntimeError):
 class Linearisation:
     """J_f at each of a batch of latents `(m, *latent_shape)`, as products with flat vectors `(m, d)`.
 
-    f is evaluated once; every product is a pass through the graph it left.
+    f is evaluated once for `values`; a product v J is a pass back through the graph it left. A product J v evaluates f
+    anew with its derivative along v, or, where an operator of f has no forward mode, passes through the graph twice.
+    Raises NotDifferentiableError.
     """
 
     def __init__(self, f: Function, latents: Tensor) -> None:
         self.f, self.shape = apart(f), latents.shape
+        self.unit = torch.ones(len(latents), 1, dtype=torch.float64, device=latents.device)
         self.latents = latents.detach().clone().requires_grad_()
         try:
             # The fused attention kernels have neither forward mode nor double backward on the CPU.
@@ -38,6 +46,12 @@ class Linearisation:
             raise NotDifferentiableError(CUT)
         self._dual: tuple[Tensor, Tensor] | None = None
         self._forward_mode = True
+
+    def rows(self, chosen: Tensor) -> "Linearisation":
+        """At the chosen latents alone, for which f is evaluated again."""
+        part = Linearisation(self.f, self.latents.detach()[chosen])
+        part.unit = self.unit[chosen]
+        return part
 
     def vjp(self, vectors: Tensor) -> Tensor:
         """v J, row by row."""
@@ -60,6 +74,10 @@ class Linearisation:
                 self._forward_mode = False
         return self._twice_backward(vectors)
 
+    def gram(self, vectors: Tensor) -> Tensor:
+        """J^T J v over the square of `unit` `(m, 1)`, a number for each row that is 1 at first, row by row."""
+        return _scaled(self.vjp(_scaled(self.jvp(vectors), self.unit)), self.unit)
+
     def _twice_backward(self, vectors: Tensor) -> Tensor:
         try:
             if self._dual is None:
@@ -75,112 +93,235 @@ class Linearisation:
         return product.to(vectors.dtype).reshape(vectors.shape)
 
 
-def spectral_radius(f: Function, latents: Tensor, tol: float = 1e-3) -> Tensor:
-    """Largest modulus of the eigenvalues of J_f at each latent, `(m,)`, by Arnoldi iteration on backward mode.
+def spectral_radius(f: Function, latents: Tensor, tol: float = 1e-3, batch_size: int = 256) -> Tensor:
+    """Largest modulus of the eigenvalues of J_f at each latent `(m, *latent_shape)`, `(m,)`; nan where it is not known.
 
-    J and its transpose share their spectrum, so backward mode is enough. A fixed point is an attractor if it is below 1
-    (Fumero et al., ICLR 2026, def. 2). Stops when no estimate changes by more than `tol`. Raises
-    NotDifferentiableError.
+    A fixed point is an attractor if it is below 1 (Fumero et al., ICLR 2026, def. 2). A number is within `tol` of the
+    radius, relatively, as far as the products with J are exact to the latents' dtype and but for the chance, 1 in 100,
+    that a random vector misses the eigenvector. It comes from Arnoldi's iteration on backward mode, which suffices as J
+    and its transpose share their spectrum: an eigenvalue must have been found, and larger ones excluded
+    (`krylov.radius_of`). The iteration keeps 64 vectors, restarts, and ends after 256 products. Where J commutes with
+    its transpose, as far as 8 products show, the radius is the spectral norm: so it is known of rotations, permutations
+    and symmetric maps, however crowded their spectrum. Not known are the radii of maps far from normal whose largest
+    eigenvalues are defective or crowded, and of rows where f is not finite. f gets at most `batch_size` latents a call.
+    Raises NotDifferentiableError, ValueError for a batch size below 1.
     """
-    return _in_blocks(f, latents, lambda line: _extreme(line.vjp, line, tol))
+    return _in_blocks(f, latents, batch_size, lambda line: _radii(line, tol).to(latents.dtype))
 
 
-def spectral_norm(f: Function, latents: Tensor, tol: float = 1e-3) -> Tensor:
-    """Largest singular value of J_f at each latent, `(m,)`, by Lanczos iteration on J^T J; below 1, f contracts there
-    (Fumero et al., ICLR 2026, def. 3). Raises NotDifferentiableError.
+def spectral_norm(f: Function, latents: Tensor, tol: float = 1e-3, batch_size: int = 256) -> Tensor:
+    """Largest singular value of J_f at each latent `(m, *latent_shape)`, `(m,)`; nan where it is not known.
+
+    Below 1, f contracts there (Fumero et al., ICLR 2026, def. 3). By Lanczos's iteration on J^T J. But for rounding a
+    number is never above the norm, and below it by more than `tol`, relatively, only by the chance, 1 in 100, that a
+    random vector misses the singular vector (`krylov.norm_of`). The iteration keeps 64 vectors, restarts, and ends
+    after 256 products with J^T J. f gets at most `batch_size` latents a call. Raises NotDifferentiableError, ValueError
+    for a batch size below 1.
     """
-
-    def norm(line: Linearisation) -> Tensor:
-        return _extreme(lambda v: line.vjp(line.jvp(v)), line, tol).clamp(min=0).sqrt()
-
-    return _in_blocks(f, latents, norm)
+    return _in_blocks(f, latents, batch_size, lambda line: _norms(line, tol).to(latents.dtype))
 
 
-def distance_to_fixed_point(f: Function, latents: Tensor, radius: Tensor, tol: float = 1e-6) -> Tensor:
-    """Norm of Newton's correction (I - J)^{-1} (f(z) - z), `(m,)`, by GMRES (Saad and Schultz 1986).
+def distance_to_fixed_point(
+    f: Function,
+    latents: Tensor,
+    radius: Tensor,
+    tol: float = 1e-6,
+    noise: Tensor | None = None,
+    batch_size: int = 256,
+) -> Tensor:
+    """Norm of Newton's correction (I - J)^{-1} (f(z) - z), `(m,)`, by GMRES (Saad and Schultz 1986); nan if not known.
 
-    Unlike a rate of the steps it sees slow modes that hide under fast ones, and non-normal maps. What GMRES leaves
-    unsolved is added, times 1/|1 - radius|. Raises NotDifferentiableError.
-    """
-
-    def distance(line: Linearisation, radius: Tensor) -> Tensor:
-        residual = (line.values - line.latents).detach().reshape(len(radius), -1)
-        size = torch.linalg.vector_norm(residual, dim=1).double()
-        krylov = Krylov(lambda v: v - line.jvp(v), residual)
-        correction = left = torch.zeros_like(size)
-        for k in range(1, min(MAX_ITERATIONS, residual.shape[1]) + 1):
-            krylov.extend()
-            correction, left = _least_squares(krylov.hessenberg[:, : k + 1, :k], size)
-            if bool((left <= tol * size).all()):
-                break
-        slack = (1 - radius.double()).abs().clamp(min=torch.finfo(latents.dtype).eps)
-        return (correction + left / slack).to(latents.dtype)
-
-    return _in_blocks(f, latents, distance, radius)
-
-
-class Krylov:
-    """Orthonormal Krylov bases of many rows at once (Arnoldi 1951), Gram-Schmidt done twice for float32's sake.
-
-    `basis` `(m, K+1, d)` and `hessenberg` `(m, K+1, K)`, of which the first `k` columns are valid. A row whose space is
-    exhausted goes on with zeros.
+    Unlike a rate of the steps it sees slow modes that hide under fast ones, and non-normal maps. GMRES restarts until
+    it leaves `tol` of f(z) - z, by the residual of the solution itself, or has taken 256 products. What is left, and
+    the `noise` `(m,)` in f(z), are added, times the gain of (I - J)^{-1}: 1/(1 - radius), or where the `radius` `(m,)`
+    is nan or not below 1 what GMRES finds for a random direction. nan where more than `tol` is left and comes to more
+    than a tenth of the correction that way, or where no gain is found. f gets at most `batch_size` latents a call.
+    Raises NotDifferentiableError, ValueError for a batch size below 1.
     """
 
-    def __init__(self, apply: Function, start: Tensor) -> None:
-        m, d = start.shape
-        steps = min(MAX_ITERATIONS, d)
-        self.apply, self.k = apply, 0
-        self.basis = start.new_zeros(m, steps + 1, d)
-        self.hessenberg = torch.zeros(m, steps + 1, steps, dtype=torch.float64, device=start.device)
-        self.basis[:, 0] = _unit(start, torch.linalg.vector_norm(start, dim=1))
+    def distance(line: Linearisation, radius: Tensor, noise: Tensor) -> Tensor:
+        residual = _flat(line.values) - _flat(line.latents)
+        gain = _gain(line, radius.double())
+        length, left, solved = _solve(line, residual, tol, gain)
+        return torch.where(solved, length + (left + noise.double()) * gain, torch.nan).to(latents.dtype)
 
-    def extend(self) -> None:
-        known, vector = self.basis[:, : self.k + 1], self.apply(self.basis[:, self.k].contiguous())
-        before = torch.linalg.vector_norm(vector, dim=1)
-        for _ in range(2):
-            along = torch.einsum("mkd,md->mk", known, vector)
-            vector = vector - torch.einsum("mk,mkd->md", along, known)
-            self.hessenberg[:, : self.k + 1, self.k] += along.double()
-        norm = torch.linalg.vector_norm(vector, dim=1)
-        # What is left of an invariant subspace is rounding, and must not become a direction.
-        norm = torch.where(norm > 16 * torch.finfo(norm.dtype).eps * before, norm, 0.0)
-        self.hessenberg[:, self.k + 1, self.k] = norm.double()
-        self.basis[:, self.k + 1] = _unit(vector, norm)
-        self.k += 1
+    noise = torch.zeros_like(radius) if noise is None else noise
+    return _in_blocks(f, latents, batch_size, distance, radius, noise)
 
 
-def _extreme(apply: Function, line: Linearisation, tol: float) -> Tensor:
-    """Largest modulus of the eigenvalues of a linear map at each row."""
-    m, d = line.shape[0], line.shape[1:].numel()
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(1, d, generator=generator).expand(m, d).to(line.latents.detach())
-    krylov, estimate, steady = Krylov(apply, start), line.latents.new_zeros(m).double(), 0
-    for k in range(1, min(MAX_ITERATIONS, d) + 1):
-        krylov.extend()
-        before, estimate = estimate, torch.linalg.eigvals(krylov.hessenberg[:, :k, :k]).abs().amax(1)
-        steady = steady + 1 if bool(((estimate - before).abs() <= tol * estimate).all()) else 0
-        if steady == 3:
+def _radii(line: Linearisation, tol: float) -> Tensor:
+    search = _Search(line, Linearisation.vjp, radius_of, tol)
+    search.run(CAPACITY)
+    unknown = search.waiting()
+    if len(unknown):
+        normal = unknown[_commutes(line.rows(unknown), tol)]
+        if len(normal):
+            search.settle(normal, _norms(line.rows(normal), tol))
+    return search.run(PRODUCTS)
+
+
+def _norms(line: Linearisation, tol: float) -> Tensor:
+    # J^T J of a very large or small J may not fit into the dtype: J is measured in units of its first product.
+    line.unit = power_of_two(norms(line.jvp(first_vectors(line.shape[0], _flat(line.latents)))))[:, None]
+    return _Search(line, Linearisation.gram, norm_of, tol).run(PRODUCTS) * line.unit[:, 0]
+
+
+class _Search:
+    """A value of each of a linearisation's maps, by products with it, from Krylov spaces that tell when it is certain.
+
+    Every row goes its own way: what is found for it does not depend on its companions, and it leaves when it is done.
+    """
+
+    def __init__(
+        self,
+        line: Linearisation,
+        product: Callable[[Linearisation, Tensor], Tensor],
+        read: Callable[[Krylov, float], tuple[Tensor, Tensor]],
+        tol: float,
+    ) -> None:
+        m = line.shape[0]
+        self.line, self.product, self.read, self.tol = line, product, read, tol
+        self.krylov = Krylov(first_vectors(m, _flat(line.latents)))
+        self.places = torch.arange(m, device=line.latents.device)  # of the rows that are still in the search
+        self.open = torch.ones_like(self.places, dtype=torch.bool)
+        self.values = torch.full((m,), torch.nan, dtype=torch.float64, device=line.latents.device)
+        self.products, self.due = 0, 2
+
+    def run(self, products: int) -> Tensor:
+        """The values as they are known after so many products in all, `(m,)`; nan where they are not."""
+        while self.products < products and bool(self.open.any()):
+            self._drop_what_is_done()
+            if self.krylov.full:
+                self.krylov.restart()
+                self.due = self.krylov.k + self.krylov.k // 2
+            self.krylov.extend(lambda vectors: self.product(self.line, vectors))
+            self.products += 1
+            if self.krylov.k >= self.due or self.krylov.full or self.products == products:
+                self._read()
+        return self.values
+
+    def waiting(self) -> Tensor:
+        """Places of the rows of which more products may tell more."""
+        return self.places[self.open]
+
+    def settle(self, places: Tensor, values: Tensor) -> None:
+        """Spend no more on some rows, whose values are known otherwise."""
+        self.values[places] = values
+        self.open &= ~torch.isin(self.places, places)
+
+    def _read(self) -> None:
+        self.due = self.krylov.k + max(2, self.krylov.k // 5)
+        values, certain = self.read(self.krylov, self.tol)
+        new = self.open & certain
+        self.values[self.places[new]] = values[new]
+        exhausted = self.krylov.log_norm.isinf()  # more products tell no more
+        self.open &= ~certain & ~exhausted & self.krylov.finite
+
+    def _drop_what_is_done(self) -> None:
+        rows = self.open.nonzero()[:, 0]
+        if 0 < len(rows) <= len(self.open) // 2:
+            self.line, self.krylov = self.line.rows(rows), self.krylov.rows(rows)
+            self.places, self.open = self.places[rows], self.open[rows]
+
+
+def _commutes(line: Linearisation, tol: float) -> Tensor:
+    """Which J commute with their transposes, `(m,)` bool, as far as products with two random vectors show.
+
+    For a random v of norm 1, ||(J^T J - J J^T) v|| is on average ||J^T J - J J^T||_F / sqrt(d). Of the weighted
+    shifts whose radius falls short of the norm by tol, those with the slowest weights, which vary once along a cycle of
+    length d, show as 6.9 tol / d.
+    """
+    m, d = line.shape[0], _flat(line.latents).shape[1]
+    passed = torch.ones(m, dtype=torch.bool, device=line.latents.device)
+    for v in torch.randn(2, d, generator=torch_generator(0, "jacobian: commutator")):
+        v = (v / torch.linalg.vector_norm(v)).expand(m, -1).to(_flat(line.latents))
+        ahead, back = line.jvp(v), line.vjp(v)
+        unit = power_of_two(torch.maximum(norms(ahead), norms(back)))[:, None]
+        one, other = line.vjp(_scaled(ahead, unit)), line.jvp(_scaled(back, unit))
+        passed &= norms(one.double() - other) <= COMMUTATOR * tol / d * torch.maximum(norms(one), norms(other))
+    return passed
+
+
+def _gain(line: Linearisation, radius: Tensor) -> Tensor:
+    """By how much (I - J)^{-1} enlarges vectors, `(m,)`: see `distance_to_fixed_point`."""
+    gain = 1 / (1 - radius).clamp(min=torch.finfo(line.latents.dtype).eps)
+    rows = (~(radius < 1)).nonzero()[:, 0]
+    if len(rows):
+        some = line.rows(rows)
+        unknown = torch.full_like(gain[rows], torch.inf)
+        length, _, solved = _solve(some, first_vectors(len(rows), _flat(some.latents)), 1e-2, unknown)
+        gain[rows] = torch.where(solved, length, torch.nan)
+    return gain
+
+
+def _solve(line: Linearisation, target: Tensor, tol: float, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Norms of (I - J)^{-1} of each row of `target` `(m, d)` and of what it leaves of the target, float64 `(m,)`.
+
+    And whether that is at most `tol` of the target, or times the `gain` `(m,)` at most a tenth of the solution.
+    """
+    size, solution = norms(target), torch.zeros_like(target, dtype=torch.float64)
+    residual, left, solved = target, size, size == 0
+    for _ in range(PRODUCTS // CAPACITY):
+        solution = solution + _gmres(line, torch.where(solved[:, None], 0.0, residual), tol * size)
+        rounded = solution.to(target.dtype)
+        residual = (target.double() - (rounded.double() - line.jvp(rounded))).to(target.dtype)
+        left = norms(residual)
+        solved = (left <= tol * size) | (left * gain <= 0.1 * norms(solution))
+        if bool((solved | ~left.isfinite()).all()):
             break
-    return estimate.to(line.latents.dtype)
+    return norms(solution), left, solved
+
+
+def _gmres(line: Linearisation, target: Tensor, enough: Tensor) -> Tensor:
+    """(I - J)^{-1} of each row of `target` `(m, d)`, float64, as near as one Krylov space comes or until it leaves
+    `enough` `(m,)`.
+    """
+    krylov = Krylov(target)
+    size, steps = norms(target), krylov.matrix.shape[2]
+    found = torch.zeros(len(target), steps, dtype=torch.float64, device=target.device)
+    going, due = size > enough, 1
+    for k in range(1, steps + 1):
+        krylov.extend(lambda vectors: vectors - line.jvp(vectors))
+        if k < due and not krylov.full:
+            continue
+        due = k + max(1, k // 5)
+        solution, left = _least_squares(krylov.matrix[:, : k + 1, :k], size)
+        found[:, :k] = torch.where(going[:, None], solution, found[:, :k])
+        going &= (left > enough) & krylov.finite
+        if not bool(going.any()):
+            break
+    found[~krylov.finite] = torch.nan
+    solution = torch.zeros_like(target, dtype=torch.float64)
+    for weights, vectors in zip(found.mT, krylov.basis.unbind(1), strict=False):  # the last vector has no weight
+        solution += weights[:, None] * vectors
+    return solution
 
 
 def _least_squares(hessenberg: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """GMRES's small problem: norms of the solution and of what it leaves, `(m,)` each."""
+    """GMRES's small problem: the solution `(m, k)`, and the norm of what it leaves `(m,)`."""
     target = torch.zeros(hessenberg.shape[:2], dtype=hessenberg.dtype, device=hessenberg.device)
     target[:, 0] = size
     solution = torch.einsum("mkj,mj->mk", torch.linalg.pinv(hessenberg), target)
     left = target - torch.einsum("mjk,mk->mj", hessenberg, solution)
-    return torch.linalg.vector_norm(solution, dim=1), torch.linalg.vector_norm(left, dim=1)
+    return solution, torch.linalg.vector_norm(left, dim=1)
 
 
-def _unit(vectors: Tensor, norms: Tensor) -> Tensor:
-    return torch.where(norms[:, None] > 0, vectors / norms[:, None], 0.0)
+def _scaled(vectors: Tensor, units: Tensor) -> Tensor:
+    """Vectors `(m, d)` over a power of two each, `(m, 1)`."""
+    return (vectors / units).to(vectors.dtype)
 
 
-def _in_blocks(f: Function, latents: Tensor, read: Callable[..., Tensor], *more: Tensor) -> Tensor:
+def _flat(latents: Tensor) -> Tensor:
+    return latents.detach().flatten(1)
+
+
+def _in_blocks(f: Function, latents: Tensor, batch_size: int, read: Callable[..., Tensor], *more: Tensor) -> Tensor:
+    """What is read of the linearisations of f at latents `(m, *latent_shape)`, in blocks that fit, `(m,)`."""
+    check_counts(batch_size=batch_size)
     d = latents[0].numel() if len(latents) else 1
-    rows = max(1, MEMORY // (latents.element_size() * d * (min(MAX_ITERATIONS, d) + 1)))
-    blocks = [
+    rows = max(1, MEMORY // (latents.element_size() * d * (min(CAPACITY, d) + 1)))
+    rows = min(rows, apart(f, batch_size).batch_size or rows)
+    blocks: list[Any] = [
         read(Linearisation(f, latents[i : i + rows]), *(tensor[i : i + rows] for tensor in more))
         for i in range(0, len(latents), rows)
     ]

@@ -34,7 +34,7 @@ def _tiles(found: Mapping[str, Any], run: "Run") -> tuple[list[dict[str, Any]], 
             "run the command again with --no-resume"
         )
     starts, items, side = run.results["orbits"]["noise"]["starts"], [], 0
-    nearest = _nearest(run)
+    nearest, examined = _nearest(run), found.get("examined") or 0
     for i, row in enumerate(rows[:IN_GALLERY]):
         picture = run.picture("prototypes", row["file"], side=SIDE)
         size, side = int(row["basin_size"]), max(side, picture.width, picture.height)
@@ -44,7 +44,7 @@ def _tiles(found: Mapping[str, Any], run: "Run") -> tuple[list[dict[str, Any]], 
             ("basin", f"{size} of {starts}, {100 * size / starts:.1f}%"),
             ("steps, median", row.get("median_steps")),
             ("residual, median", row.get("residual")),
-            ("spectral radius ρ", radius or "not examined"),
+            ("spectral radius ρ", radius or ("stability unknown" if i < examined else "not examined")),
             ("error of the fixed point", row["error"]),
             ("lowest start", row["lowest_start"]),
             ("nearest training image", nearest.get(i)),

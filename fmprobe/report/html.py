@@ -130,6 +130,14 @@ def _notes(run: Run, label: str) -> list[dict[str, str]]:
         )
     if found.get("unstable"):
         notes.append((f"{found['unstable']} unstable fixed points", "were reached and left out: they attract nothing."))
+    if found.get("stability_unknown"):
+        notes.append(
+            (
+                f"Stability unknown: {found['stability_unknown']} of {found.get('examined')} attractors examined.",
+                "The spectral radius of their Jacobian could not be made certain. They are kept and counted, and may "
+                "be fixed points that repel.",
+            )
+        )
     return [{"run": label, "title": title, "text": text} for title, text in notes]
 
 

@@ -59,6 +59,9 @@ def _attractors(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("unresolved", f"{found['unresolved']} starts met the tolerance too far from a fixed point"))
     if found["unstable"]:
         rows.append(("unstable", f"{found['unstable']} fixed points that repel, left out"))
+    if unknown := found.get("stability_unknown"):
+        examined = found.get("examined")
+        rows.append(("stability unknown", f"{unknown} of {examined} attractors examined: no certain radius; kept"))
     if damaged := found.get("images_not_finite"):
         rows.append(("not finite", f"pixels of {damaged} of {len(found['sizes'])} decoded attractors, shown black"))
     if found["sizes"]:

@@ -1,5 +1,7 @@
 """Merging, basins and stability, held to maps whose attractors are known."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,8 +10,9 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from support.maps import double_well, draws, half_precision, linear, logistic, rotation, uniform
 
-from fmprobe import Status, find_attractors
+from fmprobe import AttractorSet, Status, find_attractors
 from fmprobe.dynamics.distances import Dissimilarity, euclidean
+from fmprobe.dynamics.jacobian import Linearisation
 from fmprobe.dynamics.merging import single_linkage
 
 
@@ -113,6 +116,117 @@ def test_an_f_without_derivative_gives_nan_and_a_warning():
         found = find_attractors(lambda z: 0.5 * z.detach(), starts=draws(5, 3))
     assert found.count == 1
     assert found.spectral_radius.isnan().all()
+
+
+def cut_shift(z):
+    """A line of 200 coordinates, each the one before it halved: nilpotent, so that no Krylov space tells the radius."""
+    return torch.nn.functional.pad(0.5 * z[:, :-1], (1, 0)) + 0.1
+
+
+def test_a_fixed_point_of_unknown_stability_is_kept_counted_and_said(tmp_path):
+    found = find_attractors(cut_shift, starts=draws(5, 200), polish="anderson")
+    assert found.count == found.stability_unknown == found.examined == 1
+    assert found.unresolved == found.unstable == 0
+    assert found.spectral_radius.isnan().all()
+    exact = (0.1 * (1 - 0.5 ** torch.arange(1, 201, dtype=torch.float64)) / 0.5)[None]
+    off = (found.latents - exact).norm(dim=1)
+    assert (off <= found.errors).all()
+    assert (found.errors <= 1e-5).all()
+    assert found.to_dict()["stability_unknown"] == 1
+    assert "stability unknown" in found._repr_html_()
+    found.save(tmp_path)
+    assert AttractorSet.load(tmp_path).stability_unknown == 1
+    content = json.loads((tmp_path / "attractors.json").read_text())
+    del content["examined"]  # as an earlier version wrote it
+    (tmp_path / "attractors.json").write_text(json.dumps(content))
+    earlier = AttractorSet.load(tmp_path)
+    assert (earlier.examined, earlier.stability_unknown) == (None, 0)
+
+
+def test_what_is_beyond_the_cap_is_not_examined_rather_than_unknown():
+    found = find_attractors(double_well, starts=draws(60, 2).clamp(-3, 3), stability_cap=1)
+    assert (found.examined, found.stability_unknown) == (1, 0)
+    assert found.spectral_radius.isnan().tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("turn", [lambda z: z.roll(1, 1), lambda z: -z.flip(1)], ids=["shift", "reflection"])
+def test_a_crowded_spectrum_beyond_the_circle_repels(turn):
+    found = find_attractors(lambda z: 1 + 1.03 * turn(z - 1), starts=torch.ones(3, 500))
+    assert (len(found), found.unstable) == (0, 1)
+
+
+class Recorder:
+    """f, and the largest batch that it was given, also under the transforms of a derivative."""
+
+    def __init__(self, f):
+        self.f, self.largest = f, 0
+
+    def __call__(self, z):
+        self.largest = max(self.largest, len(z))
+        return self.f(z)
+
+
+class BackwardOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return grads[0]
+
+
+def coarse_well(z):
+    """Its rounding floor is felt, so that it is measured."""
+    return double_well(z).bfloat16().to(z.dtype)
+
+
+WELLS = {
+    "smooth": double_well,
+    "backward only": lambda z: double_well(BackwardOnly.apply(z)),
+    "bfloat16": coarse_well,
+    "unknown radius": lambda z: torch.cat([double_well(z[:, :2]), cut_shift(z[:, 2:])], 1),
+}
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("name", WELLS)
+def test_the_batch_size_bounds_every_call(name, size):
+    f = Recorder(WELLS[name])
+    d = 90 if name == "unknown radius" else 4
+    starts = torch.cat([draws(20, 4).clamp(-3, 3), draws(20, d)[:, 4:]], 1)
+    found = find_attractors(f, starts=starts, batch_size=size, polish="anderson", max_steps=300, measure="relative")
+    assert len(found) > size or name == "bfloat16"
+    assert f.largest == size
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """How many rows were multiplied with a Jacobian."""
+    rows = []
+    vjp, jvp = Linearisation.vjp, Linearisation.jvp
+    counted = lambda product: lambda self, vectors: rows.append(len(vectors)) or product(self, vectors)  # noqa: E731
+    monkeypatch.setattr(Linearisation, "vjp", counted(vjp))
+    monkeypatch.setattr(Linearisation, "jvp", counted(jvp))
+    return rows
+
+
+def test_the_cap_bounds_the_jacobians_also_where_these_refute_the_estimates(products):
+    hidden, starts = linear(*[0.5] * 7, 0.9999), draws(100, 8)
+    assert find_attractors(hidden, starts=starts, stability_cap=0, polish="anderson").examined == 0
+    assert not products
+    found = find_attractors(hidden, starts=starts, stability_cap=2, polish="anderson")
+    assert max(products) <= 2
+    assert sum(products) <= 2 * 4 * 3 * 20  # attractors, rounds, quantities, products in 8 dimensions
+    assert found.unresolved >= 98
+
+
+def test_one_slow_attractor_does_not_refute_those_beyond_the_cap():
+    slow_in_one_well = lambda z: torch.where(z[:, :3].sum(1, keepdim=True) > 2, 0.9999, 0.5)  # noqa: E731
+    f = lambda z: torch.cat([double_well(z[:, :3]), z[:, 3:] * slow_in_one_well(z)], 1)  # noqa: E731
+    starts = torch.cat([draws(400, 3).clamp(-3, 3), 0.2 * draws(400, 1, seed=1)], 1)
+    found = find_attractors(f, starts=starts, stability_cap=4)
+    assert len(found) >= 7
 
 
 def test_a_bare_function_needs_starts():

@@ -21,7 +21,8 @@ def in_place(z):
 
 
 def into_its_argument(z):
-    return z.copy_(plain(z)) if not torch.is_grad_enabled() else z.mul_(0).add_(plain(z.clone()))
+    value = plain(z.clone())  # of what z was, also where gradients are on
+    return z.copy_(value) if not torch.is_grad_enabled() else z.mul_(0).add_(value)
 
 
 class Buffered:

@@ -46,6 +46,8 @@ def prototypes_run(folder: Path, attractors: int = 1, side: int = 8, name: str =
             "count": attractors,
             "unresolved": 1,
             "unstable": 0,
+            "examined": attractors,
+            "stability_unknown": 1,
             "sizes": sizes,
             "spectral_radius": [0.5] * attractors,
             "merge": merge,
