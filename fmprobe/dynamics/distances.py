@@ -101,9 +101,7 @@ class _Others:
     cosine: bool
     centre: Tensor
     squares: Tensor  # squared norms, less the centre
-    factors: (
-        Tensor  # (d + 2, m), for squared distances less their slack by one product, since they are the most numbers
-    )
+    factors: Tensor  # (d + 2, m), for squared distances less their slack by one product
     slack: float
 
     @classmethod

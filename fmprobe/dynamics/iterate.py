@@ -99,7 +99,7 @@ def stream_orbits(
     def taken(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         index, starts = waiting.pop() if waiting else take(count)
         latents = _flat(starts)
-        return index, latents, _one_a_start("tol", tol, latents), _one_a_start("max_steps", max_steps, latents)
+        return index, latents, _one_a_start("tol", tol, latents), _one_a_start("max_steps", max_steps, latents).long()
 
     observers = [observer] if observer else []
     engine = Engine(f, starts.shape[1:], criterion, batch_size, observers, _patience(first))

@@ -141,7 +141,7 @@ def test_blocks_bound_memory_and_change_nothing(copies, measure, monkeypatch):
     ],
 )
 def test_what_cannot_be_compared_is_refused(points, others, measure):
-    with pytest.raises(ValueError, match="nearest|measure"):
+    with pytest.raises(ValueError, match=r"nearest|measure"):
         nearest(points, others, measure)
 
 
