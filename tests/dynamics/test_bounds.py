@@ -252,3 +252,16 @@ def test_intermittent_orbits_in_batches_of_any_size_are_the_same():
         part = fmprobe.iterate(intermittent(1e-3), starts, max_steps=300, batch_size=size)
         assert torch.equal(whole.status, part.status)
         assert torch.equal(whole.steps, part.steps)
+
+
+@pytest.mark.parametrize("value", [True, "3", 2.5, math.nan, math.inf, 0, [3]])
+@pytest.mark.parametrize("name", ["batch_size", "check_every", "max_steps"])
+def test_what_is_no_count_is_named(name, value):
+    with pytest.raises(ValueError, match=name):
+        fmprobe.iterate(double_well, draws(3, 2), **{name: value})
+
+
+def test_counts_may_be_written_as_floats():
+    whole = fmprobe.iterate(double_well, draws(3, 2), max_steps=50, batch_size=2)
+    written = fmprobe.iterate(double_well, draws(3, 2), max_steps=50.0, batch_size=2.0)
+    assert torch.equal(whole.ends, written.ends)
