@@ -275,7 +275,7 @@ def test_coefficients_at_any_scale_are_right_or_refused(atoms, scale):
             codes.coefficients.double() / ratio, plain.coefficients.double(), rtol=1e-4, atol=1e-5
         )
     else:
-        with pytest.raises(ValueError, match="coefficients do not fit into torch.float32"):
+        with pytest.raises(ValueError, match="coefficients do not fit into"):
             codes.coefficients  # noqa: B018
 
 
