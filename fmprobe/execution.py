@@ -57,7 +57,7 @@ class _Evaluated:
             latents = torch.cat([latents, latents[:1].expand(fixed - n, *latents.shape[1:])])
         cast = torch.autocast(self.device.type, self.how.autocast) if self.how.autocast else nullcontext()
         with cast:
-            after = self._function()(latents)[:n]
+            after = self._function()(latents.clone())[:n]  # f may change it before memory runs out
         device = after.device if after.is_meta else latents.device  # a meta tensor holds nothing that could be moved
         return after.to(device, latents.dtype, copy=True)  # f may return a buffer that it uses again
 

@@ -167,7 +167,7 @@ def _compute(model: "Autoencoder", folder: RunFolder, plan: Mapping[str, Any], s
             save_prototypes(found.images, found.attractors, folder.path)
         if found.film is not None:
             save_film(found.film, folder.path)
-        shown = save_painted(model, folder.path)
+        shown = save_painted(model, folder.path, made.batch_size)
         rules = found.attractors.orbits.protocol["rules"]
         protocol = {"starts": "N(0, I)", **asdict(made), "rules": rules}
         seconds = round(time.perf_counter() - began, 1)

@@ -59,7 +59,7 @@ class Cover:
 
 def cover(points: Points, reach: float, most: float = math.inf) -> Cover | None:
     """Groups within `reach` of leaders, each the first point that no group had; None for more than `most`."""
-    n, device, dtype = len(points), points.ends.device, points.ends.dtype
+    n, device, dtype = len(points), points.ends.device, torch.float64
     group = torch.full((n,), -1, dtype=torch.long, device=device)
     away, size = torch.zeros(n, dtype=dtype, device=device), torch.zeros(n, dtype=dtype, device=device)
     leaders: list[int] = []

@@ -53,6 +53,7 @@ def iterate(
     trajectories asked for would not fit. Warns where `tol` lies under the resolution of the latents' arithmetic.
     """
     _check(starts, measure, max_steps, batch_size, check_every)
+    batch_size, check_every = int(batch_size), int(check_every or _patience(starts))
     shape, rules = starts.shape[1:], rules or Rules()
     kept = _Kept(_flat(starts), shape)
     latents = kept.latents
@@ -62,7 +63,7 @@ def iterate(
     _warn_below_resolution(latents, tols, criterion)
     recorder = _Recorder(latents, shape, most) if store_trajectories else None
     observers = [o for o in (recorder, observer) if o]
-    engine = Engine(f, shape, criterion, batch_size, observers, check_every or _patience(latents))
+    engine = Engine(f, shape, criterion, batch_size, observers, check_every)
     source = _InMemory(latents, tols, budgets)
     with torch.no_grad(), progress_bar(progress, len(starts)) as report:
         engine.go(source.take, kept.keep, lambda: report(kept.ended, len(starts)))
@@ -99,8 +100,7 @@ def stream_orbits(
     def taken(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         index, starts = waiting.pop() if waiting else take(count)
         latents = _flat(starts)
-        budgets = _one_a_start("max_steps", max_steps, latents).long()
-        return index, latents, _one_a_start("tol", tol, latents), budgets
+        return index, latents, _one_a_start("tol", tol, latents), _one_a_start("max_steps", max_steps, latents).long()
 
     observers = [observer] if observer else []
     engine = Engine(f, starts.shape[1:], criterion, batch_size, observers, _patience(first))

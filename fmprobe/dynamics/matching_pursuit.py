@@ -22,21 +22,24 @@ def orthogonal_matching_pursuit(
 ) -> Codes:
     """Sparse codes of `targets` `(B, d)` in the atoms `dictionary` `(N, d)`, of 1 to `n_atoms` atoms in one pass.
 
-    Each step takes the atom most correlated with what is left of the target, then fits all chosen atoms anew (Pati et
-    al. 1993; Cholesky form: Rubinstein et al. 2008). Atoms count by their direction; coefficients are for atoms and
-    targets as given. Float64 if either is, else float32. A zero atom is never chosen, nor one that lies in the span of
-    those chosen, as duplicates do; where none is left, or nothing of the target is, the path ends early and
-    `n_selected` says so. `memory_budget`: bytes of working memory beyond arguments and result (default 1 GiB); it
-    bounds how many targets advance together, and the result does not depend on it beyond rounding. The result holds
-    `n_atoms` squared values a target: where that is too much, pass targets in parts.
+    Each step takes the atom most correlated with what is left of the target, then fits all chosen atoms anew (Pati
+    et al. 1993; Cholesky form: Rubinstein et al. 2008). Atoms count by their direction; coefficients are for atoms
+    and targets as given. Float64 if either is, else float32. A zero atom is never chosen, nor one that lies in the
+    span of those chosen, as duplicates do; where none is left, or nothing of the target is, the path ends early and
+    `n_selected` says so. A vector whose norm is too small for its type to be divided by counts as zero.
+    `memory_budget`: bytes of working memory beyond arguments and result (default 1 GiB); it bounds how many targets
+    advance together, and the result does not depend on it beyond rounding. The result holds `n_atoms` squared
+    values a target: where that is too much, pass targets in parts.
 
     Raises ValueError for shapes, numbers or settings that make no sense, MemoryError where one target exceeds the
     budget.
     """
     _check(dictionary, targets, n_atoms)
+    n_atoms = int(n_atoms)
     dtype = torch.promote_types(torch.promote_types(dictionary.dtype, targets.dtype), torch.float32)
     with torch.no_grad():
-        dictionary, targets = dictionary.detach().to(dtype), targets.detach().to(dtype)
+        # Copied, since the codes are read after the caller may have changed them.
+        dictionary, targets = (rows.detach().to(dtype, copy=True).contiguous() for rows in (dictionary, targets))
         depth = min(n_atoms, *dictionary.shape)
         plan = _Plan.make(dictionary, len(targets), depth, memory_budget)
         atoms = _Atoms(dictionary, plan.with_gram)
@@ -58,6 +61,8 @@ def _check(dictionary: Tensor, targets: Tensor, n_atoms: int) -> None:
             raise ValueError(f"{name} must be a tensor, one row a vector, got a {type(rows).__name__}")
         if rows.ndim != 2 or 0 in rows.shape[1:]:
             raise ValueError(f"{name} has shape {tuple(rows.shape)}: expected two dimensions, one row a vector")
+        if rows.is_meta:
+            raise ValueError(f"{name} is on the device meta, which holds no values: move it to another")
         if not rows.is_floating_point() or not _all_finite(rows):
             raise ValueError(f"{name} holds values that are no finite real numbers: leave those rows out")
     if dictionary.shape[1] != targets.shape[1]:

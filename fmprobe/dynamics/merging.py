@@ -98,7 +98,7 @@ def single_linkage(dissimilarity: Dissimilarity) -> Linkage:
     if n < 2:
         return Linkage(n, torch.zeros(0, 2, dtype=torch.long), torch.zeros(0))
     device = dissimilarity.points.device
-    height = torch.full((n,), torch.inf, device=device, dtype=dissimilarity.points.dtype)
+    height = torch.full((n,), torch.inf, device=device, dtype=torch.float64)
     nearest = torch.zeros(n, dtype=torch.long, device=device)
     outside = torch.ones(n, dtype=torch.bool, device=device)
     edges, heights, here = [], [], 0

@@ -37,13 +37,17 @@ def anderson(f: Function, latents: Tensor, batch_size: int = 256) -> tuple[Tenso
 
 
 def _combined(points: Tensor, steps: Tensor) -> Tensor:
-    """The affine combination of points `(m, k, d)` whose combined step is smallest, moved on by that step."""
+    """The affine combination of points `(m, k, d)` whose combined step is smallest, moved on by that step.
+
+    A row where one of them is not finite takes its last step alone, since no other row must learn of it.
+    """
     if points.shape[1] == 1:
         return points[:, 0] + steps[:, 0]
-    changes, moves = steps.diff(dim=1), points.diff(dim=1)
+    sound = (steps.isfinite() & points.isfinite()).all(2).all(1)[:, None, None]
+    changes, moves = (torch.where(sound, rows.diff(dim=1), 0) for rows in (steps, points))
     # The weights are free of the scale of the steps, whose squares may be too large or too small.
     scale = power_of_two(changes.abs().amax((1, 2)))[:, None]
-    units, last = changes / scale[..., None], steps[:, -1] / scale
+    units, last = changes / scale[..., None], torch.where(sound[..., 0], steps[:, -1], 0) / scale
     gram = units @ units.mT
     trace = torch.diagonal(gram, dim1=1, dim2=2).sum(1)[:, None, None]
     ridge = torch.where(trace > 0, 1e-12 * trace, 1) * torch.eye(gram.shape[1]).to(gram)

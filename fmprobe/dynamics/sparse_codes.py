@@ -16,7 +16,7 @@ class Codes:
 
     `indices` `(B, n_atoms)`: atoms in the order in which they were chosen, -1 past `n_selected` `(B,)`. `factors`
     `(B, K, K)`: Cholesky factors of the chosen unit atoms' products, the identity past `n_selected`; K is at most
-    `n_atoms`. `dictionary` and `targets` as given, `atom_norms` and `target_norms` their norms.
+    `n_atoms`. `dictionary` and `targets`, copied, `atom_norms` and `target_norms` their norms.
     """
 
     indices: Tensor
@@ -33,8 +33,19 @@ class Codes:
         return self.coefficients_at(self.indices.shape[1])
 
     def coefficients_at(self, k: int) -> Tensor:
-        """Of the least-squares fit by the first `k` atoms of each code, `(B, k)`. Raises ValueError for k < 1."""
-        return self._fits(k)[0]
+        """Of the least-squares fit by the first `k` atoms of each code, `(B, k)`.
+
+        Raises ValueError for k below 1 or above `n_atoms`, or where they are too large or too small for their type.
+        """
+        wide = self._fits(k)[0]
+        coefficients = wide.to(self.targets.dtype)
+        rounding = torch.finfo(coefficients.dtype).eps * wide.abs().amax(1, keepdim=True)
+        if not bool((coefficients.isfinite() & ((coefficients != 0) | (wide.abs() <= rounding))).all()):
+            raise ValueError(
+                f"coefficients do not fit into {self.targets.dtype}, so far apart are the scales of atoms and targets: "
+                "scale the dictionary, or pass float64"
+            )
+        return coefficients
 
     def reconstruct(self, k: int) -> Tensor:
         """Best fit of each target by the first `k` of its atoms, or by all it has if fewer, `(B, d)`.
@@ -44,13 +55,14 @@ class Codes:
         return self._fits(k)[1]
 
     def _fits(self, k: int) -> tuple[Tensor, Tensor]:
-        """Coefficients `(B, k)` and reconstructions `(B, d)`, in blocks that share the memory of the gathered atoms."""
-        if not 1 <= k <= self.indices.shape[1]:
+        """Coefficients, float64 `(B, k)`, and fits `(B, d)`, in blocks that share the memory of the gathered atoms."""
+        if isinstance(k, bool) or k not in range(1, self.indices.shape[1] + 1):
             raise ValueError(f"codes of 1 to {self.indices.shape[1]} atoms are known, not of {k}")
+        k = int(k)
         width, d = min(k, self.factors.shape[1]), self.dictionary.shape[1]
         size = min(max(1, AT_ONCE // (self.dictionary.element_size() * width * d)), max(1, len(self.indices)))
         gathered = self.dictionary.new_empty(size * width, d)
-        coefficients = self.targets.new_zeros(len(self.indices), k)
+        coefficients = torch.zeros(len(self.indices), k, dtype=torch.float64, device=self.targets.device)
         fits = torch.empty_like(self.targets)
         with torch.no_grad():
             for first in range(0, len(self.indices), size):
@@ -84,7 +96,7 @@ class Codes:
             n = int((chosen[b] >= 0).sum())
             units = atoms[b, :n].double() / norms[b, :n, None]
             code[b, :n], fit[b] = _least_squares(units, target[b].double())
-        return (code.to(target) / norms) * scale, fit * scale
+        return code / norms.double() * scale.double(), fit * scale
 
 
 def _least_squares(atoms: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

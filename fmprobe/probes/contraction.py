@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.jacobian import NotDifferentiableError, spectral_norm, spectral_radius
 from fmprobe.errors import InputError
@@ -59,7 +60,7 @@ def std_ratio(function: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) ->
     with torch.no_grad():
         for batch in inputs:
             before.add(batch)
-            after.add(function(batch))
+            after.add(function(batch.clone()))  # that may change what it is given
     if before.count < 2:
         raise InputError(f"a standard deviation needs two inputs or more, got {before.count}")
     ratios = {"pooled": after.pooled / before.pooled, "across": after.across / before.across}
@@ -163,13 +164,14 @@ def local_lipschitz(f: Callable[[Tensor], Tensor], latents: Tensor, *, seed: int
     length = DISTANCE * torch.linalg.vector_norm(flat, dim=1).clamp(min=d**0.5)
     ratios = []
     with torch.no_grad():
-        values = _batched(f, latents, batch_size)
+        f = apart(f, batch_size)
+        values = f(latents)
         for i in range(DIRECTIONS):
             noise = torch.from_numpy(normal_rows(len(flat), d, seed, "contraction: noise", first=i * len(flat))).to(
                 flat
             )
             moved = flat + noise * (length / torch.linalg.vector_norm(noise, dim=1))[:, None]
-            changed = _batched(f, moved.reshape(latents.shape), batch_size)
+            changed = f(moved.reshape(latents.shape))
             ratios.append(_ratio(changed - values, moved - flat))
     return torch.stack(ratios).amax(0)
 
@@ -199,7 +201,7 @@ def _trajectory(model: Autoencoder, latents: Tensor, steps: tuple[int, ...], bat
             if step in steps:
                 points.append(latents)
             if step < steps[-1]:
-                latents = _batched(model.latent_map, latents, batch_size)
+                latents = apart(model.latent_map, batch_size)(latents)
     return points
 
 
@@ -227,17 +229,13 @@ def _distant(model: Autoencoder, points: list[Tensor], steps: tuple[int, ...], b
     starts = points[0][: len(points[0]) // 2 * 2]
     after = points[1] if len(steps) > 1 and steps[1] == 1 else None
     with torch.no_grad():
-        after = _batched(model.latent_map, starts, batch_size) if after is None else after[: len(starts)]
+        after = apart(model.latent_map, batch_size)(starts) if after is None else after[: len(starts)]
     return _ratio(after[::2] - after[1::2], starts[::2] - starts[1::2])
 
 
 def _ratio(after: Tensor, before: Tensor) -> Tensor:
     ratio = torch.linalg.vector_norm(after.flatten(1), dim=1) / torch.linalg.vector_norm(before.flatten(1), dim=1)
     return torch.where(ratio.isfinite(), ratio, torch.nan).cpu()
-
-
-def _batched(f: Callable[[Tensor], Tensor], latents: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([f(block) for block in latents.split(batch_size)])
 
 
 def _summary(values: Tensor) -> dict[str, float | int | None]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet
+from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.orbits import Status
 
 STARTS = 6  # that are shown
@@ -34,11 +35,11 @@ class Film:
         return {name: getattr(self, name) for name in ("starts", "steps", "ended", "status")}
 
 
-def film(model: Autoencoder, attractors: AttractorSet, seed: int = 0) -> Film | None:
+def film(model: Autoencoder, attractors: AttractorSet, seed: int = 0, batch_size: int = STARTS) -> Film | None:
     """Follow a few of the N(0, I) starts of `attractors` again, under the same `seed`, and decode them.
 
-    Among the first starts one of every status is taken before a second of any. None where the model has no images or
-    there are no starts.
+    `batch_size` bounds every call of the model. Among the first starts one of every status is taken before a second of
+    any. None where the model has no images or there are no starts.
     """
     orbits = attractors.orbits
     if not model.has_decoder or not model.image_shape or not len(orbits):
@@ -49,14 +50,18 @@ def film(model: Autoencoder, attractors: AttractorSet, seed: int = 0) -> Film | 
     ends = orbits.ends[chosen].to(model.device)
     latents = model.sample_latents(min(AMONG, len(orbits)), seed=seed)[chosen]
     still = ended.to(model.device).reshape(-1, *[1] * (latents.ndim - 1))
-    frames = []
+    f, frames = apart(model.latent_map, batch_size), []
+
+    def paint(latents: Tensor) -> None:
+        frames.append(torch.cat([model.decode(part).cpu() for part in latents.split(batch_size)]))
+
     with torch.no_grad():
         for step in range(steps[-1] + 1):
             if step:
-                latents = model.latent_map(latents)
+                latents = f(latents)
             if step in steps:
-                frames.append(model.decode(torch.where(still > step, latents, ends)).cpu())
-        frames.append(model.decode(ends).cpu())
+                paint(torch.where(still > step, latents, ends))
+        paint(ends)
     status = [Status(value).name.lower() for value in orbits.status[chosen].tolist()]
     return Film(torch.stack(frames, dim=1), chosen, steps, ended.tolist(), status)
 

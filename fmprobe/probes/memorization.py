@@ -31,9 +31,9 @@ class Memorization(Result):
     and by row, mean, deviation and number of the values at the nearest training image; None where there is nothing.
     Rows: the subject; "test images"; "reconstructed test images"; "decoded starts", D of N(0, I); "noise images", of
     uniform pixels; "mean image" of the training set. `nearest`: for each of the subject the training image nearest by
-    cosine, and `nearest_cosine` its value. `errors`: mean squared error a pixel of D(E(x)). `rank`: see
-    `rank_at`. `bound`: see `bound_terms`. `warning`: that there is no attractor, or why f may be near constant, so that
-    the values say little. `decoded` `(count, *image_shape)` is not in `to_dict`.
+    cosine, -1 for one that is not finite, and `nearest_cosine` its value. `errors`: mean squared error a pixel of
+    D(E(x)). `rank`: see `rank_at`. `bound`: see `bound_terms`. `warning`: that there is no attractor, or why f may be
+    near constant, so that the values say little. `decoded` `(count, *image_shape)` is not in `to_dict`.
     """
 
     key: ClassVar[str] = "memorization"
@@ -140,6 +140,7 @@ def bound_terms(images: Tensor, rebuilt: Tensor, codes: Tensor, attractors: Tens
     distance, index = nearest(codes.flatten(1), attractors.flatten(1))
     coverage = distance.double().square()
     prototype = (images - decoded[index]).double().flatten(1).square().sum(1)
+    prototype[index < 0] = torch.nan  # of a code that is not finite no attractor is the nearest
     error = (images - rebuilt).double().flatten(1).square().sum(1)
     apart = torch.linalg.vector_norm((rebuilt - decoded[index]).double().flatten(1), dim=1)
     away = coverage > 0

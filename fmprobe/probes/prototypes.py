@@ -190,7 +190,7 @@ def _decoded(
             decoded = [model.decode(block.to(model.device)).cpu() for block in blocks if len(block)]
         images = torch.cat(decoded) if decoded else torch.zeros(0, *model.image_shape)
     attractors = replace(attractors, warning=model.surrogate_warning)
-    shown = film(model, attractors, plan.seed)
+    shown = film(model, attractors, plan.seed, plan.batch_size)
     return Prototypes(attractors, images, curves, time.perf_counter() - began, shown)
 
 

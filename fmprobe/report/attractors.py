@@ -68,7 +68,9 @@ def _nearest(run: "Run") -> dict[int, str]:
     if found.get("subject") != "attractors":
         return {}
     pairs = zip(found["nearest"], found["nearest_cosine"], strict=True)
-    return {i: f"number {image}, cosine {number(cosine, '.3f')}" for i, (image, cosine) in enumerate(pairs)}
+    return {
+        i: f"number {image}, cosine {number(cosine, '.3f')}" for i, (image, cosine) in enumerate(pairs) if image >= 0
+    }
 
 
 def film(found: Mapping[str, Any], run: "Run") -> "Markup":

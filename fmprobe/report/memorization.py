@@ -24,7 +24,12 @@ def memorization(entry: Mapping[str, Any], run: "Run") -> "Markup":
     """Attractors beside their nearest training images, the levels and their null levels, errors, rank and bound."""
     found = list(zip(entry["nearest"], entry["nearest_cosine"], strict=True))
     pairs = [
-        {"number": i + 1, "nearest": number, "cosine": cosine, "src": run.picture("memorization", f"{i:04d}.png").src}
+        {
+            "number": i + 1,
+            "nearest": number if number >= 0 else "none",  # of a picture that is not finite
+            "cosine": cosine,
+            "src": run.picture("memorization", f"{i:04d}.png").src,
+        }
         for i, (number, cosine) in enumerate(found[:ON_PAGE])
     ]
     measures = list(entry["levels"])
@@ -107,8 +112,9 @@ def save_pairs(decoded: "Tensor", train: "Tensor", nearest: Sequence[int], folde
     from PIL import Image
 
     for i, (image, index) in enumerate(zip(decoded, nearest, strict=True)):
-        left, right = to_picture(image), to_picture(train[index])
+        left = to_picture(image)
         pair = Image.new(left.mode, (2 * left.width + GAP, left.height), "white")
         pair.paste(left, (0, 0))
-        pair.paste(right, (left.width + GAP, 0))
+        if index >= 0:  # none is the nearest of a picture that is not finite
+            pair.paste(to_picture(train[index]), (left.width + GAP, 0))
         write_atomically(folder / f"{i:04d}.png", lambda path, p=pair: p.save(path, format="PNG"))

@@ -100,14 +100,14 @@ def save_frames(frames: "Tensor", path: Path) -> None:
     write_atomically(path, lambda temporary: sprite.save(temporary, format="PNG", optimize=True))
 
 
-def save_painted(model: "Autoencoder", folder: Path) -> dict[str, Any]:
+def save_painted(model: "Autoencoder", folder: Path, batch_size: int = 8) -> dict[str, Any]:
     """`reconstructions.png` where the decoder is a surrogate: images above, what it makes of them below.
 
     Returns the key `reconstructions` of `results.json`, or nothing.
     """
     from fmprobe.surrogates.painted import painted
 
-    images = painted(model)
+    images = painted(model, batch_size)
     if images is None:
         return {}
     save_frames(images, folder / PAINTED)

@@ -10,7 +10,7 @@ from fmprobe.surrogates.features import as_pixels
 IMAGES = 8
 
 
-def painted(model: Autoencoder) -> Tensor | None:
+def painted(model: Autoencoder, batch_size: int = IMAGES) -> Tensor | None:
     """Procedural images and below them D(E(x)), `(2, IMAGES, C, H, W)`.
 
     None where the model's decoder is no surrogate, or shows no images of one or three channels.
@@ -20,4 +20,5 @@ def painted(model: Autoencoder) -> Tensor | None:
         return None
     images = as_pixels(procedural(model, IMAGES, HELD_OUT_FIRST, "all", 0))
     with torch.no_grad():
-        return torch.stack([images, model.decode(model.encode(images)).cpu()])
+        below = [model.decode(model.encode(part)).cpu() for part in images.split(batch_size)]
+    return torch.stack([images, torch.cat(below)])

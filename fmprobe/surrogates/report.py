@@ -21,6 +21,7 @@ from fmprobe.surrogates.fit import FitSettings, validate
 from fmprobe.surrogates.pixel import PixelDecoder
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian (Wang et al. 2004)
+AT_ONCE = 32  # images or latents a call
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,9 @@ def surrogate_report(
     for name, (encoder, decoder) in pairs.items():
         whole = encoder.with_decoder(decoder)
         starts = model.sample_latents(n, seed)
-        found[name] = find_attractors(whole, starts=starts, **rule, stability_cap=2, batch_size=32)
+        found[name] = find_attractors(whole, starts=starts, **rule, stability_cap=2, batch_size=AT_ONCE)
         with torch.no_grad():
-            pictures[name] = whole.decode(found[name].latents).flatten(1).cpu()
+            pictures[name] = torch.cat([whole.decode(z).flatten(1).cpu() for z in found[name].latents.split(AT_ONCE)])
     dynamics = {
         name: {"starts": n, "converged": a.orbits.counts()["converged"], "attractors": a.count}
         for name, a in found.items()
@@ -192,7 +193,7 @@ def _random_twin(model: Autoencoder) -> Autoencoder:
 def _fidelity(model: Autoencoder, decoder: PixelDecoder, images: Tensor) -> dict[str, float]:
     whole, pixels = model.with_decoder(decoder), as_pixels(images)
     with torch.no_grad():
-        painted = torch.cat([whole.decode(whole.encode(x)).cpu() for x in pixels.split(32)])
+        painted = torch.cat([whole.decode(whole.encode(x)).cpu() for x in pixels.split(AT_ONCE)])
     figures = validate(model, decoder, images)
     return {"psnr": float(psnr(painted, pixels).mean()), "ssim": float(ssim(painted, pixels).mean()), **figures}
 

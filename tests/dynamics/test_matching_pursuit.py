@@ -222,9 +222,66 @@ def test_what_makes_no_sense_is_named(dictionary, targets, n, message):
         omp(dictionary, targets, n)
 
 
+@pytest.mark.parametrize("n", [True, "3", None, 2.5, float("nan"), [3]])
+def test_a_number_of_atoms_that_is_none_is_named(n):
+    with pytest.raises(ValueError, match="n_atoms must be a whole number"):
+        omp(draws(3, 4), draws(2, 4), n)
+
+
+@pytest.mark.parametrize("name", ["dictionary", "targets"])
+@pytest.mark.parametrize("spoil", [torch.nan, torch.inf, "meta", "whole numbers", "a list"])
+def test_rows_that_hold_no_numbers_are_named(name, spoil):
+    given = {"dictionary": draws(5, 4), "targets": draws(3, 4, 1)}
+    if isinstance(spoil, float):
+        given[name][1, 2] = spoil
+    else:
+        given[name] = {"meta": given[name].to("meta"), "whole numbers": given[name].long(), "a list": [[1.0]]}[spoil]
+    with pytest.raises(ValueError, match=name):
+        omp(given["dictionary"], given["targets"], 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_the_caller_changes_later_changes_no_code(dtype):
+    dictionary, targets = draws(12, 6).to(dtype), draws(4, 6, 1).to(dtype)
+    kept = dictionary.clone(), targets.clone()
+    codes = omp(dictionary, targets, 4)
+    assert torch.equal(dictionary, kept[0])
+    assert torch.equal(targets, kept[1])
+    wanted = codes.coefficients, codes.reconstruct(3)
+    dictionary.zero_()
+    targets.fill_(3)
+    assert torch.equal(codes.coefficients, wanted[0])
+    assert torch.equal(codes.reconstruct(3), wanted[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_coded_as_its_values_in_float32(dtype):
+    dictionary, targets = draws(30, 12).to(dtype), draws(6, 12, 1).to(dtype)
+    half, single = omp(dictionary, targets, 8), omp(dictionary.float(), targets.float(), 8)
+    assert torch.equal(half.indices, single.indices)
+    assert torch.equal(half.reconstruct(8), single.reconstruct(8))
+    assert half.reconstruct(8).dtype == torch.float32
+
+
+@pytest.mark.parametrize("atoms", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_coefficients_at_any_scale_are_right_or_refused(atoms, scale):
+    dictionary, targets = draws(30, 12), draws(6, 12, 1)
+    plain, codes = omp(dictionary, targets, 8), omp(dictionary * atoms, targets * scale, 8)
+    assert torch.equal(plain.indices, codes.indices)
+    ratio = scale / atoms
+    if 1e-37 < ratio < 1e37:
+        torch.testing.assert_close(
+            codes.coefficients.double() / ratio, plain.coefficients.double(), rtol=1e-4, atol=1e-5
+        )
+    else:
+        with pytest.raises(ValueError, match="coefficients do not fit into"):
+            codes.coefficients  # noqa: B018
+
+
 def test_levels_that_were_not_computed_are_refused():
     codes = omp(draws(9, 5), draws(2, 5, 1), 3)
-    for k in (0, 4):
+    for k in (0, 4, 2.5, True, None):
         with pytest.raises(ValueError, match="1 to 3"):
             codes.reconstruct(k)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.digests import digest, file_digest
+from fmprobe.dynamics.calls import apart
 from fmprobe.errors import InputError
 from fmprobe.probes.ood.calibration import Calibration
 from fmprobe.probes.ood.trajectory import Reference
@@ -183,5 +184,5 @@ def _check_same(content: dict[str, Any], model: Autoencoder, folder: Path) -> No
 @torch.no_grad()
 def _sample(model: Autoencoder) -> Tensor:
     """Some numbers of f on fixed latents: models without a fingerprint, and decoders, have nothing else to go by."""
-    values = model.latent_map(model.sample_latents(2, seed=0)).flatten().double().cpu()
+    values = apart(model.latent_map, 1)(model.sample_latents(2, seed=0)).flatten().double().cpu()
     return values[:: max(1, len(values) // SAMPLED)][:SAMPLED].nan_to_num(0, 0, 0)

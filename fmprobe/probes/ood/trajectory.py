@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
-from fmprobe.dynamics.distances import Dissimilarity, euclidean
+from fmprobe.dynamics.calls import apart
+from fmprobe.dynamics.distances import Dissimilarity, directions, euclidean
 from fmprobe.dynamics.iterate import MEASURES, iterate
 from fmprobe.dynamics.merging import THRESHOLDS, single_linkage
 from fmprobe.dynamics.orbits import Orbits, Status
@@ -148,16 +149,13 @@ class Nearest:
 
     def __call__(self, latents: Tensor) -> Tensor:
         nearest = euclidean(self._prepare(latents), self.points).amin(1)
-        return nearest.square() / 2 if self.distance == "cosine" else nearest  # of unit vectors: 1 - cos
+        return nearest.square() / 2 if self.distance == "cosine" else nearest
 
     def _prepare(self, latents: Tensor) -> Tensor:
         rows = latents.flatten(1).to(self.deviation)
         if self.distance == "standardised":
             return rows / self.deviation
-        if self.distance == "cosine":
-            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-            return rows / norms.clamp(min=torch.finfo(rows.dtype).tiny)
-        return rows
+        return directions(rows) if self.distance == "cosine" else rows
 
 
 class _Passage:
@@ -231,11 +229,12 @@ def _count_to(steps: int, f: Map, orbits: Orbits, passage: _Passage, batch_size:
     rest = orbits.converged & (left > 0)
     passage.total[rest] += left[rest] * passage.last[rest]
     passage.steps[rest] = steps
+    f = apart(f, batch_size)
     going = ((orbits.status != Status.CONVERGED) & (orbits.status != Status.DIVERGED) & (left > 0)).nonzero()[:, 0]
     for rows in going.split(batch_size):
         latents = orbits.ends[rows]
         while len(rows):
-            after = f(latents).detach().to(latents)
+            after = f(latents).detach()
             passage(rows, latents, after)
             more = passage.steps[rows] < steps
             rows, latents = rows[more], after[more]

@@ -1,0 +1,107 @@
+"""`batch_size` bounds every call of a model's functions, by whichever probe."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+import fmprobe
+from fmprobe.probes import prototypes
+from fmprobe.probes.alignment import probe_alignment
+from fmprobe.probes.contraction import probe_contraction
+from fmprobe.probes.film import film
+from fmprobe.probes.prototypes import find_prototypes, make_plan
+
+SEARCH = {"tol": 1e-4, "max_steps": 60}
+WELLS = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+
+
+class Recorded:
+    """An Autoencoder with attractors, and the most rows that its functions were called on; they work in place."""
+
+    def __init__(self, in_place=True):
+        self.most, self.in_place = 0, in_place
+        self.model = fmprobe.from_functions(self.encode, self.decode, image_shape=(1, 2, 4), latent_shape=(8,))
+
+    def encode(self, images):
+        self.most = max(self.most, len(images))
+        z = 2 * images.flatten(1) - 1
+        after = WELLS * torch.tanh(2 * z) + (1 - WELLS) * 0.3 * z
+        if self.in_place and not torch.is_grad_enabled():
+            images.zero_()
+        return after
+
+    def decode(self, latents):
+        self.most = max(self.most, len(latents))
+        images = (latents.reshape(-1, 1, 2, 4) + 1) / 2
+        if self.in_place and not torch.is_grad_enabled():
+            latents.zero_()
+        return images
+
+
+def images(n=20, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).random((n, 1, 2, 4), dtype="float32"))
+
+
+def plan(model, batch_size):
+    return make_plan(model, 9, batch_size=batch_size, **SEARCH)
+
+
+def attractors(model, batch_size):
+    return fmprobe.find_attractors(model, 9, batch_size=batch_size, progress=False, **SEARCH)
+
+
+def weights(model, batch_size):
+    known = {"reference_images": images(10, 1), "null_attractors": attractors(model, batch_size)}
+    return fmprobe.probe_weights(model, attractors(model, batch_size), images(), batch_size=batch_size, **known)
+
+
+def detector(model, batch_size):
+    fitted = fmprobe.TrajectoryDetector(model, batch_size=batch_size, steps=8, **SEARCH)
+    fitted.fit(images(), held_out=images(20, 1))
+    return fitted.scores(images(20, 2)), fitted.predict(images(20, 2))
+
+
+def tracker(model, batch_size):
+    made = fmprobe.AttractorTracker(images(), images(9, 1), starts=9, batch_size=batch_size, **SEARCH)
+    return made.measure(model)
+
+
+PROBES = {
+    "attractors": attractors,
+    "polished": lambda m, b: fmprobe.find_attractors(
+        m, 9, batch_size=b, polish="anderson", progress=False, **SEARCH
+    ).latents,
+    "prototypes": lambda m, b: find_prototypes(m, plan(m, b)).images,
+    "film": lambda m, b: film(m, attractors(m, b), batch_size=b).frames,
+    "weights": lambda m, b: weights(m, b).to_dict(),
+    "memorization": lambda m, b: fmprobe.probe_memorization(
+        m, images(), images(9, 1), n=9, batch_size=b, **SEARCH
+    ).to_dict(),
+    "residuals of images": lambda m, b: fmprobe.probe_residuals(m, images(), steps=4, batch_size=b).to_dict(),
+    "residuals": lambda m, b: fmprobe.probe_residuals(m, n=9, steps=4, batch_size=b).to_dict(),
+    "contraction": lambda m, b: probe_contraction(m, n=20, starts=9, steps=(0, 2), batch_size=b).to_dict(),
+    "convergence": lambda m, b: fmprobe.probe_convergence(m, 9, batch_size=b, max_steps=60).to_dict(),
+    "alignment": lambda m, b: probe_alignment(m, m, images(40), batch_size=b, **SEARCH).to_dict(),
+    "field": lambda m, b: fmprobe.vector_field(m, resolution=4, batch_size=b, **SEARCH).arrows,
+    "tracker": tracker,
+    "detector": detector,
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+@pytest.mark.parametrize("probe", PROBES.values(), ids=list(PROBES))
+def test_no_call_of_the_models_functions_has_more_rows(probe, batch_size):
+    recorded = Recorded()
+    probe(recorded.model, batch_size)
+    assert 0 < recorded.most <= batch_size
+
+
+def test_every_public_function_that_takes_a_batch_size_and_a_model_is_tried():
+    takes = {
+        name
+        for name in fmprobe.__all__
+        if callable(made := getattr(fmprobe, name)) and "batch_size" in inspect.signature(made).parameters
+    }
+    print(sorted(takes))
