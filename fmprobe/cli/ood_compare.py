@@ -12,7 +12,7 @@ import typer
 import fmprobe
 from fmprobe.cli.output import tell as tell_all
 from fmprobe.cli.output import warn
-from fmprobe.cli.session import at_work, default_out, head, load_model, named, open_folder, with_decoder
+from fmprobe.cli.session import at_work, default_out, head, identity, load_model, named, open_folder, with_decoder
 from fmprobe.dynamics.protocols import FOR_DEVICE
 from fmprobe.errors import InputError
 from fmprobe.runs import RunFolder, canonical
@@ -59,7 +59,7 @@ def compare(
     manifest = {**places, "seed": seed, **asked, **named(load), **settings}
     manifest["fmprobe"] = fmprobe.__version__
     model = load_model(name, **load)
-    manifest["fingerprint"] = model.provenance["fingerprint"]
+    manifest |= identity(model)
     folder = open_folder(out, manifest, resume, verbose)
     if (results := folder.results) is not None:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.fingerprint import is_of
 from fmprobe.probes.ood.calibration import Calibration
 from fmprobe.probes.ood.trajectory import Reference
 from fmprobe.runs import SCHEMA, read_json, write_atomically, write_json
@@ -23,7 +24,7 @@ TENSORS, FACTS, DECODER = "detector.safetensors", "detector.json", "decoder"
 SAMPLED = 64  # numbers of f on fixed latents that tell one latent map from another
 TOLERANCE = 0.02  # relative; the same map differs by less between devices and precisions
 EVALUATED = ("autocast", "deterministic")  # how f was evaluated, and has to be again
-PINNED = ("fingerprint", "revision", "tokens", "space", "image_shape", "latent_shape", "decoder")
+PINNED = ("tokens", "space", "image_shape", "latent_shape", "decoder")
 
 
 def save_detector(detector: "TrajectoryDetector", folder: Path) -> None:
@@ -102,10 +103,13 @@ def _identity(model: Autoencoder) -> dict[str, Any]:
     """What the model is: its name, and what must be the same again."""
     provenance = model.provenance
     decoder = {key: value for key, value in (provenance.get("decoder") or {}).items() if key != "seconds"}
+    if model.surrogate is not None:
+        decoder["fingerprint"] = model.surrogate.fingerprint
     name = str(provenance.get("model"))
     identity = {
         "model": str(Path(name).resolve()) if Path(name).is_dir() else name,
-        **{key: provenance.get(key) for key in ("fingerprint", "revision", "tokens", "space", "dtype", *EVALUATED)},
+        "fingerprint": model.fingerprint,
+        **{key: provenance.get(key) for key in ("revision", "tokens", "space", "dtype", *EVALUATED)},
         "image_shape": list(model.image_shape),
         "latent_shape": list(model.latent_shape),
         "decoder": decoder,
@@ -130,10 +134,11 @@ def _load_model(identity: dict[str, Any], folder: Path, device: Any) -> Autoenco
         )
     if identity["decoder"].get("kind") == "surrogate" and not identity["surrogate_kept"]:
         raise InputError(f"the decoder that the detector in {folder} was fitted with was not kept: pass model=…")
+    sides = identity["image_shape"][1:]
     return load(
         identity["model"],
         revision=identity["revision"],
-        image_size=identity["image_shape"][-1],
+        image_size=sides[0] if len(set(sides)) == 1 else None,
         tokens=identity["tokens"],
         dtype=identity["dtype"],
         **{key: identity[key] for key in EVALUATED if identity.get(key)},
@@ -144,6 +149,14 @@ def _load_model(identity: dict[str, Any], folder: Path, device: Any) -> Autoenco
 
 def _check_same(content: dict[str, Any], model: Autoencoder, folder: Path) -> None:
     mine, theirs = _identity(model), content["model"]
+    if not is_of(theirs["fingerprint"], model):
+        raise InputError(
+            f"the detector in {folder} was fitted with another model: fingerprint is {theirs['fingerprint']} there "
+            f"and {mine['fingerprint']} in {model.name}, or by an earlier fmprobe, which named models otherwise; load "
+            f"it with {theirs['model']}, or fit a new detector"
+        )
+    if "fingerprint" not in theirs["decoder"]:  # of an earlier fmprobe
+        mine["decoder"].pop("fingerprint", None)
     for key in PINNED:
         if mine[key] != theirs[key]:
             raise InputError(
