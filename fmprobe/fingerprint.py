@@ -64,6 +64,7 @@ OF_TORCH = frozenset(
         "_load_state_dict_pre_hooks",
         "_load_state_dict_post_hooks",
         "_is_hf_initialized",
+        "training",  # `load` evaluates a module in evaluation mode, whatever mode it is in
         "warnings_issued",
     }
 )

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from fmprobe.dynamics.protocols import FOUNDATION
 from fmprobe.errors import InputError
-from fmprobe.memory import check_heeded, config_of, first_weight, recorded_name, unwrapped
 from fmprobe.sharing import take_device
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from fmprobe.execution import Execution
 
 GROUP = "fmprobe.adapters"
-OF_A_MODULE = ("random_weights", "device_map", "dtype", "device")  # what `load` cannot change of one in memory
 SMALL_IMAGE = 112  # pixels a side that a CPU copes with; a multiple of the usual patch sizes 14 and 16
 
 
@@ -130,7 +128,11 @@ def load(
     compile: str | None = None,
     deterministic: bool = False,
 ) -> "Autoencoder":
-    """The Autoencoder of a hub id, a local folder in Hugging Face layout, or a transformers model in memory.
+    """The Autoencoder of a hub id, of a local folder in Hugging Face layout, or of a model in memory.
+
+    A model of transformers, timm or diffusers in memory is used as it is and left as it is: where it lies, in its own
+    type, and always in evaluation mode, whatever mode its owner has it in. torch.compile, DataParallel and
+    DistributedDataParallel around it are unwrapped.
 
     `decoder`: a folder written by `fit-decoder`, for an encoder that has none; its image size and tokens are taken
     over. `image_size`: pixels a side; None is the processor's; "fit" is the processor's, at most 112 px where there is
@@ -141,8 +143,8 @@ def load(
     `device_map`: "auto", or accelerate's map of modules to devices, for a transformers model too large for one device.
     `autocast`: of f alone, "bfloat16" or "float16"; `compile`: f by `torch.compile` with this backend, "inductor" for
     one; `deterministic`: torch's deterministic algorithms, and a row of f the same bit for bit in any batch.
-    A model in memory is put into eval mode and stays otherwise as it is, where it is. Raises InputError where the name,
-    the family, the revision or the decoder do not fit, and for whatever such a model has no use for.
+    Raises InputError where the name, the family, the revision or the decoder do not fit, and for whatever is given that
+    such a model has no use for.
     """
     if tokens is not None and tokens not in TOKENS:
         raise InputError(f"unknown tokens {tokens!r}: expected one of {', '.join(TOKENS)}")
@@ -268,24 +270,48 @@ def _from_files(name: str, revision: str | None, asked: Mapping[str, Any]) -> "A
 
 def _from_memory(wrapped: Any, revision: str | None, asked: Mapping[str, Any]) -> "Autoencoder":
     from fmprobe.fingerprint import of_memory
+    from fmprobe.modules import config_of, evaluation, kept_in_its_mode, placement, unwrapped
 
-    module = unwrapped(wrapped)
-    config, processor = config_of(module), asked["processor"]
-    name = recorded_name(config, module)
+    module, processor = unwrapped(wrapped), asked["processor"]
+    config = config_of(module)
+    name = config.get("_name_or_path") or type(module).__name__
     family, adapter = _adapter_of(config, name)
-    first = first_weight(module, name)
-    check_heeded(name, first, revision=revision, **{key: asked[key] for key in OF_A_MODULE})
+    placed = dict(zip(("device", "dtype"), placement(module, name), strict=True))
+    _check_in_memory(name, placed, {**asked, "revision": revision})
     _check_family(adapter, family, name, asked)
-    module.eval()
-    source = Source(name, None, None, config, module=module, **{**asked, "device": first.device, "dtype": first.dtype})
     read_once = of_memory(config, processor)  # by adapters, which a later change of them does not reach
+    source = Source(name, None, None, config, module=module, **{**asked, **placed})
     try:
-        return _loaded(family, adapter, source, lambda: of_memory(module, processor, read_once))
+        with evaluation(module):
+            model = _loaded(family, adapter, source, lambda: of_memory(module, processor, read_once))
     except InputError:
         raise
     except Exception as error:  # of any kind: it is the caller's code that runs
         reason = " ".join(f"{type(error).__name__} {error}".split())
         raise InputError(f"cannot use {name} as a model of the family {family}: {reason}") from error
+    return kept_in_its_mode(model, module)
+
+
+def _check_in_memory(name: str, placed: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise InputError where something is asked of a module in memory that only its owner may do to it."""
+    if asked["random_weights"] is not None:
+        raise InputError(f"{name} is in memory: pass a hub id or a folder for its architecture with random weights")
+    for keyword in ("revision", "device_map"):
+        if asked[keyword] is not None:
+            raise InputError(f"{keyword} does not go with {name}, which is in memory: pass a hub id, or leave it out")
+    for keyword, its_own in placed.items():
+        wanted = asked[keyword]
+        if wanted is not None and wanted != its_own and _place(wanted) != _place(its_own):
+            mine, theirs = (str(one).removeprefix("torch.") for one in (its_own, wanted))
+            raise InputError(
+                f"{name} is in memory with {keyword} {mine}, not {theirs}: move or convert it with "
+                f"module.to({theirs!r}), or leave {keyword} out"
+            )
+
+
+def _place(device: Any) -> Any:
+    """A device as a type and a number, that of the first one where it has none; a dtype as it is."""
+    return (device.type, device.index or 0) if hasattr(device, "type") else device
 
 
 def _loaded(family: str, adapter: Adapter, source: Source, fingerprint: Callable[[], str]) -> "Autoencoder":
