@@ -281,14 +281,8 @@ def _from_memory(wrapped: Any, revision: str | None, asked: Mapping[str, Any]) -
     _check_family(adapter, family, name, asked)
     read_once = of_memory(config, processor)  # by adapters, which a later change of them does not reach
     source = Source(name, None, None, config, module=module, **{**asked, **placed})
-    try:
-        with evaluation(module):
-            model = _loaded(family, adapter, source, lambda: of_memory(module, processor, read_once))
-    except InputError:
-        raise
-    except Exception as error:  # of any kind: it is the caller's code that runs
-        reason = " ".join(f"{type(error).__name__} {error}".split())
-        raise InputError(f"cannot use {name} as a model of the family {family}: {reason}") from error
+    with evaluation(module):
+        model = _loaded(family, adapter, source, lambda: of_memory(module, processor, read_once))
     return kept_in_its_mode(model, module)
 
 
@@ -323,7 +317,13 @@ def _loaded(family: str, adapter: Adapter, source: Source, fingerprint: Callable
     with torch.random.fork_rng(devices=[]):  # some models draw weights before they read them
         if source.random_weights is not None:
             torch.default_generator.manual_seed(torch_seed(source.random_weights, "models: random weights"))
-        model = adapter.load(source)
+        try:
+            model = adapter.load(source)
+        except InputError:
+            raise
+        except Exception as error:  # of any kind: a config that its weights do not suit, or the caller's own module
+            reason = " ".join(f"{type(error).__name__} {error}".split())
+            raise InputError(f"cannot use {source.name} as a model of the family {family}: {reason}") from error
     tokens, side = model.provenance.get("tokens"), source.image_size
     if source.tokens not in (None, tokens):
         raise InputError(f"{source.name} has tokens {tokens!r} alone, not {source.tokens!r}: leave tokens out")
