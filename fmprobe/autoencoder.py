@@ -30,7 +30,7 @@ class Autoencoder:
     space, and the decoder with its data and error. `prepare` makes of an upright picture, RGB or grey, what `encode`
     takes, one image `(C, H, W)`: the checkpoint's own resizing and cropping. `latent_map` is f where it is not E after
     D: that of a surrogate on features, or of a model that takes no images, whose `image_shape` is `()`. `any_range`:
-    images need not lie in [0, 1].
+    images need not lie in [0, 1]. `fingerprint` digests what decides the values of these functions when it is called.
 
     The functions get copies of what they are called with, on the model's device, and what they return is copied: they
     may work in place, and return a buffer that they use again.
@@ -48,11 +48,13 @@ class Autoencoder:
         prepare: "Callable[[Image], Tensor] | None" = None,
         latent_map: Function | None = None,
         any_range: bool = False,
+        fingerprint: Callable[[], str] | None = None,
     ) -> None:
         self._encode = encode
         self._decode = decode
         self._latent_map = latent_map
         self._prepare = prepare
+        self._fingerprint = fingerprint
         self.image_shape = _shape("image_shape", image_shape)
         self.latent_shape = _shape("latent_shape", latent_shape)
         self.any_range = any_range
@@ -65,6 +67,17 @@ class Autoencoder:
     @property
     def name(self) -> str:
         return str(self.provenance.get("model", "model"))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """A digest of what decides the model's values at the time of asking; None where nothing tells it from another.
+
+        That of a model in memory changes with its module. A surrogate is not part of it. `provenance` keeps the one
+        that was last asked for, and is believed where the model was made without such a function.
+        """
+        if self._fingerprint is not None:
+            self.provenance["fingerprint"] = self._fingerprint()
+        return self.provenance.get("fingerprint") or None
 
     @property
     def has_decoder(self) -> bool:
@@ -130,6 +143,11 @@ class Autoencoder:
     def evaluate_by(self, execution: Execution) -> "Autoencoder":
         """This model, its latent map evaluated in another way from now on."""
         self.execution, self._evaluated = execution, execution.apply(self._map, self.device)
+        return self
+
+    def identify_by(self, fingerprint: Callable[[], str]) -> "Autoencoder":
+        """This model, its fingerprint made by a function from now on."""
+        self._fingerprint = fingerprint
         return self
 
     def _map(self, latents: Tensor) -> Tensor:
@@ -213,6 +231,7 @@ class Autoencoder:
             device=self.device,
             prepare=self._prepare,
             any_range=self.any_range,
+            fingerprint=self._fingerprint,
         ).evaluate_by(self.execution)
         copy.protocol = self.protocol
         return copy

@@ -7,8 +7,8 @@ import difflib
 import importlib.util
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -49,7 +49,6 @@ class Source:
     weights: tuple[Path, ...] = ()  # safetensors files
     random_weights: int | None = None  # a seed: the architecture alone, as it is initialised
     device_map: Any = None  # of accelerate, for a model too large for one device
-    fingerprint: str = field(default="", compare=False)  # what identifies the weights: commit, or content hash
 
     def pick_image_size(self, native: int, multiple_of: int = 1, flexible: bool = False) -> int:
         """`pick_image_sides` for a model of square images."""
@@ -129,7 +128,11 @@ def load(
     compile: str | None = None,
     deterministic: bool = False,
 ) -> "Autoencoder":
-    """The Autoencoder of a hub id, a local folder in Hugging Face layout, or a transformers model in memory.
+    """The Autoencoder of a hub id, of a local folder in Hugging Face layout, or of a model in memory.
+
+    A model of transformers, timm or diffusers in memory is used as it is and left as it is: where it lies, in its own
+    type, and always in evaluation mode, whatever mode its owner has it in. torch.compile, DataParallel and
+    DistributedDataParallel around it are unwrapped.
 
     `decoder`: a folder written by `fit-decoder`, for an encoder that has none; its image size and tokens are taken
     over. `image_size`: pixels a side; None is the processor's; "fit" is the processor's, at most 112 px where there is
@@ -140,7 +143,8 @@ def load(
     `device_map`: "auto", or accelerate's map of modules to devices, for a transformers model too large for one device.
     `autocast`: of f alone, "bfloat16" or "float16"; `compile`: f by `torch.compile` with this backend, "inductor" for
     one; `deterministic`: torch's deterministic algorithms, and a row of f the same bit for bit in any batch.
-    Raises InputError where the name, the family, the revision or the decoder do not fit.
+    Raises InputError where the name, the family, the revision or the decoder do not fit, and for whatever is given that
+    such a model has no use for.
     """
     if tokens is not None and tokens not in TOKENS:
         raise InputError(f"unknown tokens {tokens!r}: expected one of {', '.join(TOKENS)}")
@@ -150,39 +154,33 @@ def load(
         made_for = recorded(decoder)
         image_size = made_for.image_size if image_size in (None, "fit") else image_size
         tokens = tokens or made_for.tokens
+    if isinstance(image_size, bool):
+        raise InputError(f'image size {image_size!r}: expected pixels a side, "fit" or None')
     asked = {
         "image_size": image_size,
         "tokens": tokens,
         "device": pick_device(device),
         "dtype": _dtype(dtype),
-        "random_weights": random_weights,
+        "processor": processor,
+        "random_weights": _seed(random_weights, device_map),
         "device_map": device_map,
     }
     execution = _execution(autocast, compile, deterministic)
     if isinstance(name, str | Path):
-        family, adapter, source = _from_files(str(name), revision, processor=processor, **asked)
+        model = _from_files(str(name), revision, asked)
     else:
-        family, adapter, source = _from_memory(name, processor=processor, **asked)
-    if device_map is not None and not adapter.spreads:
-        raise InputError(f"device_map does not go with {name}, of the family {family}: leave it out")
-    if processor is not None and not adapter.processed:
-        raise InputError(f"processor does not go with {source.name}, of the family {family}: leave it out")
-    import torch
-
-    from fmprobe.seeding import torch_seed
-
-    with torch.random.fork_rng(devices=[]):  # some models draw weights before they read them
-        if random_weights is not None:
-            torch.default_generator.manual_seed(torch_seed(random_weights, "models: random weights"))
-        model = adapter.load(source)
+        explicit = {"device": None if device in (None, "auto") else asked["device"], "dtype": dtype and asked["dtype"]}
+        model = _from_memory(name, revision, asked | explicit)
     model.protocol = FOUNDATION
-    model.provenance.setdefault("family", family)
     model.evaluate_by(execution)
-    precision = str(_dtype(autocast)).removeprefix("torch.") if autocast else None
-    changed = {"autocast": precision, "compile": compile, "deterministic": deterministic}
-    model.provenance |= {name: value for name, value in changed.items() if value}
-    drawn = "" if random_weights is None else f"-drawn-{random_weights}"
-    model.provenance["fingerprint"] = source.fingerprint + drawn
+    changed = {
+        "autocast": execution.autocast and str(execution.autocast).removeprefix("torch."),
+        "compile": compile,
+        "deterministic": deterministic,
+        "device_map": None if device_map is None else str(device_map),
+        "processor": None if processor is None else type(processor).__name__,  # in place of the checkpoint's own
+    }
+    model.provenance |= {name: value for name, value in changed.items() if value not in (None, False)}
     if decoder is None:
         return model
     from fmprobe.surrogates.artefact import load_surrogate
@@ -200,7 +198,7 @@ def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
             chosen = torch.device(device)
         except RuntimeError as error:
             raise InputError(f"unknown device {device!r}: expected auto, cpu, cuda, cuda:N or mps") from error
-        there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "meta": 0}
         if (chosen.index or 0) >= there.get(chosen.type, 1):
             raise InputError(f"device {device} is not here: auto takes the accelerator that is, else the CPU")
         return chosen
@@ -216,9 +214,12 @@ def _execution(autocast: "str | torch.dtype | None", compile: str | None, determ
 
     if compile is not None and compile not in (known := torch.compiler.list_backends(exclude_tags=())):
         raise InputError(f"unknown backend {compile!r} to compile with: expected one of {', '.join(map(str, known))}")
+    cast = None if autocast is None else _dtype(autocast)
+    if cast not in (None, torch.bfloat16, torch.float16):
+        raise InputError(f"cannot autocast to {autocast}: expected bfloat16 or float16")
     if deterministic:
         be_deterministic()
-    return Execution(None if autocast is None else _dtype(autocast), compile, FIXED if deterministic else None)
+    return Execution(cast, compile, FIXED if deterministic else None)
 
 
 def _dtype(dtype: "str | torch.dtype | None") -> "torch.dtype":
@@ -227,52 +228,120 @@ def _dtype(dtype: "str | torch.dtype | None") -> "torch.dtype":
     names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype is None:
         return torch.float32
-    if isinstance(dtype, str):
-        if dtype not in names:
-            raise InputError(f"unknown dtype {dtype!r}: expected one of {', '.join(names)}")
+    if isinstance(dtype, str) and dtype in names:
         return names[dtype]
+    if dtype not in (*names.values(), torch.float64):
+        raise InputError(f"unknown dtype {dtype!r}: expected one of {', '.join(names)}")
     return dtype
 
 
-def _from_files(name: str, revision: str | None, **asked: Any) -> tuple[str, Adapter, Source]:
+def _seed(random_weights: Any, device_map: Any) -> int | None:
+    """The seed of random weights. Raises InputError where it is none, and beside a map, which it would not follow."""
+    if random_weights is None:
+        return None
+    if isinstance(random_weights, bool) or not hasattr(random_weights, "__index__"):
+        raise InputError(f"random_weights {random_weights!r}: expected a seed, a whole number")
+    if device_map is not None:
+        raise InputError("device_map does not go with random_weights: leave one of them out")
+    return operator.index(random_weights)
+
+
+def _from_files(name: str, revision: str | None, asked: Mapping[str, Any]) -> "Autoencoder":
+    from fmprobe.digests import digest
+    from fmprobe.fingerprint import of_files, of_memory
     from fmprobe.hub import locate
 
     checkpoint = locate(name, revision)
+    if revision is not None and (checkpoint.commit is None or not revision):
+        raise InputError(
+            f"revision {revision!r} does not go with {name}: it names a branch, tag or commit of a hub id, ORG/NAME"
+        )
     family, adapter = _adapter_of(checkpoint.config, checkpoint.name)
-    for optional in ("preprocessor_config.json", "processor_config.json"):
-        checkpoint.fetch(optional)
+    _check_family(adapter, family, checkpoint.name, asked)
+    processors = [checkpoint.fetch(file) for file in ("preprocessor_config.json", "processor_config.json")]
     weights = tuple(checkpoint.fetch_weights(adapter.weights))
-    fingerprint = checkpoint.commit or folder_hash(checkpoint.folder)
-    folder, config = checkpoint.folder, checkpoint.config
-    return (
-        family,
-        adapter,
-        Source(checkpoint.name, folder, checkpoint.commit, config, weights=weights, fingerprint=fingerprint, **asked),
-    )
+    config, seed, given = checkpoint.config, asked["random_weights"], asked["processor"]
+    read = processors if adapter.processed and given is None else ()
+    files = digest(of_files(weights, config, read), None if seed is None else ["drawn", seed])
+    source = Source(checkpoint.name, checkpoint.folder, checkpoint.commit, config, weights=weights, **asked)
+    first = None if given is None else of_memory(given)  # adapters read some of it once
+    return _loaded(family, adapter, source, lambda: files if first is None else digest(files, first, of_memory(given)))
 
 
-def _from_memory(module: Any, **asked: Any) -> tuple[str, Adapter, Source]:
-    config = _config_of(module)
+def _from_memory(wrapped: Any, revision: str | None, asked: Mapping[str, Any]) -> "Autoencoder":
+    from fmprobe.fingerprint import of_memory
+    from fmprobe.modules import config_of, evaluation, kept_in_its_mode, placement, unwrapped
+
+    module, processor = unwrapped(wrapped), asked["processor"]
+    config = config_of(module)
     name = config.get("_name_or_path") or type(module).__name__
     family, adapter = _adapter_of(config, name)
+    placed = dict(zip(("device", "dtype"), placement(module, name), strict=True))
+    _check_in_memory(name, placed, {**asked, "revision": revision})
+    _check_family(adapter, family, name, asked)
+    read_once = of_memory(config, processor)  # by adapters, which a later change of them does not reach
+    source = Source(name, None, None, config, module=module, **{**asked, **placed})
+    with evaluation(module):
+        model = _loaded(family, adapter, source, lambda: of_memory(module, processor, read_once))
+    return kept_in_its_mode(model, module)
+
+
+def _check_in_memory(name: str, placed: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise InputError where something is asked of a module in memory that only its owner may do to it."""
     if asked["random_weights"] is not None:
         raise InputError(f"{name} is in memory: pass a hub id or a folder for its architecture with random weights")
-    first = next(module.parameters())
-    asked |= {"device": first.device, "dtype": first.dtype}
-    return family, adapter, Source(name, None, None, config, module=module, fingerprint=_module_hash(module), **asked)
+    for keyword in ("revision", "device_map"):
+        if asked[keyword] is not None:
+            raise InputError(f"{keyword} does not go with {name}, which is in memory: pass a hub id, or leave it out")
+    for keyword, its_own in placed.items():
+        wanted = asked[keyword]
+        if wanted is not None and wanted != its_own and _place(wanted) != _place(its_own):
+            mine, theirs = (str(one).removeprefix("torch.") for one in (its_own, wanted))
+            raise InputError(
+                f"{name} is in memory with {keyword} {mine}, not {theirs}: move or convert it with "
+                f"module.to({theirs!r}), or leave {keyword} out"
+            )
 
 
-def _config_of(module: Any) -> dict[str, Any]:
-    """The config of a transformers, diffusers or timm model in memory."""
-    if hasattr(module, "pretrained_cfg"):  # timm
-        return {"architecture": module.pretrained_cfg.get("architecture"), "pretrained_cfg": module.pretrained_cfg}
-    if not hasattr(module, "config") or not hasattr(module, "parameters"):
+def _place(device: Any) -> Any:
+    """A device as a type and a number, that of the first one where it has none; a dtype as it is."""
+    return (device.type, device.index or 0) if hasattr(device, "type") else device
+
+
+def _loaded(family: str, adapter: Adapter, source: Source, fingerprint: Callable[[], str]) -> "Autoencoder":
+    """What the adapter makes of a source, with its fingerprint. Raises InputError where it is not as asked for."""
+    import torch
+
+    from fmprobe.seeding import torch_seed
+
+    with torch.random.fork_rng(devices=[]):  # some models draw weights before they read them
+        if source.random_weights is not None:
+            torch.default_generator.manual_seed(torch_seed(source.random_weights, "models: random weights"))
+        try:
+            model = adapter.load(source)
+        except InputError:
+            raise
+        except Exception as error:  # of any kind: a config that its weights do not suit, or the caller's own module
+            reason = " ".join(f"{type(error).__name__} {error}".split())
+            raise InputError(f"cannot use {source.name} as a model of the family {family}: {reason}") from error
+    tokens, side = model.provenance.get("tokens"), source.image_size
+    if source.tokens not in (None, tokens):
+        raise InputError(f"{source.name} has tokens {tokens!r} alone, not {source.tokens!r}: leave tokens out")
+    if side not in (None, "fit") and model.image_shape[1:] != (side, side):
         raise InputError(
-            f"cannot load a {type(module).__name__}: expected a hub id, a folder, or a model of transformers, "
-            "diffusers or timm"
+            f"{source.name} takes images of {model.image_shape} alone, not of {side} px: leave the image size out"
         )
-    config = module.config
-    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    model.provenance.setdefault("family", family)
+    model.identify_by(fingerprint)
+    model.provenance["fingerprint"] = model.fingerprint
+    return model
+
+
+def _check_family(adapter: Adapter, family: str, name: str, asked: Mapping[str, Any]) -> None:
+    """Raise InputError where something is given that the family has no use for."""
+    for keyword, used in (("device_map", adapter.spreads), ("processor", adapter.processed)):
+        if asked[keyword] is not None and not used:
+            raise InputError(f"{keyword} does not go with {name}, of the family {family}: leave it out")
 
 
 def kind_of(config: Mapping[str, Any]) -> str | None:
@@ -297,25 +366,3 @@ def _adapter_of(config: Mapping[str, Any], name: str) -> tuple[str, Adapter]:
     close = difflib.get_close_matches(str(kind), known, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     raise InputError(f"{name} is of type {kind!r}{hint}, which no adapter covers: expected one of {', '.join(known)}")
-
-
-def folder_hash(folder: Path) -> str:
-    """SHA-256 of a local checkpoint: names and contents of its configuration and safetensors files."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _module_hash(module: Any) -> str:
-    """SHA-256 of a module's parameters, for a model that was never on disk."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(key.encode() + b"\0" + value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()

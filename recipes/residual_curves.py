@@ -122,7 +122,7 @@ def main() -> None:
     for name, load in loads.items():
         model = with_decoder(load(), arguments.seed)  # which processes fit together, so before they part
         decoders[name] = model.surrogate
-        own = {**given, "name": name, "fingerprint": model.provenance.get("fingerprint")}
+        own = {**given, "name": name, "fingerprint": model.fingerprint}
         conditions |= {f"{name}-{kind}": {**own, "kind": kind} for kind in ("images", "noise")}
         del model
 

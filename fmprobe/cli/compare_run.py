@@ -21,6 +21,7 @@ from fmprobe.cli.session import (
     check_choice,
     default_out,
     head,
+    identity,
     load_model,
     open_folder,
     pin_circumstances,
@@ -69,7 +70,7 @@ def run_compare(
     places = {"models": names, "data": data, "decoders": decoders}
     manifest = {"seed": seed, **asked, **_named(places), **load, **settings, "fmprobe": fmprobe.__version__}
     loaded = [load_model(name, decoder=d, **load) for name, d in zip(names, decoders, strict=True)]
-    manifest["fingerprints"] = [model.provenance["fingerprint"] for model in loaded]
+    manifest["identities"] = [identity(model) for model in loaded]
     pictures = [_images(model, data, images) for model in loaded]
     manifest["pictures"] = digest(*pictures)
     folder = open_folder(out, manifest, resume, verbose)

@@ -11,7 +11,7 @@ import typer
 import fmprobe
 from fmprobe.cli.output import tell as tell_all
 from fmprobe.cli.output import warn
-from fmprobe.cli.session import at_work, default_out, head, load_model, named, open_folder, with_decoder
+from fmprobe.cli.session import at_work, default_out, head, identity, load_model, named, open_folder, with_decoder
 from fmprobe.digests import digest, file_digest
 from fmprobe.dynamics.protocols import FOR_DEVICE
 from fmprobe.errors import InputError
@@ -59,16 +59,16 @@ def compare(
     manifest = {**places, "seed": seed, **asked, **named(load), **settings}
     manifest["fmprobe"] = fmprobe.__version__
     model = load_model(name, **load)
-    manifest["fingerprint"] = model.provenance["fingerprint"]
-    sets, identity = _sets(model, data, sources, asked, seed)
+    manifest |= identity(model)
+    sets, pixels = _sets(model, data, sources, asked, seed)
     folder = open_folder(out, manifest, resume, verbose)
     results = folder.results
-    if results is not None and results.get("ood", {}).get("identity") == identity:
+    if results is not None and results.get("ood", {}).get("pixels") == pixels:
         typer.echo(f"{out} holds this run already (--no-resume runs it again)")
     else:
         with at_work(folder):
             about = {"data": data, "ood": sources, "seed": seed}
-            results = _compute(with_decoder(model, seed), folder, sets, identity, about, settings, acceptance, began)
+            results = _compute(with_decoder(model, seed), folder, sets, pixels, about, settings, acceptance, began)
     if is_main():
         from fmprobe.report.html import write_report
 
@@ -98,7 +98,7 @@ def _compute(
     model: "Autoencoder",
     folder: RunFolder,
     sets: "Sets",
-    identity: str,
+    pixels: str,
     about: Mapping[str, Any],
     settings: Mapping[str, Any],
     acceptance: float,
@@ -118,7 +118,7 @@ def _compute(
     protocol = {**about, "name": name, **followed}
     results = {
         **head(model, protocol),
-        "ood": {**compared.to_dict(), "identity": identity},
+        "ood": {**compared.to_dict(), "pixels": pixels},
         "total_seconds": round(time.perf_counter() - began, 1),
     }
     results = folder.finish(results)
@@ -129,19 +129,15 @@ def _compute(
 def _sets(
     model: "Autoencoder", data: str, sources: Mapping[str, str], asked: Mapping[str, Any], seed: int
 ) -> "tuple[Sets, str]":
-    """The images, and the digest of what decides the results and the manifest does not tell.
-
-    That is the pixels, since a file may hold others under its name, and a decoder that was given, for the same reason.
-    """
-    from fmprobe.probes.ood.artefact import surrogate_digest
+    """The images, and one digest of all their pixels, since a file may hold others under its name."""
     from fmprobe.probes.ood.probe import Sets
 
     n = asked["images"] or (480 if model.device.type == "cpu" else 4000)
     inside = _sample(model, data, n, seed)
     each = asked["ood_images"] or max(2, len(inside) // 4)
     outside = {name: _sample(model, source, each, seed) for name, source in sources.items()}
-    identity = digest(surrogate_digest(model), inside, list(outside), *outside.values())
-    return Sets.split(inside, outside, asked["controls"], seed), identity
+    pixels = digest(inside, list(outside), *outside.values())
+    return Sets.split(inside, outside, asked["controls"], seed), pixels
 
 
 def _detector(

@@ -72,7 +72,7 @@ def open_run(
     # What was asked for, before anything is computed: the run's identity. Defaults follow from it and the device.
     manifest = {"model": canonical(name), "seed": seed, **named(load), **plan, "fmprobe": fmprobe.__version__}
     model = load_model(name, **load)
-    manifest["fingerprint"] = model.provenance["fingerprint"]
+    manifest |= identity(model)
     for source in sources:
         model.load_images(source, 1)
     folder = open_folder(out, manifest, resume, verbose)
@@ -115,6 +115,12 @@ def default_out(name: str, suffix: str = "") -> Path:
 def named(load: Mapping[str, Any]) -> dict[str, Any]:
     """How a model is loaded, as a manifest holds it: its decoder under the one name of its folder."""
     return {**load, **{key: canonical(load[key]) for key in ("decoder",) if load.get(key) is not None}}
+
+
+def identity(model: "Autoencoder") -> dict[str, str | None]:
+    """What decides a model's values, as a manifest holds it: a checkpoint or a decoder may change under its name."""
+    decoder = None if model.surrogate is None else model.surrogate.fingerprint
+    return {"fingerprint": model.fingerprint, "decoder_fingerprint": decoder}
 
 
 def load_model(name: str, *, image_size: int | None, **arguments: Any) -> "Autoencoder":
@@ -221,7 +227,7 @@ def pin_circumstances(model: "Autoencoder", folder: RunFolder, name: str) -> Non
 
 def head(model: "Autoencoder", protocol: Mapping[str, Any]) -> dict[str, Any]:
     """What every `results.json` begins with."""
-    provenance = dict(model.provenance)
+    provenance = {**model.provenance, "fingerprint": model.fingerprint}
     decoder = provenance.pop("decoder")
     if decoder and decoder.get("kind") == "surrogate":
         decoder = {**decoder, "warning": model.surrogate_warning}

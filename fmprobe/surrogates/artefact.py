@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.digests import digest
 from fmprobe.errors import InputError
+from fmprobe.fingerprint import is_of, of_weights
 
 if TYPE_CHECKING:
     from fmprobe.surrogates.latent import LatentSurrogate
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 KINDS = ("pixel", "latent")
 ARCHITECTURE = 3  # raise it when a module's layout changes, so that older artefacts are refused by name
+
+
+def _without_past(config: dict[str, Any]) -> dict[str, Any]:
+    inner = {name: value for name, value in config.items() if name != "info"}
+    return {name: _without_past(value) if isinstance(value, dict) else value for name, value in inner.items()}
 
 
 class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
@@ -34,6 +41,11 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
 
     kind: str
     info: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of its kind, weights, statistics and settings at the time of asking, not of its past."""
+        return digest(self.kind, _without_past(self.config()), of_weights(self))
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -151,14 +163,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 class Recorded(NamedTuple):
     """How an encoder was loaded when a surrogate was made for it."""
 
-    image_size: int
+    image_size: int | None  # None where images are not square, and the encoder's own size is meant
     tokens: Any
 
 
 def recorded(path_or_id: str | Path) -> Recorded:
     """The image size and the tokens that a saved surrogate was made for. Raises InputError where there is none."""
     config = read_config(_fetch(path_or_id))
-    return Recorded(int(config["image_shape"][-1]), config["info"].get("tokens"))
+    sides = config["image_shape"][1:]
+    return Recorded(int(sides[-1]) if len(set(sides)) == 1 else None, config["info"].get("tokens"))
 
 
 def channelwise(statistic: Tensor, latent_shape: tuple[int, ...]) -> Tensor:
@@ -187,10 +200,17 @@ def _fetch(path_or_id: str | Path) -> Path:
 
 def _check_fits(config: dict[str, Any], model: Autoencoder, name: str) -> None:
     info = config["info"]
-    if info.get("fingerprint") != model.provenance.get("fingerprint"):
+    if not is_of(info.get("fingerprint"), model):
         raise InputError(
             f"{name} was made for another encoder ({info.get('model')}, {str(info.get('fingerprint'))[:12]}) than "
-            f"{model.name} ({str(model.provenance.get('fingerprint'))[:12]}): fit a decoder for this one"
+            f"{model.name} ({str(model.fingerprint)[:12]}), or by an earlier fmprobe, which named encoders otherwise: "
+            "fit a decoder for this one"
+        )
+    mine, theirs = model.provenance.get("tokens"), info.get("tokens")
+    if None not in (mine, theirs) and mine != theirs:
+        raise InputError(
+            f"{name} was made for tokens {theirs!r}, {model.name} is loaded with {mine!r}: load it with "
+            f"tokens={theirs!r}, or fit a decoder for this one"
         )
     for what, mine in (("image_shape", model.image_shape), ("latent_shape", model.latent_shape)):
         theirs = tuple(config[what])

@@ -102,10 +102,10 @@ def features_of(
 
 def features_key(model: Autoencoder, data_key: str, more: Any) -> str | None:
     """SHA-256 over what decides a model's latents, the data and `more`; None for a model without a fingerprint."""
-    if not model.provenance.get("fingerprint"):
+    if (fingerprint := model.fingerprint) is None:
         return None
-    provenance = {key: model.provenance.get(key) for key in ("fingerprint", "dtype", "tokens", "preprocessing")}
-    content = [FORMAT, provenance, list(model.image_shape), list(model.latent_shape), data_key, more]
+    provenance = {key: model.provenance.get(key) for key in ("dtype", "tokens", "preprocessing")}
+    content = [FORMAT, fingerprint, provenance, list(model.image_shape), list(model.latent_shape), data_key, more]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -156,7 +156,7 @@ def fit_with(
         {
             "model": model.name,
             "revision": model.provenance.get("revision"),
-            "fingerprint": model.provenance.get("fingerprint"),
+            "fingerprint": model.fingerprint,
             "tokens": model.provenance.get("tokens"),
             "image_size": model.image_shape[-1],
             "data_free": data.data_free,

@@ -185,7 +185,7 @@ def compare(pictures, out, *options, model=None):
 
 def found(out) -> dict[str, Any]:
     results = json.loads((out / "results.json").read_text())["ood"]
-    return {key: results[key] for key in ("scores", "sets", "split", "detector", "identity")}
+    return {key: results[key] for key in ("scores", "sets", "split", "detector", "pixels")}
 
 
 INGREDIENTS = {
@@ -247,19 +247,16 @@ def test_another_model_under_the_name_is_another_run(pictures, tmp_path, capsys)
     assert "fingerprint" in capsys.readouterr().err
 
 
-def test_another_decoder_under_the_name_is_another_identity(pictures):
+def test_another_decoder_under_the_name_is_another_run(pictures, tmp_path, capsys):
     """Two decoders of one training log: a folder whose weights were replaced."""
-    model = Model().made
-    asked = {"images": None, "ood_images": None, "controls": False}
-
-    def identity(seed):
+    models = [Model(), Model()]
+    for seed, model in enumerate(models):
         torch.manual_seed(seed)
-        model.surrogate = PixelDecoder((16,), SHAPE, size="tiny", info={"seconds": seed})
-        return ood_compare._sets(model, str(pictures / "in"), {}, asked, 0)[1]
-
-    one = identity(0)
-    assert identity(1) != one
-    assert identity(0) == one
+        model.made.surrogate = PixelDecoder((16,), SHAPE, size="tiny", info={"seconds": 1})
+    out = tmp_path / "run"
+    assert compare(pictures, out, model=models[0])[0] == 0
+    assert compare(pictures, out, model=models[1])[0] == 2
+    assert "decoder_fingerprint" in capsys.readouterr().err
 
 
 def test_the_search_goes_on_beyond_the_steps_that_are_scored(pictures, tmp_path, capsys):

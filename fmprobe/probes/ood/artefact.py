@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.digests import digest, file_digest
+from fmprobe.digests import file_digest
 from fmprobe.dynamics.calls import apart
 from fmprobe.errors import InputError
+from fmprobe.fingerprint import is_of
 from fmprobe.probes.ood.calibration import Calibration
 from fmprobe.probes.ood.trajectory import Reference
 from fmprobe.runs import SCHEMA, read_json, write_atomically, write_json
@@ -24,8 +25,7 @@ TENSORS, FACTS, DECODER = "detector.safetensors", "detector.json", "decoder"
 SAMPLED = 64  # numbers of f on fixed latents that tell one latent map from another
 TOLERANCE = 0.02  # relative; the same map differs by less between devices and precisions
 EVALUATED = ("autocast", "deterministic")  # how f was evaluated, and has to be again
-PINNED = ("fingerprint", "revision", "tokens", "space", "image_shape", "latent_shape", "decoder", "surrogate")
-ADDED = ("surrogate",)  # of PINNED what earlier detectors do not tell
+PINNED = ("tokens", "space", "image_shape", "latent_shape", "decoder")
 
 
 def save_detector(detector: "TrajectoryDetector", folder: Path) -> None:
@@ -115,25 +115,18 @@ def _identity(model: Autoencoder) -> dict[str, Any]:
     """What the model is: its name, and what must be the same again."""
     provenance = model.provenance
     decoder = {key: value for key, value in (provenance.get("decoder") or {}).items() if key != "seconds"}
+    if model.surrogate is not None:
+        decoder["fingerprint"] = model.surrogate.fingerprint
     name = str(provenance.get("model"))
     identity = {
         "model": str(Path(name).resolve()) if Path(name).is_dir() else name,
-        **{key: provenance.get(key) for key in ("fingerprint", "revision", "tokens", "space", "dtype", *EVALUATED)},
+        "fingerprint": model.fingerprint,
+        **{key: provenance.get(key) for key in ("revision", "tokens", "space", "dtype", *EVALUATED)},
         "image_shape": list(model.image_shape),
         "latent_shape": list(model.latent_shape),
         "decoder": decoder,
-        "surrogate": surrogate_digest(model),
     }
     return json.loads(json.dumps(identity, default=str))
-
-
-def surrogate_digest(model: Autoencoder) -> str | None:
-    """What the values of the model's surrogate decoder are decided by; None where it has none."""
-    if model.surrogate is None:
-        return None
-    config = {key: value for key, value in model.surrogate.config().items() if key != "info"}  # which holds its past
-    state = sorted(model.surrogate.state_dict().items())
-    return digest(model.surrogate.kind, config, [name for name, _ in state], *(tensor for _, tensor in state))
 
 
 def _save_surrogate(model: Autoencoder, folder: Path) -> bool:
@@ -153,10 +146,11 @@ def _load_model(identity: dict[str, Any], folder: Path, device: Any) -> Autoenco
         )
     if identity["decoder"].get("kind") == "surrogate" and not identity["surrogate_kept"]:
         raise InputError(f"the decoder that the detector in {folder} was fitted with was not kept: pass model=…")
+    sides = identity["image_shape"][1:]
     return load(
         identity["model"],
         revision=identity["revision"],
-        image_size=identity["image_shape"][-1],
+        image_size=sides[0] if len(set(sides)) == 1 else None,
         tokens=identity["tokens"],
         dtype=identity["dtype"],
         **{key: identity[key] for key in EVALUATED if identity.get(key)},
@@ -167,8 +161,16 @@ def _load_model(identity: dict[str, Any], folder: Path, device: Any) -> Autoenco
 
 def _check_same(content: dict[str, Any], model: Autoencoder, folder: Path) -> None:
     mine, theirs = _identity(model), content["model"]
+    if not is_of(theirs["fingerprint"], model):
+        raise InputError(
+            f"the detector in {folder} was fitted with another model: fingerprint is {theirs['fingerprint']} there "
+            f"and {mine['fingerprint']} in {model.name}, or by an earlier fmprobe, which named models otherwise; load "
+            f"it with {theirs['model']}, or fit a new detector"
+        )
+    if "fingerprint" not in theirs["decoder"]:  # of an earlier fmprobe
+        mine["decoder"].pop("fingerprint", None)
     for key in PINNED:
-        if mine[key] != theirs.get(key, mine[key] if key in ADDED else None):
+        if mine[key] != theirs.get(key):
             raise InputError(
                 f"the detector in {folder} was fitted with another model: {key} is {theirs.get(key)} there "
                 f"and {mine[key]} in {model.name}; load it with {theirs['model']}, or fit a new detector"
