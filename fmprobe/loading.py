@@ -129,7 +129,11 @@ def load(
     compile: str | None = None,
     deterministic: bool = False,
 ) -> "Autoencoder":
-    """The Autoencoder of a hub id, a local folder in Hugging Face layout, or a transformers model in memory.
+    """The Autoencoder of a hub id, of a local folder in Hugging Face layout, or of a model in memory.
+
+    A model of transformers, timm or diffusers in memory is used as it is and left as it is: where it lies, in its own
+    type, and always in evaluation mode, whatever mode its owner has it in. torch.compile, DataParallel and
+    DistributedDataParallel around it are unwrapped.
 
     `decoder`: a folder written by `fit-decoder`, for an encoder that has none; its image size and tokens are taken
     over. `image_size`: pixels a side; None is the processor's; "fit" is the processor's, at most 112 px where there is
@@ -162,7 +166,9 @@ def load(
     if isinstance(name, str | Path):
         family, adapter, source = _from_files(str(name), revision, processor=processor, **asked)
     else:
-        family, adapter, source = _from_memory(name, processor=processor, **asked)
+        from fmprobe.modules import unwrapped
+
+        family, adapter, source = _from_memory(unwrapped(name), processor=processor, **asked)
     if device_map is not None and not adapter.spreads:
         raise InputError(f"device_map does not go with {name}, of the family {family}: leave it out")
     if processor is not None and not adapter.processed:
@@ -174,7 +180,7 @@ def load(
     with torch.random.fork_rng(devices=[]):  # some models draw weights before they read them
         if random_weights is not None:
             torch.default_generator.manual_seed(torch_seed(random_weights, "models: random weights"))
-        model = adapter.load(source)
+        model = adapter.load(source) if source.module is None else _evaluated(adapter, source)
     model.protocol = FOUNDATION
     model.provenance.setdefault("family", family)
     model.evaluate_by(execution)
@@ -252,27 +258,25 @@ def _from_files(name: str, revision: str | None, **asked: Any) -> tuple[str, Ada
 
 
 def _from_memory(module: Any, **asked: Any) -> tuple[str, Adapter, Source]:
-    config = _config_of(module)
+    from fmprobe.modules import config_of, placement
+
+    config = config_of(module)
     name = config.get("_name_or_path") or type(module).__name__
     family, adapter = _adapter_of(config, name)
     if asked["random_weights"] is not None:
         raise InputError(f"{name} is in memory: pass a hub id or a folder for its architecture with random weights")
-    first = next(module.parameters())
-    asked |= {"device": first.device, "dtype": first.dtype}
+    device, dtype = placement(module, name)
+    asked |= {"device": device, "dtype": dtype}
     return family, adapter, Source(name, None, None, config, module=module, fingerprint=_module_hash(module), **asked)
 
 
-def _config_of(module: Any) -> dict[str, Any]:
-    """The config of a transformers, diffusers or timm model in memory."""
-    if hasattr(module, "pretrained_cfg"):  # timm
-        return {"architecture": module.pretrained_cfg.get("architecture"), "pretrained_cfg": module.pretrained_cfg}
-    if not hasattr(module, "config") or not hasattr(module, "parameters"):
-        raise InputError(
-            f"cannot load a {type(module).__name__}: expected a hub id, a folder, or a model of transformers, "
-            "diffusers or timm"
-        )
-    config = module.config
-    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+def _evaluated(adapter: Adapter, source: Source) -> "Autoencoder":
+    """The model of a module in memory, which keeps the mode that it is in."""
+    from fmprobe.modules import evaluation, kept_in_its_mode
+
+    with evaluation(source.module):
+        model = adapter.load(source)
+    return kept_in_its_mode(model, source.module)
 
 
 def kind_of(config: Mapping[str, Any]) -> str | None:
