@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -211,14 +211,24 @@ def stored_shapes(weights: Sequence[Path], name: str) -> dict[str, tuple[int, ..
     return shapes
 
 
-def check_count(name: str, described: int, held: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise InputError where a config describes far more parameters than the weights hold: they would be made up."""
-    total = sum(map(math.prod, held.values()))
-    if described > 2 * total:
-        raise InputError(
-            f"config.json of {name} describes {described:,} parameters and its weights hold {total:,}: they do not "
-            "belong together, fetch the model again"
-        )
+def check_count(
+    name: str, model: Any, held: Mapping[str, tuple[int, ...]], in_files: Callable[[str], str] = str
+) -> None:
+    """Raise InputError where a config describes far more parameters than the weights hold: they would be made up.
+
+    `model`: as described, a torch module; `in_files`: what files call its parameters.
+    """
+    described = {key: parameter.numel() for key, parameter in model.named_parameters()}
+    count, total = sum(described.values()), sum(map(math.prod, held.values()))
+    if count <= 2 * total:
+        return
+    names = map(in_files, described)
+    missing = sorted(key for key in names if not any(f".{other}".endswith(f".{key}") for other in held))
+    without = f", without {missing[0]} for one" if missing else ""
+    raise InputError(
+        f"config.json of {name} describes {count:,} parameters and its weights hold {total:,}{without}: they do not "
+        "belong together, fetch the model again"
+    )
 
 
 def _no_weights(checkpoint: Checkpoint, filename: str, pickled: str | None) -> str:

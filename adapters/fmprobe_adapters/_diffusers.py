@@ -41,7 +41,7 @@ def load_module(source: Source, complete: Callable[[Source, Any], tuple[str, ...
     with one_line_errors(source.name), quiet():
         with torch.device("meta"):  # nothing is allocated
             described = model_class.from_config(dict(source.config))
-        check_count(source.name, sum(p.numel() for p in described.parameters()), held)
+        check_count(source.name, described, held)
         if source.random_weights is not None:
             module = model_class.from_config(dict(source.config))
             return module.requires_grad_(False).eval().to(source.device, source.dtype)

@@ -73,7 +73,7 @@ def load_module(source: Source, resized: bool) -> Any:
     with one_line_errors(source.name), quiet():
         with torch.device("meta"):  # nothing is allocated
             described = description.make()
-        check_count(source.name, sum(p.numel() for p in described.parameters()), held)
+        check_count(source.name, described, held)
         if source.random_weights is not None:
             module = description.make(resized)
             return module.requires_grad_(False).eval().to(source.device, source.dtype)

@@ -1,6 +1,7 @@
 """What the adapters of transformers models share: safe loading and the processor's own preprocessing."""
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -170,8 +171,8 @@ def load_module(source: Source, model_class: Any, absent: set[str] | None = None
     with one_line_errors(source.name), quiet():
         config = model_class.config_class.from_pretrained(source.folder)
         with torch.device("meta"):  # nothing is allocated
-            described = sum(p.numel() for p in model_class(config, **arguments).parameters())
-    check_count(source.name, described, held)
+            described = model_class(config, **arguments)
+    check_count(source.name, described, held, partial(_name_in_files, described))
     if source.random_weights is not None:
         with one_line_errors(source.name), quiet():
             module = model_class(config, **arguments)
@@ -205,15 +206,15 @@ def check_loaded(name: str, module: Any, info: Mapping[str, Any], held: Collecti
     `info`: what `from_pretrained` says of its loading; `held`: the names in the files, which may be those of more parts
     than the module has. Raises InputError as `check_keys` does.
     """
-    base = f"{module.base_model_prefix}."
-    unexpected = left_over(module, [key.removeprefix(base) for key in info["unexpected_keys"]])
-    state = module.state_dict(keep_vars=True)
+    state, base = module.state_dict(keep_vars=True), f"{module.base_model_prefix}."
     prefix = base if not any(key.startswith(base) for key in state) and any(k.startswith(base) for k in held) else ""
 
     def in_files(key: str) -> str:
-        return prefix + _name_in_files(module, key).removeprefix(prefix)
+        return prefix + _name_in_files(module, key.removeprefix(prefix)).removeprefix(prefix)
 
     missing = [in_files(key) for key in info["missing_keys"]]
+    unexpected = [key.removeprefix(base) for key in info["unexpected_keys"]] if prefix else info["unexpected_keys"]
+    unexpected = left_over([*state, *(_name_in_files(module, key) for key in state)] if unexpected else (), unexpected)
     check_keys(
         name,
         type(module).__name__,

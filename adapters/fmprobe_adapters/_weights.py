@@ -52,9 +52,9 @@ def check_filled(name: str, module: torch.nn.Module) -> None:
     check_keys(name, type(module).__name__, [key for key, value in values if value.is_meta])
 
 
-def left_over(module: torch.nn.Module, unexpected: Iterable[str]) -> list[str]:
-    """Those of the weights that a module has no place for that belong to one of its parts: not those of other parts."""
-    parts = {part for part, _ in module.named_children()}
+def left_over(expected: Iterable[str], unexpected: Iterable[str]) -> list[str]:
+    """Those of the unexpected weights that belong to a part of which others are expected, and not to another part."""
+    parts = {key.split(".")[0] for key in expected}
     return [key for key in unexpected if key.split(".")[0] in parts and not key.endswith(UNUSED)]
 
 

@@ -94,7 +94,7 @@ def _complete(source: Source, module: Any) -> tuple[str, ...]:
         source.name,
         f"the encoder of {type(module).__name__}",
         [f"encoder.{key}" for key in empty & set(info["missing_keys"])],
-        [f"encoder.{key}" for key in left_over(encoder, info["unexpected_keys"])],
+        [f"encoder.{key}" for key in left_over(encoder.state_dict(), info["unexpected_keys"])],
         [(f"encoder.{key}", theirs, ours) for key, theirs, ours in info["mismatched_keys"]],
     )
     # The published latents are those of a last norm without weight and bias.
