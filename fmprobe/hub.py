@@ -1,7 +1,8 @@
 """A model's files on this machine: found by name, fetched where missing, refused where they are not safe."""
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -196,29 +197,38 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
         yield key, value
 
 
-def count_parameters(weights: list[Path], name: str) -> int:
-    """Numbers that safetensors files hold, by their headers. Raises InputError where one is damaged."""
-    import math
-
+def stored_shapes(weights: Sequence[Path], name: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in safetensors files, by their headers. Raises InputError where one is damaged."""
     from safetensors import safe_open
 
-    total = 0
+    shapes = {}
     for path in weights:
         try:
             with safe_open(path, "np") as file:
-                total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except Exception as error:  # SafetensorError, OSError
             raise InputError(f"cannot load the weights of {name}: {path.name} is damaged ({error})") from error
-    return total
+    return shapes
 
 
-def check_count(name: str, described: int, held: int) -> None:
-    """Raise InputError where a config describes far more parameters than the weights hold: they would be made up."""
-    if described > 2 * held:
-        raise InputError(
-            f"config.json of {name} describes {described:,} parameters and its weights hold {held:,}: they do not "
-            "belong together, fetch the model again"
-        )
+def check_count(
+    name: str, model: Any, held: Mapping[str, tuple[int, ...]], in_files: Callable[[str], str] = str
+) -> None:
+    """Raise InputError where a config describes far more parameters than the weights hold: they would be made up.
+
+    `model`: as described, a torch module; `in_files`: what files call its parameters.
+    """
+    described = {key: parameter.numel() for key, parameter in model.named_parameters()}
+    count, total = sum(described.values()), sum(map(math.prod, held.values()))
+    if count <= 2 * total:
+        return
+    names = map(in_files, described)
+    missing = sorted(key for key in names if not any(f".{other}".endswith(f".{key}") for other in held))
+    without = f", without {missing[0]} for one" if missing else ""
+    raise InputError(
+        f"config.json of {name} describes {count:,} parameters and its weights hold {total:,}{without}: they do not "
+        "belong together, fetch the model again"
+    )
 
 
 def _no_weights(checkpoint: Checkpoint, filename: str, pickled: str | None) -> str:

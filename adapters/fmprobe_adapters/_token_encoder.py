@@ -34,10 +34,12 @@ class TokenEncoder(Adapter):
         from fmprobe.autoencoder import Autoencoder
         from fmprobe_adapters._preprocessing import in_words, sides_of
         from fmprobe_adapters._transformers import load_module, read_preprocessing
+        from fmprobe_adapters._weights import check_keys, first_call
 
         name, arguments = self.classes[source.config["model_type"]]
         wanted = getattr(transformers, name)
-        module = load_module(source, wanted, **arguments)
+        absent: set[str] = set()
+        module = load_module(source, wanted, absent, **arguments)
         if not isinstance(module, wanted):  # a model in memory that holds it, with a head or a text side
             module = getattr(module.base_model, "vision_model", module.base_model)
         config, channels = module.config, int(module.config.num_channels)
@@ -55,30 +57,34 @@ class TokenEncoder(Adapter):
             return module(pixels, **({keyword: True} if resized else {}))
 
         image_shape = (channels, *sides)
-        try:
-            with torch.no_grad():
-                blank = forward(torch.full((1, *image_shape), 0.5, device=source.device))
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{source.name} does not take images of {in_words(sides)}, where its config says {in_words(own)}: "
-                f"{reason}"
-            ) from error
+        what = f"cannot encode an image of {in_words(sides)}"
+        what = (
+            what
+            if sides == own
+            else f"does not take images of {in_words(sides)}, where its config says {in_words(own)}"
+        )
+        image = torch.full((1, *image_shape), 0.5, device=source.device)
+        with torch.no_grad(), first_call(source, module, what):
+            blank = forward(image)
+        if not hasattr(blank, "last_hidden_state"):
+            raise InputError(f"{source.name} is a {type(module).__name__}, which gives no tokens: expected a {name}")
         count, pooler = blank.last_hidden_state.shape[1], blank.get("pooler_output") is not None
         prefix = count - (sides[0] // patch[0]) * (sides[1] // patch[1])  # CLS, distillation and register tokens
         tokens = source.pick_tokens(("patch", "cls", "pooled", "all") if prefix else ("patch", "pooled", "all"))
 
-        def encode(images: "Tensor") -> "Tensor":
-            out = forward(images)
+        def pick(out: Any) -> "Tensor":
             hidden = out.last_hidden_state
             if tokens == "pooled":
                 return (out.pooler_output if pooler else hidden[:, prefix:].mean(dim=1)).float()
             return {"patch": hidden[:, prefix:], "cls": hidden[:, 0], "all": hidden}[tokens].float()
 
+        if absent and not bool(pick(blank).isfinite().all()):  # a head that z does not pass through may be absent
+            check_keys(source.name, type(module).__name__, absent)
+
         rows = {"patch": (count - prefix,), "all": (count,)}.get(tokens, ())
         what = f"{tokens} tokens" if tokens != "pooled" else "pooler_output" if pooler else "mean patch token"
         return Autoencoder(
-            encode,
+            lambda images: pick(forward(images)),
             None,
             image_shape=image_shape,
             latent_shape=(*rows, int(config.hidden_size)),

@@ -1,16 +1,17 @@
 """What the adapters of transformers models share: safe loading and the processor's own preprocessing."""
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fmprobe.errors import InputError
-from fmprobe.hub import check_count, count_parameters
+from fmprobe.hub import check_count, stored_shapes
 from fmprobe.loading import Source
 from fmprobe_adapters._preprocessing import MODES, Preprocessing, Sides, check_channels, in_words, noise_picture
+from fmprobe_adapters._weights import check_filled, check_keys, left_over, one_line_errors, quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -157,20 +158,21 @@ def _resampling(given: Any) -> int | str | None:
     return int(given) if isinstance(given, int) else given and str(getattr(given, "value", given))
 
 
-def load_module(source: Source, model_class: Any, **arguments: Any) -> Any:
-    """The model in eval mode on its device, gradients off: from memory, or from safetensors with every weight there.
+def load_module(source: Source, model_class: Any, absent: set[str] | None = None, **arguments: Any) -> Any:
+    """The model from memory as it is, or from safetensors in eval mode on its device, gradients off, all weights there.
 
-    `arguments` of the model's constructor. Raises InputError where weights are missing or damaged, do not fit the
-    configuration, or are far fewer than it describes.
+    `arguments` of the model's constructor. `absent`: takes the names of weights that are missing; they hold NaN then,
+    and the caller raises where the model's outputs are made with them. Raises InputError where weights are missing or
+    damaged, do not fit the configuration, or are far fewer than it describes.
     """
     if source.module is not None:
-        return source.module.eval()
-    held = count_parameters(list(source.weights), source.name)
+        return source.module
+    held = stored_shapes(source.weights, source.name)
     with one_line_errors(source.name), quiet():
         config = model_class.config_class.from_pretrained(source.folder)
         with torch.device("meta"):  # nothing is allocated
-            described = sum(p.numel() for p in model_class(config, **arguments).parameters())
-    check_count(source.name, described, held)
+            described = model_class(config, **arguments)
+    check_count(source.name, described, held, partial(_name_in_files, described))
     if source.random_weights is not None:
         with one_line_errors(source.name), quiet():
             module = model_class(config, **arguments)
@@ -184,38 +186,52 @@ def load_module(source: Source, model_class: Any, **arguments: Any) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             dtype=source.dtype,
+            ignore_mismatched_sizes=True,  # they are errors below, by name
             **placed,
             **arguments,
         )
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(
-            f"{source.name} lacks {len(missing)} weights that {type(module).__name__} needs, such as {missing[0]}: "
-            "they would be random, so nothing can be concluded from it"
-        )
     module = module.requires_grad_(False).eval()
-    return module.to(source.device) if source.device_map is None else module
+    missing = check_loaded(source.name, module, info, held, lenient=absent is not None)
+    if absent is not None:
+        absent.update(missing)
+    if source.device_map is not None:
+        return module
+    check_filled(source.name, module)
+    return module.to(source.device)
 
 
-@contextlib.contextmanager
-def one_line_errors(name: str) -> Iterator[None]:
-    """Whatever a model library raises while it loads, from OSError to SafetensorError, as one line that names it."""
+def check_loaded(name: str, module: Any, info: Mapping[str, Any], held: Collection[str], lenient: bool) -> list[str]:
+    """The missing weights by their names in the files: there are none unless `lenient`, which fills them with NaN.
+
+    `info`: what `from_pretrained` says of its loading; `held`: the names in the files, which may be those of more parts
+    than the module has. Raises InputError as `check_keys` does.
+    """
+    state, base = module.state_dict(keep_vars=True), f"{module.base_model_prefix}."
+    prefix = base if not any(key.startswith(base) for key in state) and any(k.startswith(base) for k in held) else ""
+
+    def in_files(key: str) -> str:
+        return prefix + _name_in_files(module, key.removeprefix(prefix)).removeprefix(prefix)
+
+    missing = [in_files(key) for key in info["missing_keys"]]
+    unexpected = [key.removeprefix(base) for key in info["unexpected_keys"]] if prefix else info["unexpected_keys"]
+    unexpected = left_over([*state, *(_name_in_files(module, key) for key in state)] if unexpected else (), unexpected)
+    check_keys(
+        name,
+        type(module).__name__,
+        [] if lenient and not unexpected else missing,
+        [in_files(key) for key in unexpected],
+        [(in_files(key), theirs, ours) for key, theirs, ours in info["mismatched_keys"]],
+    )
+    for key in info["missing_keys"]:
+        state[key].data.fill_(float("nan"))
+    return missing
+
+
+def _name_in_files(module: Any, key: str) -> str:
+    """What files call a weight of a module, where this transformers has other names in memory."""
+    from transformers.core_model_loading import revert_weight_conversion
+
     try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot load the weights of {name}: {reason}") from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' report of weights that a part of a model leaves unused; missing ones are errors here."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+        return next(iter(revert_weight_conversion(module, {key: torch.zeros(1)})))
+    except Exception:  # a weight that is only made together with others
+        return key

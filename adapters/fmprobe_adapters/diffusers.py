@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Diffusers(Adapter):
-    """z = the posterior's mode, never a sample, shifted and scaled as published; inside, x is in [-1, 1]."""
+    """z = the posterior's mode, never a sample, normalised as published; inside, x is in [-1, 1]."""
 
     example = "stabilityai/sd-vae-ft-mse"
     kinds = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL")
@@ -26,13 +26,14 @@ class Diffusers(Adapter):
         import torch
 
         from fmprobe.autoencoder import Autoencoder
-        from fmprobe_adapters._diffusers import load_module
-        from fmprobe_adapters._preprocessing import as_json, sides_of
+        from fmprobe_adapters._diffusers import load_module, read_normalisation
+        from fmprobe_adapters._preprocessing import as_json, in_words, sides_of
+        from fmprobe_adapters._weights import first_call
 
         source.pick_tokens(("all",))
         module = load_module(source)
         config = module.config
-        shift, scale = float(config.get("shift_factor") or 0), float(config.get("scaling_factor") or 1)
+        normalisation = read_normalisation(source, module)
         factor = downsampling(config)
         native = sides_of(config.get("sample_size") or 512, source.name, "sample_size")
         sides = source.pick_image_sides(native, (factor, factor), flexible=True)
@@ -40,14 +41,16 @@ class Diffusers(Adapter):
         def encode(images: "Tensor") -> "Tensor":
             out = module.encode((2 * images - 1).to(source.dtype))
             latents = out.latent_dist.mode() if hasattr(out, "latent_dist") else out[0]
-            return (latents.float() - shift) * scale
+            return normalisation.apply(latents.float())
 
         def decode(latents: "Tensor") -> "Tensor":
-            return (module.decode((latents / scale + shift).to(source.dtype)).sample.float() + 1) / 2
+            raw = normalisation.undo(latents).to(source.dtype)
+            return (module.decode(raw).sample.float() + 1) / 2
 
         image_shape = (int(config.in_channels), *sides)
-        with torch.no_grad():
-            latent_shape = encode(torch.full((1, *image_shape), 0.5, device=source.device)).shape[1:]
+        image = torch.full((1, *image_shape), 0.5, device=source.device)
+        with torch.no_grad(), first_call(source, module, f"cannot encode an image of {in_words(sides)}"):
+            latent_shape = encode(image).shape[1:]
         return Autoencoder(
             encode,
             decode,
@@ -55,7 +58,7 @@ class Diffusers(Adapter):
             latent_shape=tuple(latent_shape),
             provenance=source.provenance(
                 tokens="all",
-                space=f"(posterior mode - {shift:g}) x {scale:g}: the published shift and scaling factor, applied here",
+                space=normalisation.words,
                 preprocessing={"mean": [0.5], "std": [0.5], "size": as_json(sides), "by": "fmprobe.images"},
                 decoder={"kind": "own"},
             ),

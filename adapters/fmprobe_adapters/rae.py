@@ -28,6 +28,7 @@ class RAE(Adapter):
         from fmprobe.autoencoder import Autoencoder
         from fmprobe.errors import InputError
         from fmprobe_adapters._diffusers import load_module
+        from fmprobe_adapters._weights import first_call
 
         source.pick_tokens(("patch",))
         module = load_module(source, _complete)
@@ -42,8 +43,9 @@ class RAE(Adapter):
             return module.decode(latents.to(source.dtype)).sample.float()
 
         image_shape = (int(module.config.num_channels), side, side)
-        with torch.no_grad():
-            latent_shape = encode(torch.full((1, *image_shape), 0.5, device=source.device)).shape[1:]
+        image = torch.full((1, *image_shape), 0.5, device=source.device)
+        with torch.no_grad(), first_call(source, module, f"cannot encode an image of {side} px"):
+            latent_shape = encode(image).shape[1:]
         resizing = (
             "" if side == inner else f"; f resizes each image from {side} to {inner} px (bicubic) before it encodes"
         )
@@ -68,24 +70,34 @@ class RAE(Adapter):
         )
 
 
-def _complete(source: Source, module: Any) -> None:
+def _complete(source: Source, module: Any) -> tuple[str, ...]:
     """Give the encoder its weights where they carry the names of transformers' files, which diffusers does not know."""
     from safetensors.torch import load_file
 
     from fmprobe_adapters._diffusers import unfilled
-    from fmprobe_adapters._transformers import quiet
+    from fmprobe_adapters._weights import check_keys, left_over
 
     empty = unfilled(module.encoder)
     if not empty:
-        return
+        return ()
     stored = {key: value for path in source.weights for key, value in load_file(path).items()}
     state = {key.removeprefix("encoder."): value for key, value in stored.items() if key.startswith("encoder.")}
-    with quiet():
-        encoder, info = type(module.encoder).from_pretrained(
-            None, config=module.encoder.config, state_dict=state, dtype=source.dtype, output_loading_info=True
-        )
-    if empty & set(info["missing_keys"]):
-        return
+    encoder, info = type(module.encoder).from_pretrained(
+        None,
+        config=module.encoder.config,
+        state_dict=state,
+        dtype=source.dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    check_keys(
+        source.name,
+        f"the encoder of {type(module).__name__}",
+        [f"encoder.{key}" for key in empty & set(info["missing_keys"])],
+        [f"encoder.{key}" for key in left_over(encoder.state_dict(), info["unexpected_keys"])],
+        [(f"encoder.{key}", theirs, ours) for key, theirs, ours in info["mismatched_keys"]],
+    )
     # The published latents are those of a last norm without weight and bias.
     encoder.layernorm.weight = encoder.layernorm.bias = None
     module.encoder = encoder
+    return ("encoder.",)

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
     from fmprobe_adapters._preprocessing import Preprocessing, Sides
 
-UNFETCHED = {"url": None, "hf_hub_id": None, "custom_load": False, "source": ""}  # weights come from the file given
-
 
 class Timm(Adapter):
     """z = `forward_features`: patch tokens without their prefix, or the last feature map (C, h, w)."""
@@ -30,12 +28,19 @@ class Timm(Adapter):
 
         from fmprobe.autoencoder import Autoencoder
         from fmprobe_adapters._preprocessing import in_words
+        from fmprobe_adapters._timm import load_module
+        from fmprobe_adapters._weights import first_call
 
         module = source.module
+        if module is not None and not hasattr(module, "forward_features"):
+            raise InputError(
+                f"{source.name} gives a list of feature maps, not one set of tokens or one map: make the model without "
+                "features_only"
+            )
         native = _native_sides(source, module)
         sides = source.pick_image_sides(native, flexible=True)
         if module is None:
-            module = _create(source, resized=sides != native)
+            module = load_module(source, resized=sides != native)
         channels = _channels(source, module)
         preprocessing = _preprocessing(source.name, channels, resolve_model_data_config(module), native)
         prefix = int(getattr(module, "num_prefix_tokens", 0))
@@ -45,14 +50,11 @@ class Timm(Adapter):
             # A map with its channels last, as Swin's, is laid out as every other.
             return out.movedim(-1, 1) if getattr(module, "output_fmt", None) == "NHWC" else out
 
-        try:
-            with torch.no_grad():
-                blank = features(torch.full((1, channels, *sides), 0.5, device=source.device))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{source.name} does not take images of {in_words(sides)}: leave --image-size at its own, "
-                f"{in_words(native)}"
-            ) from error
+        what = f"cannot encode an image of {in_words(sides)}"
+        if sides != native:
+            what = f"does not take images of {in_words(sides)}, leave --image-size at its own, {in_words(native)}"
+        with torch.no_grad(), first_call(source, module, what):
+            blank = features(torch.full((1, channels, *sides), 0.5, device=source.device))
         if not isinstance(blank, torch.Tensor) or blank.ndim not in (3, 4):
             raise InputError(f"{source.name} gives no one set of tokens and no one feature map: choose another model")
         tokens = source.pick_tokens(_available(blank.ndim == 3, prefix))
@@ -119,39 +121,6 @@ def _channels(source: Source, module: Any) -> int:
         return int(stem.in_channels)
     except (AttributeError, TypeError, IndexError):
         return int(_input_size(source, module)[0])
-
-
-def _create(source: Source, resized: bool) -> Any:
-    """The model that config.json describes, with the weights of its safetensors file and nothing fetched."""
-    import timm
-    import torch
-
-    from fmprobe.hub import check_count, count_parameters
-    from fmprobe_adapters._transformers import one_line_errors
-
-    held = count_parameters(list(source.weights), source.name)
-    name, config = source.config["architecture"], source.config
-    cfg = {**config.get("pretrained_cfg", config), **UNFETCHED, "file": str(source.weights[0])}
-    arguments = {"num_classes": config.get("num_classes", cfg.get("num_classes", 0)), **config.get("model_args", {})}
-    if name not in timm.list_models():
-        raise InputError(f"{source.name} is of timm's architecture {name!r}, which this timm does not know: upgrade it")
-    with one_line_errors(source.name):
-        with torch.device("meta"):  # nothing is allocated
-            described = sum(p.numel() for p in timm.create_model(name, pretrained=False, **arguments).parameters())
-        check_count(source.name, described, held)
-        module = _made(timm, name, cfg, arguments, resized, source.random_weights is None)
-    return module.requires_grad_(False).eval().to(source.device, source.dtype)
-
-
-def _made(timm: Any, name: str, cfg: dict[str, Any], arguments: dict[str, Any], resized: bool, pretrained: bool) -> Any:
-    if resized:
-        try:  # transformers interpolate their position embeddings if asked to
-            return timm.create_model(
-                name, pretrained=pretrained, pretrained_cfg=cfg, dynamic_img_size=True, **arguments
-            )
-        except TypeError:  # others have no such argument, and no need of it
-            pass
-    return timm.create_model(name, pretrained=pretrained, pretrained_cfg=cfg, **arguments)
 
 
 def _preprocessing(name: str, channels: int, config: dict[str, Any], native: "Sides") -> "Preprocessing":

@@ -1,0 +1,111 @@
+"""What is checked wherever a model library reads weights: every one is the checkpoint's own, and none is left over."""
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from fmprobe.errors import InputError
+from fmprobe.loading import Source
+
+LIBRARIES = ("transformers", "diffusers", "timm")
+# Of weights in files: values that models compute by themselves, or that nothing is masked with here.
+UNUSED = ("position_ids", "inv_freq", "relative_position_index", "mask_token")
+NAMED = 3  # weights that an error names, of as many as there are
+
+
+def check_keys(
+    name: str,
+    model: str,
+    missing: Collection[str] = (),
+    unexpected: Collection[str] = (),
+    mismatched: Iterable[tuple[str, Any, Any]] = (),
+) -> None:
+    """Raise InputError where a checkpoint is not that of the model that its config.json describes, naming weights.
+
+    `missing`: from the checkpoint. `unexpected`: of parts that the model has, and no place in it. `mismatched`: of
+    another shape, as (name, shape in the checkpoint, shape in the model).
+    """
+    for key, held, wanted in sorted(mismatched):
+        raise InputError(
+            f"{name} holds {key} of shape {tuple(held)}, where {model} by its config.json needs {tuple(wanted)}: "
+            "weights and config.json do not belong together, fetch the model again"
+        )
+    if missing:
+        others = f"; it holds {_named(unexpected)} instead" if unexpected else ""
+        raise InputError(
+            f"{name} lacks {len(missing)} weights that {model} needs, such as {_named(missing)}{others}: they would be "
+            "random, so nothing can be concluded from it"
+        )
+    if unexpected:
+        raise InputError(
+            f"{name} holds {len(unexpected)} weights that {model} by its config.json has no place for, such as "
+            f"{_named(unexpected)}: its config.json describes another model, fetch it again"
+        )
+
+
+def check_filled(name: str, module: torch.nn.Module) -> None:
+    """Raise InputError where a parameter or a buffer has a shape and no storage."""
+    values = [*module.named_parameters(), *module.named_buffers()]
+    check_keys(name, type(module).__name__, [key for key, value in values if value.is_meta])
+
+
+def left_over(expected: Iterable[str], unexpected: Iterable[str]) -> list[str]:
+    """Those of the unexpected weights that belong to a part of which others are expected, and not to another part."""
+    parts = {key.split(".")[0] for key in expected}
+    return [key for key in unexpected if key.split(".")[0] in parts and not key.endswith(UNUSED)]
+
+
+def _named(keys: Collection[str]) -> str:
+    return ", ".join(sorted(keys)[:NAMED])
+
+
+@contextlib.contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """Whatever a model library raises while it loads, from OSError to SafetensorError, as one line that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"cannot load the weights of {name}: {reason}") from error
+
+
+@contextlib.contextmanager
+def first_call(source: Source, module: Any, what: str) -> Iterator[None]:
+    """Whatever a model raises when it is first called, as one line that begins with `what`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        kinds = sorted({str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()})
+        if len(kinds) > 1:
+            raise InputError(
+                f"{source.name} has parameters of {' and '.join(kinds)}, which its forward does not combine: cast it "
+                f"to one type, as with module.float() ({reason})"
+            ) from error
+        raise InputError(f"{source.name} {what}: {reason}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the model libraries report and their progress bars: what matters of it is an error here."""
+    from transformers.utils import logging as reports
+
+    loggers = [logging.getLogger(library) for library in LIBRARIES]
+    levels, bars = [logger.level for logger in loggers], reports.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    reports.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            reports.enable_progress_bar()
