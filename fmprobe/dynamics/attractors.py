@@ -133,10 +133,11 @@ def find_attractors(
     `model`: an Autoencoder, or any f on a batch of latents. Starts: `starts` `(n, *latent_shape)`, or `n` draws from
     N(0, I) by `seed` (default 64 on a CPU, 512 on an accelerator). `tol`, `measure`, `max_steps`, `batch_size`,
     `observer` and `progress` as in `iterate`; the first three are by default those of the paper's protocol for this
-    kind of model (`fmprobe.dynamics.protocols`), and `orbits.protocol["name"]` says which was followed. Only CONVERGED
-    ends count. Two are one attractor if they lie within `merge_threshold` (also called `threshold`) of each other, by
-    chains: `merge` "relative" (of the norm, default 0.01) or "cosine" (1 - cos, default 0.01, the paper's). Ends whose
-    error exceeds half of that iterate on, within `max_steps`; those that cannot are unresolved and belong to no basin.
+    kind of model (`fmprobe.dynamics.protocols`), and `orbits.protocol["name"]` says which was followed; "seed" is there
+    where starts were drawn. Only CONVERGED ends count. Two are one attractor if they lie within `merge_threshold` (also
+    called `threshold`) of each other, by chains: `merge` "relative" (of the norm, default 0.01) or "cosine" (1 - cos,
+    default 0.01, the paper's). Ends whose error exceeds half of that iterate on, within `max_steps`; those that cannot
+    are unresolved and belong to no basin.
     Errors, first estimated from the rate of the steps, are computed from the Jacobian at one member of each attractor:
     at the first `stability_cap` and, where these refute the estimate, at all.
     A fixed point with an eigenvalue beyond the unit circle is left out: orbits may land on it, but it attracts nothing.
@@ -146,8 +147,9 @@ def find_attractors(
     Raises ValueError for settings that make no sense.
     """
     f: Function = getattr(model, "latent_map", model)
+    drawn = {}
     if starts is None:
-        starts = noise_starts(model, n, seed)
+        starts, drawn = noise_starts(model, n, seed), {"seed": int(seed)}
     if threshold is not None and merge_threshold is not None:
         raise ValueError("threshold and merge_threshold are two names of one setting: give one of them")
     threshold = threshold if merge_threshold is None else merge_threshold
@@ -155,7 +157,7 @@ def find_attractors(
     protocol = protocol_for(model)
     rule = protocol.chosen(tol, measure, max_steps)
     orbits = iterate(f, starts, **rule, batch_size=batch_size, observer=observer, progress=progress)
-    orbits = replace(orbits, protocol={"name": protocol.named(**rule), **orbits.protocol})
+    orbits = replace(orbits, protocol={"name": protocol.named(**rule), **orbits.protocol, **drawn})
     scale = float(starts.double().square().mean().sqrt()) if len(starts) else 1.0
     found = attractors_of(
         f, orbits, scale, merge=merge, threshold=threshold, stability_cap=stability_cap, polish=polish

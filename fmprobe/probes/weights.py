@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.digests import digest
 from fmprobe.dynamics.attractors import AttractorSet
 from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
@@ -74,10 +75,10 @@ def probe_weights(
     settled or not. Baselines: a random orthonormal basis (the paper's), Gaussian atoms of the same norms, the starts
     that the atoms came from (N(0, I) under `seed`, which must be that of the search), `null_attractors` of the same
     architecture with random weights, and the mean and principal components of `reference_images`, which see data and
-    should be none of `images`.
+    should be none of `images`: `protocol["reference_images_shown"]` is the number of those that are.
 
-    Raises InputError where there are no atoms or no images, latents that are not finite or attractors of another latent
-    space, ValueError for numbers below 1.
+    Raises InputError where there are no atoms or no images, latents that are not finite, attractors of another latent
+    space or of a search under another seed, ValueError for numbers below 1.
     """
     model.check_images(images)
     if reference_images is not None:
@@ -92,7 +93,11 @@ def probe_weights(
         latents = _encode(model, images, batch_size)
         if not bool(latents.isfinite().all()):
             raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
-        reference = None if reference_images is None else _encode(model, reference_images, batch_size)
+        reference = (
+            None
+            if reference_images is None or not len(reference_images)
+            else _encode(model, reference_images, batch_size)
+        )
         found = make_dictionaries(
             model, attractors, ends=ends, seed=seed, null_attractors=null_attractors, reference=reference
         )
@@ -124,6 +129,7 @@ def probe_weights(
         "resamples": RESAMPLES,
         "seed": seed,
         "reference_images": 0 if reference is None else len(reference),
+        "reference_images_shown": 0 if reference_images is None else _shared(reference_images, images),
     }
     whole, nothing = (bootstrap(values, RESAMPLES, seed) for values in (own, zero))
     return WeightCurves(
@@ -150,6 +156,12 @@ class _Measure:
         psnr = -10 * np.log10(np.maximum(image_mse, LEAST_MSE))
         values = {"image_mse": image_mse, "latent_mse": latent_mse, "psnr": psnr}
         return values, torch.cat(pictures)[:PICTURES]
+
+
+def _shared(images: Tensor, others: Tensor) -> int:
+    """How many of the images are among the others."""
+    there = {digest(image) for image in others}
+    return sum(digest(image) in there for image in images)
 
 
 def _encode(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:
