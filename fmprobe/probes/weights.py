@@ -14,6 +14,7 @@ from fmprobe.dynamics.attractors import AttractorSet
 from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
 from fmprobe.errors import InputError
+from fmprobe.images import spread
 from fmprobe.probes.dictionaries import bootstrap, effective_rank, make_dictionaries
 from fmprobe.probes.result import Result
 
@@ -107,7 +108,7 @@ def probe_weights(
         measure = _Measure(model, images, latents, batch_size)
         own, picture = measure(latents)
         zero, _ = measure(torch.zeros_like(latents))
-        pictures = {"image": images[None, :PICTURES].cpu(), "D(E(x))": picture[None]}
+        pictures = {"image": images[None, measure.shown].cpu(), "D(E(x))": picture[None]}
         series: dict[str, list[dict[str, np.ndarray]]] = {}
         for name, dictionary in found.atoms.items():
             series[name], kept = [], []
@@ -142,20 +143,21 @@ class _Measure:
 
     def __init__(self, model: Autoencoder, images: Tensor, latents: Tensor, batch_size: int) -> None:
         self.model, self.images, self.latents, self.batch_size = model, images, latents, batch_size
+        self.shown = spread(len(images), min(PICTURES, len(images)))  # of which pictures are kept
 
     def __call__(self, reconstructed: Tensor) -> tuple[dict[str, np.ndarray], Tensor]:
-        errors, pictures = [], []
+        errors, pictures, done = [], [], 0
         for rows, wanted in zip(reconstructed.split(self.batch_size), self.images.split(self.batch_size), strict=True):
             decoded = self.model.decode(rows.reshape(-1, *self.model.latent_shape)).cpu()
             decoded = decoded.clamp(0, 1).where(decoded.isfinite(), torch.nan)  # an infinite pixel is not a white one
             errors.append((decoded - wanted.cpu().clamp(0, 1)).double().square().flatten(1).mean(1))
-            if sum(map(len, pictures)) < PICTURES:
-                pictures.append(decoded)
+            pictures += [decoded[i - done] for i in self.shown if 0 <= i - done < len(decoded)]
+            done += len(decoded)
         image_mse = torch.cat(errors).numpy()
         latent_mse = (reconstructed - self.latents).double().square().mean(1).cpu().numpy()
         psnr = -10 * np.log10(np.maximum(image_mse, LEAST_MSE))
         values = {"image_mse": image_mse, "latent_mse": latent_mse, "psnr": psnr}
-        return values, torch.cat(pictures)[:PICTURES]
+        return values, torch.stack(pictures)
 
 
 def _shared(images: Tensor, others: Tensor) -> int:

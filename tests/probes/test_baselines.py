@@ -96,6 +96,18 @@ def test_images_that_the_components_have_seen_are_counted():
         assert (PCA in curves.dictionaries) == (reference is not None and len(reference) > 0)
 
 
+def test_the_pictures_are_of_images_of_every_class():
+    whole = model(lambda z: 0.5 * z)
+    found = fmprobe.find_attractors(model(), 6)
+    images = by_class(40)
+    for batch_size in (3, 32, 40):
+        pictures = fmprobe.probe_weights(whole, found, images, batch_size=batch_size).pictures
+        levels = {round(float(image.mean()), 1) for image in pictures["image"][0]}
+        assert len(levels) == len(pictures["image"][0]) == 4
+        rebuilt = whole.decode(whole.encode(pictures["image"][0]))
+        assert torch.allclose(pictures["D(E(x))"][0], rebuilt.clamp(0, 1), atol=1e-6)
+
+
 # Memorization.
 
 
@@ -171,7 +183,29 @@ def test_inputs_are_standard_normal_and_the_same_whatever_the_batch():
         std_ratio(lambda z: z, [torch.ones(3, 2)])
 
 
-# Alignment: what is almost equal.
+# Alignment.
+
+
+def test_the_null_sees_what_b_sees_and_the_ceiling_what_a_sees():
+    seen = {}
+
+    def network(name):
+        def encode(x):
+            seen.setdefault(name, x.clone())
+            return 0.5 * (x.flatten(1) - 0.5)
+
+        return fmprobe.from_functions(
+            encode, lambda z: (z + 0.5).reshape(-1, *SHAPE), image_shape=SHAPE, latent_shape=(D,), name=name
+        )
+
+    a, b, null, ceiling = map(network, ("a", "b", "null", "ceiling"))
+    dark, bright = 0.4 * torch.rand(15, *SHAPE), 1 - 0.4 * torch.rand(15, *SHAPE)
+    found = fmprobe.compare(a, b, dark, images_b=bright, null=null, ceiling=ceiling, max_steps=2, drift_steps=[0])
+    assert torch.equal(seen["a"], seen["ceiling"])
+    assert torch.equal(seen["b"], seen["null"])
+    assert seen["a"].max() < 0.5 < seen["b"].min()
+    assert found.null is not None
+    assert found.ceiling["maps"]["linear"]["fit_error"] < 1e-6  # the same network on the same images
 
 
 class Normed(nn.Module):
