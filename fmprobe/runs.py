@@ -1,7 +1,6 @@
 """Run folders: what a command leaves on disk, written so that a reader never meets half of anything."""
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmprobe.digests import file_digest
 from fmprobe.errors import InputError, WriteError
 from fmprobe.hub import PREFIXES
 
@@ -294,7 +294,7 @@ def save_attractors(attractors: "AttractorSet", folder: Path) -> None:
     counts = {name: getattr(orbits, name) for name in ("evaluations", "surplus", "check_evaluations")}
     content = {
         "schema": SCHEMA,
-        "sha256": _sha256(path),
+        "sha256": file_digest(path),
         "merge": attractors.merge,
         "unresolved": attractors.unresolved,
         "unstable": attractors.unstable,
@@ -315,7 +315,7 @@ def load_attractors(folder: Path) -> "AttractorSet":
     from fmprobe.dynamics.orbits import Orbits
 
     content, path = read_json(folder / "attractors.json"), folder / "attractors.safetensors"
-    if not path.is_file() or _sha256(path) != content.get("sha256"):
+    if not path.is_file() or file_digest(path) != content.get("sha256"):
         raise InputError(f"{path} is missing or is not the file that attractors.json describes: find them again")
     try:
         tensors = load_file(path)
@@ -357,11 +357,6 @@ def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
             for block in tensor.detach().split(rows) if tensor.numel() else ():
                 file.write(block.cpu().contiguous().view(torch.uint8).numpy().data)
                 forget(block)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -138,7 +138,8 @@ def main() -> None:
         if images is None and settings["kind"] == "images":
             return None
         options = {"steps": arguments.steps, "seed": arguments.seed, "batch_size": arguments.batch_size}
-        row = fmprobe.probe_residuals(model, images, n=arguments.starts, **options).to_dict()
+        n = arguments.starts if images is None else None
+        row = fmprobe.probe_residuals(model, images, n=n, **options).to_dict()
         title = f"{name}: {row['n']} starts, {row['starts']}"
         plot_residuals(row, title).savefig(arguments.out / f"{label}.png", dpi=120)
         return {"model": model.provenance, "residual_curves": row}

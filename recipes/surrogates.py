@@ -22,6 +22,7 @@ from torch import Tensor
 
 import fmprobe
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.images import spread
 from fmprobe.sharing import is_main, together
 from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, procedural
 from fmprobe.surrogates.features import as_pixels
@@ -66,12 +67,12 @@ def main() -> None:
                 f"  {label:10} L1 {row['l1']:.4f}, {1 - row['l1'] / row['l1_median']:4.0%} below the median colour's "
                 f"{row['l1_median']:.4f}; feature error {row['feature_error']:.3f}"
             )
-        shown = torch.cat([images[:6] for images in sets.values()])
+        shown = some(sets)
         with torch.no_grad():
             whole = model.with_decoder(decoder)
             painted[name] = whole.decode(whole.encode(shown.to(model.device))).cpu()
     if is_main():
-        save_sheet(arguments.out / "reconstructions.png", torch.cat([images[:6] for images in sets.values()]), painted)
+        save_sheet(arguments.out / "reconstructions.png", some(sets), painted)
 
     print()
     for variant in VARIANTS:
@@ -93,6 +94,11 @@ def encoder(name: str | None, image_size: int | None) -> Autoencoder:
         return fmprobe.load(name, image_size=image_size or "fit")
     model = fmprobe.load(str(DEMO), image_size=image_size)
     return model.derived(encode=model.encode_unchecked, decoder=None)
+
+
+def some(sets: dict[str, Tensor]) -> Tensor:
+    """At most six images of each set, spread evenly."""
+    return torch.cat([images[spread(len(images), min(6, len(images)))] for images in sets.values()])
 
 
 def settled(model: Autoencoder, surrogate, arguments: argparse.Namespace) -> str:

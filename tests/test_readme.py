@@ -217,5 +217,5 @@ def test_bytes_are_scaled_by_a_detector_and_refused_elsewhere(tiny_mae, tiny_din
     assert torch.equal(detector.score(bytes_), detector.score(bytes_.float() / 255))
     encoder = fmprobe.load(tiny_dinov2, image_size=28)
     for door in (model.encode, lambda x: fmprobe.probe_memorization(model, x), lambda x: quick(encoder, x)):
-        with pytest.raises(InputError, match="bytes by 255|torch.uint8"):
+        with pytest.raises(InputError, match=r"bytes by 255|torch\.uint8"):
             door(bytes_[:, : encoder.image_shape[0]])

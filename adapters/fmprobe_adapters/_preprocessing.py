@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.errors import InputError
+from fmprobe.seeding import generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,7 +90,7 @@ def noise_picture(width: int, height: int, channels: int) -> "Image":
     from PIL import Image
 
     shape = (height, width) if channels == 1 else (height, width, channels)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pixels = generator(0, 0, "adapters: noise picture").integers(0, 256, shape, dtype=np.uint8)
     return Image.fromarray(pixels, MODES[channels])
 
 

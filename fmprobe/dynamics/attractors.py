@@ -143,10 +143,11 @@ def find_attractors(
     `model`: an Autoencoder, or any f on a batch of latents. Starts: `starts` `(n, *latent_shape)`, or `n` draws from
     N(0, I) by `seed` (default 64 on a CPU, 512 on an accelerator). `tol`, `measure`, `max_steps`, `batch_size`,
     `observer` and `progress` as in `iterate`; the first three are by default those of the paper's protocol for this
-    kind of model (`fmprobe.dynamics.protocols`), and `orbits.protocol["name"]` says which was followed. Only CONVERGED
-    ends count. Two are one attractor if they lie within `merge_threshold` of each other, by chains: `merge`
-    "relative" (of the norm, default 0.01) or "cosine" (1 - cos, default 0.01, the paper's). Ends whose
-    error exceeds half of that iterate on, within `max_steps`; those that cannot are unresolved and belong to no basin.
+    kind of model (`fmprobe.dynamics.protocols`), and `orbits.protocol["name"]` says which was followed; "seed" is there
+    where starts were drawn. Only CONVERGED ends count. Two are one attractor if they lie within `merge_threshold` of
+    each other, by chains: `merge` "relative" (of the norm, default 0.01) or "cosine" (1 - cos, default 0.01, the
+    paper's). Ends whose error exceeds half of that iterate on, within `max_steps`; those that cannot are unresolved and
+    belong to no basin.
     Errors, first estimated from the rate of the steps, are computed from the Jacobian at one member of each of the
     `stability_cap` largest attractors. Beyond these the estimates stand, which overlook slow modes hidden under fast
     ones; but where a computed error refutes a basin, they are raised to the median of those computed.
@@ -160,8 +161,9 @@ def find_attractors(
     Raises ValueError for settings that make no sense.
     """
     f: Function = getattr(model, "latent_map", model)
+    drawn = {}
     if starts is None:
-        starts = noise_starts(model, n, seed)
+        starts, drawn = noise_starts(model, n, seed), {"seed": int(seed)}
     if threshold is not None:
         if merge_threshold is not None:
             raise ValueError("threshold and merge_threshold are two names of one setting: give merge_threshold alone")
@@ -171,7 +173,7 @@ def find_attractors(
     protocol = protocol_for(model)
     rule = protocol.chosen(tol, measure, max_steps)
     orbits = iterate(f, starts, **rule, batch_size=batch_size, observer=observer, progress=progress)
-    orbits = replace(orbits, protocol={"name": protocol.named(**rule), **orbits.protocol})
+    orbits = replace(orbits, protocol={"name": protocol.named(**rule), **orbits.protocol, **drawn})
     scale = float(starts.double().square().mean().sqrt()) if len(starts) else 1.0
     found = attractors_of(
         f, orbits, scale, merge=merge, threshold=threshold, stability_cap=stability_cap, polish=polish

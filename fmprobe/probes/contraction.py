@@ -54,7 +54,7 @@ def std_ratio(function: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) ->
     `inputs`: batches `(B, …)`. "pooled": of all values together, which sees the offsets between coordinates that
     are the same for every input. "across": over inputs, coordinate by coordinate, which does not, and so is below 1
     exactly where outputs lie closer together than inputs. None where an output is not finite. Raises InputError for
-    fewer than two inputs.
+    fewer than two inputs, or inputs that do not vary.
     """
     before, after = Spread(), Spread()
     with torch.no_grad():
@@ -63,6 +63,8 @@ def std_ratio(function: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) ->
             after.add(function(batch.clone()))  # that may change what it is given
     if before.count < 2:
         raise InputError(f"a standard deviation needs two inputs or more, got {before.count}")
+    if not before.across > 0:
+        raise InputError(f"the {before.count} inputs do not vary, so that there is no spread to compare with")
     ratios = {"pooled": after.pooled / before.pooled, "across": after.across / before.across}
     return {name: value if np.isfinite(value) else None for name, value in ratios.items()}
 

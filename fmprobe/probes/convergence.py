@@ -54,8 +54,11 @@ def probe_convergence(
 
     `model`: an Autoencoder, or f itself where `starts` `(n, *latent_shape)` are given; else `n` draws of N(0, I) by
     `seed`. Attractors are found to `tol`, far below `eps`; `search`: further arguments of `find_attractors`. Raises
-    InputError for an `eps` that is not positive and finite, ValueError as `find_attractors` does.
+    InputError for an `eps` that is not positive and finite and an `n` that is not the number of `starts`, ValueError as
+    `find_attractors` does.
     """
+    if starts is not None and n not in (None, len(starts)):
+        raise InputError(f"{len(starts)} starts are given, and n={n}: leave out one of them")
     if not 0 < eps < float("inf"):
         raise InputError(f"eps must be positive and finite, got {eps}")
     search = {"progress": False, "stability_cap": 256} | search

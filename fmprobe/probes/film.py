@@ -10,6 +10,7 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import AttractorSet
 from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.orbits import Status
+from fmprobe.probes.dictionaries import check_seed_of
 
 STARTS = 6  # that are shown
 AMONG = 32  # the first starts, of which these are taken
@@ -39,8 +40,10 @@ def film(model: Autoencoder, attractors: AttractorSet, seed: int = 0, batch_size
     """Follow a few of the N(0, I) starts of `attractors` again, under the same `seed`, and decode them.
 
     `batch_size` bounds every call of the model. Among the first starts one of every status is taken before a second of
-    any. None where the model has no images or there are no starts.
+    any. None where the model has no images or there are no starts. Raises InputError where the starts were drawn by
+    another seed.
     """
+    check_seed_of(attractors, seed)
     orbits = attractors.orbits
     if not model.has_decoder or not model.image_shape or not len(orbits):
         return None

@@ -12,6 +12,7 @@ from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.distances import nearest
 from fmprobe.errors import InputError
+from fmprobe.images import spread
 from fmprobe.probes.dictionaries import atoms_of, check_space
 from fmprobe.probes.result import Result
 from fmprobe.seeding import generator
@@ -79,14 +80,17 @@ def probe_memorization(
     `n` draws of N(0, I) by `seed`, `search` being further arguments of it. `ends`: take the distinct last latents of
     all finite orbits, settled or not. Where nothing converged the values are None and the count 0.
 
-    Raises InputError for no images, latents of them that are not finite, a model that has no decoder,
-    or attractors of another latent space.
+    Raises InputError for no images, latents of them that are not finite, a model that has no decoder, attractors of
+    another latent space, or a search asked for beside `attractors` that are given.
     """
     model.check_images(train, "training images")
     if test is not None:
         model.check_images(test, "test images")
     if not len(train) or (test is not None and not len(test)):
         raise InputError("memorization needs training images, and test images where they are given: got none")
+    if attractors is not None and (n is not None or search):
+        asked = ", ".join([*(["n"] if n is not None else []), *search])
+        raise InputError(f"attractors are given, so nothing is searched: leave out {asked}, or the attractors")
     if attractors is None:
         attractors = find_attractors(model, n, seed=seed, batch_size=batch_size, **search)
     check_space(model, attractors)
@@ -178,7 +182,8 @@ def _ranks(decoded: Tensor, train: Tensor) -> dict[str, float | None]:
 
     Nan where one of the decoded is not finite.
     """
-    rows, images = decoded.flatten(1), train[: len(decoded)].flatten(1)
+    rows = decoded.flatten(1)
+    images = train[spread(len(train), min(len(rows), len(train)))].flatten(1)
     if not len(rows):
         return {"attractors": None, "attractors_uncentred": None, "train_images": None}
     known = bool(rows.isfinite().all())

@@ -1,6 +1,7 @@
 """Networks that are almost the same: a little noise on the weights, as a ceiling for comparisons."""
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -12,22 +13,27 @@ from fmprobe.errors import InputError
 from fmprobe.seeding import index_of, torch_generator
 
 NOISE = 0.01  # relative to the root mean square of each tensor
+STATISTICS = ("running_mean", "running_var")
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def perturb(tensors: Mapping[str, Tensor], noise: float = NOISE, seed: int = 0) -> dict[str, Tensor]:
     """Each floating-point tensor plus `noise` times its root mean square times N(0, 1), in its own precision.
 
-    The noise of a tensor depends on `seed` and its name alone, so that it does not matter which files hold it.
+    The noise of a tensor depends on `seed` and its name alone, so that it does not matter which files hold it. Running
+    means and variances of a batch norm stay: they are no weights, and a variance could become negative. Raises
+    InputError for noise that is negative or not finite.
     """
+    if not 0 <= noise < math.inf:
+        raise InputError(f"weight noise must be finite and from 0 up, got {noise}")
     changed = {}
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or name.rsplit(".", 1)[-1] in STATISTICS:
             changed[name] = tensor
             continue
         generator = torch_generator(seed, "perturbation: weight noise", index_of(name))
         drawn = torch.randn(tensor.shape, generator=generator).to(tensor.device)
-        values = tensor.float()
+        values = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         changed[name] = (values + noise * values.square().mean().sqrt() * drawn).to(tensor.dtype)
     return changed
 

@@ -12,6 +12,7 @@ from fmprobe.errors import InputError
 from fmprobe.probes.result import Result
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+STARTS = 32  # from noise, by default
 POINTS = 80  # of a curve that are kept, evenly spread over the logarithm of the step
 
 
@@ -94,19 +95,23 @@ def probe_residuals(
     model: Autoencoder,
     images: Tensor | None = None,
     *,
-    n: int = 32,
+    n: int | None = None,
     steps: int = 100,
     seed: int = 0,
     batch_size: int = 32,
 ) -> Residuals:
     """Residual of latents and of images, and norm of latents, step by step (Fumero et al., ICLR 2026, fig. 12, 16, 17).
 
-    Starts are `images` `(n, *image_shape)`, encoded, or `n` draws from N(0, I) by `seed`. Each takes all `steps`,
-    settled or not. Raises InputError where the model has no latent map, and for numbers below 1.
+    Starts are `images` `(n, *image_shape)`, encoded, or `n` draws from N(0, I) by `seed`, by default 32. Each takes all
+    `steps`, settled or not. Raises InputError where the model has no latent map, for numbers below 1, and for an `n`
+    that is not the number of `images`.
     """
     if images is not None:
         model.check_images(images)
-    count = n if images is None else len(images)
+        if n not in (None, len(images)):
+            raise InputError(f"{len(images)} images are given, and n={n}: leave out one of them")
+        n = len(images)
+    count = STARTS if n is None else n
     if min(count, steps, batch_size) < 1:
         raise InputError(f"residual curves need starts, steps and a batch, got {count}, {steps} and {batch_size}")
     blocks = []

@@ -17,6 +17,7 @@ from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.distances import chamfer, nearest
 from fmprobe.dynamics.merging import THRESHOLDS
 from fmprobe.errors import InputError, WriteError
+from fmprobe.images import spread
 from fmprobe.probes.memorization import rank_at
 from fmprobe.probes.ood.metrics import ood_metrics
 from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, follow
@@ -31,8 +32,8 @@ class AttractorTracker:
     the prepared model, on every process: the first measures. A transformers Trainer takes `tracker.for_trainer()`.
     Training with it gives the same weights as without: modes, gradients and random states are as before.
 
-    `train`, `test`: images `(N, *image_shape)`. `starts`: the budget, at most as many of the first training images, of
-    the first test images and of draws of N(0, I) by `seed`. `epochs`: every so many, or the chosen ones.
+    `train`, `test`: images `(N, *image_shape)`. `starts`: the budget, as many draws of N(0, I) by `seed`, and at most
+    as many of the training and of the test images, spread evenly. `epochs`: every so many, or the chosen ones.
     `path`: a file to which each record is appended as a line of JSON at once; `records` keeps them too. `adapt`: makes
     an Autoencoder of the model in training, by default its own `autoencoder()`. `tol`, `measure`, `max_steps` and
     `batch_size` as in `find_attractors`; ends are one attractor where cos > 1 - `threshold` (the paper's 0.99). Raises
@@ -133,8 +134,8 @@ class AttractorTracker:
         orbits = {**self.orbits, **rule}
         with torch.no_grad():
             latents = {
-                "train": self._encode(model, self.train[: self.starts]),
-                "test": self._encode(model, self.test[: self.starts]),
+                "train": self._encode(model, self._spread(self.train)),
+                "test": self._encode(model, self._spread(self.test)),
                 "noise": model.sample_latents(self.starts, self.seed),
             }
             test_error = self._error(model, self.test)
@@ -159,6 +160,10 @@ class AttractorTracker:
             "spectral_radius": {"mean": float(radius.mean()), "max": float(radius.max())} if len(radius) else None,
             "cost": {"evaluations": f.rows},
         }
+
+    def _spread(self, images: Tensor) -> Tensor:
+        """As many images as there are starts, evenly over all: sets are often sorted by class."""
+        return images[spread(len(images), min(self.starts, len(images)))]
 
     def _compare(self, found: dict[str, AttractorSet]) -> dict[str, Any]:
         """Of the attractors from training images and from noise."""

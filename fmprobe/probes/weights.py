@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.digests import digest
 from fmprobe.dynamics.attractors import AttractorSet
 from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
 from fmprobe.errors import InputError
+from fmprobe.images import spread
 from fmprobe.probes.dictionaries import bootstrap, effective_rank, make_dictionaries
 from fmprobe.probes.result import Result
 
@@ -74,10 +76,10 @@ def probe_weights(
     settled or not. Baselines: a random orthonormal basis (the paper's), Gaussian atoms of the same norms, the starts
     that the atoms came from (N(0, I) under `seed`, which must be that of the search), `null_attractors` of the same
     architecture with random weights, and the mean and principal components of `reference_images`, which see data and
-    should be none of `images`.
+    should be none of `images`: `protocol["reference_images_shown"]` is the number of those that are.
 
-    Raises InputError where there are no atoms or no images, latents that are not finite or attractors of another latent
-    space, ValueError for numbers below 1.
+    Raises InputError where there are no atoms or no images, latents that are not finite, attractors of another latent
+    space or of a search under another seed, ValueError for numbers below 1.
     """
     model.check_images(images)
     if reference_images is not None:
@@ -92,7 +94,11 @@ def probe_weights(
         latents = _encode(model, images, batch_size)
         if not bool(latents.isfinite().all()):
             raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
-        reference = None if reference_images is None else _encode(model, reference_images, batch_size)
+        reference = (
+            None
+            if reference_images is None or not len(reference_images)
+            else _encode(model, reference_images, batch_size)
+        )
         found = make_dictionaries(
             model, attractors, ends=ends, seed=seed, null_attractors=null_attractors, reference=reference
         )
@@ -102,7 +108,7 @@ def probe_weights(
         measure = _Measure(model, images, latents, batch_size)
         own, picture = measure(latents)
         zero, _ = measure(torch.zeros_like(latents))
-        pictures = {"image": images[None, :PICTURES].cpu(), "D(E(x))": picture[None]}
+        pictures = {"image": images[None, measure.shown].cpu(), "D(E(x))": picture[None]}
         series: dict[str, list[dict[str, np.ndarray]]] = {}
         for name, dictionary in found.atoms.items():
             series[name], kept = [], []
@@ -124,6 +130,7 @@ def probe_weights(
         "resamples": RESAMPLES,
         "seed": seed,
         "reference_images": 0 if reference is None else len(reference),
+        "reference_images_shown": 0 if reference_images is None else _shared(reference_images, images),
     }
     whole, nothing = (bootstrap(values, RESAMPLES, seed) for values in (own, zero))
     return WeightCurves(
@@ -136,20 +143,27 @@ class _Measure:
 
     def __init__(self, model: Autoencoder, images: Tensor, latents: Tensor, batch_size: int) -> None:
         self.model, self.images, self.latents, self.batch_size = model, images, latents, batch_size
+        self.shown = spread(len(images), min(PICTURES, len(images)))  # of which pictures are kept
 
     def __call__(self, reconstructed: Tensor) -> tuple[dict[str, np.ndarray], Tensor]:
-        errors, pictures = [], []
+        errors, pictures, done = [], [], 0
         for rows, wanted in zip(reconstructed.split(self.batch_size), self.images.split(self.batch_size), strict=True):
             decoded = self.model.decode(rows.reshape(-1, *self.model.latent_shape)).cpu()
             decoded = decoded.clamp(0, 1).where(decoded.isfinite(), torch.nan)  # an infinite pixel is not a white one
             errors.append((decoded - wanted.cpu().clamp(0, 1)).double().square().flatten(1).mean(1))
-            if sum(map(len, pictures)) < PICTURES:
-                pictures.append(decoded)
+            pictures += [decoded[i - done] for i in self.shown if 0 <= i - done < len(decoded)]
+            done += len(decoded)
         image_mse = torch.cat(errors).numpy()
         latent_mse = (reconstructed - self.latents).double().square().mean(1).cpu().numpy()
         psnr = -10 * np.log10(np.maximum(image_mse, LEAST_MSE))
         values = {"image_mse": image_mse, "latent_mse": latent_mse, "psnr": psnr}
-        return values, torch.cat(pictures)[:PICTURES]
+        return values, torch.stack(pictures)
+
+
+def _shared(images: Tensor, others: Tensor) -> int:
+    """How many of the images are among the others."""
+    there = {digest(image) for image in others}
+    return sum(digest(image) in there for image in images)
 
 
 def _encode(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:

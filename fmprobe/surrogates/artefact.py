@@ -1,10 +1,10 @@
 """A surrogate as an artefact: a folder or hub repository of config.json, model.safetensors and a model card."""
 
-import hashlib
 import json
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.digests import digest
+from fmprobe.digests import digest, file_digest
 from fmprobe.errors import InputError
 from fmprobe.fingerprint import is_of, of_weights
 
@@ -90,11 +90,14 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
         config = read_config(folder)
         _check_fits(config, model, str(path_or_id))
         try:
-            if config["weights_sha256"] != _sha256(folder / WEIGHTS):
+            if config["kind"] != cls.kind:
+                raise InputError(f"{path_or_id} is a surrogate of kind {config['kind']!r}, expected {cls.kind!r}")
+            if config["weights_sha256"] != file_digest(folder / WEIGHTS):
                 raise InputError(f"{path_or_id} is damaged (its weights have changed): fit the decoder again")
             state = load_file(folder / WEIGHTS)
             with torch.random.fork_rng(devices=[]):  # the initial weights that are replaced draw random numbers
                 surrogate = cls(**{k: v for k, v in config.items() if k not in ("weights_sha256", "kind", "version")})
+            _check_weights(state, surrogate.state_dict(), str(path_or_id))
             surrogate.load_state_dict(state)
         except InputError:
             raise
@@ -105,7 +108,7 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
         # safetensors has no checksum of its own
-        about = {"kind": self.kind, "version": ARCHITECTURE, "weights_sha256": _sha256(save_directory / WEIGHTS)}
+        about = {"kind": self.kind, "version": ARCHITECTURE, "weights_sha256": file_digest(save_directory / WEIGHTS)}
         text = json.dumps({**self.config(), **about}, indent=2, sort_keys=True) + "\n"
         (save_directory / CONFIG).write_text(text, encoding="utf-8")
         from fmprobe.surrogates.training import LOG, lines_of
@@ -147,8 +150,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds no decoder ({CONFIG} is missing): write one with fit-decoder") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({_first_line(error)}): fit the decoder again") from error
-    expected = {"latent_shape": list, "image_shape": list, "kind": str, "info": dict, "weights_sha256": str}
-    if not isinstance(config, dict) or any(not isinstance(config.get(k), kind) for k, kind in expected.items()):
+    if not _describes(config):
         raise InputError(f"{path} does not describe a surrogate decoder: expected the folder that fit-decoder wrote")
     if config["kind"] not in KINDS:
         raise InputError(f"{folder} is a surrogate of kind {config['kind']!r}: expected one of {', '.join(KINDS)}")
@@ -177,6 +179,29 @@ def recorded(path_or_id: str | Path) -> Recorded:
 def channelwise(statistic: Tensor, latent_shape: tuple[int, ...]) -> Tensor:
     """One value a channel `(D,)` in the shape that broadcasts against latents: tokens, a map or a vector."""
     return statistic.view(-1, 1, 1) if len(latent_shape) == 3 else statistic
+
+
+def _describes(config: Any) -> bool:
+    """Whether what config.json holds has the fields of a surrogate, of the types that they are written with."""
+    expected = {"latent_shape": list, "image_shape": list, "kind": str, "info": dict, "weights_sha256": str}
+    if not isinstance(config, dict) or any(not isinstance(config.get(name), of) for name, of in expected.items()):
+        return False
+    shapes = [config["latent_shape"], config["image_shape"]]
+    if any(not shape or any(type(size) is not int or size < 1 for size in shape) for shape in shapes):
+        return False
+    tokens, validation = config["info"].get("tokens"), config["info"].get("validation")
+    return (tokens is None or isinstance(tokens, str)) and (validation is None or _is_validation(validation))
+
+
+def _is_validation(figures: Any) -> bool:
+    """Whether these are figures by name of the images and of the figure; None stands for one that is not finite."""
+    sets = figures.values() if isinstance(figures, dict) else [None]
+    return all(
+        isinstance(row, dict)
+        and ("l1_median" if "l1" in row else "feature_error") in row
+        and all(value is None or isinstance(value, int | float) for value in row.values())
+        for row in sets
+    )
 
 
 def _fetch(path_or_id: str | Path) -> Path:
@@ -222,9 +247,16 @@ def _check_fits(config: dict[str, Any], model: Autoencoder, name: str) -> None:
             )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str) -> None:
+    """Raise InputError, naming the first, where weights are missing, too many, or of another shape."""
+    for weight in [*expected, *found]:
+        shapes = [tuple(of[weight].shape) if weight in of else None for of in (found, expected)]
+        if shapes[0] != shapes[1]:
+            held, wanted = ("none" if shape is None else f"one of shape {shape}" for shape in shapes)
+            raise InputError(
+                f"{name} is not what its {CONFIG} describes: of the weight {weight} it holds {held}, expected "
+                f"{wanted}; fit the decoder again"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -39,26 +39,30 @@ class TrainingData:
     data_free: bool
 
 
-def training_data(
-    model: Autoencoder, settings: "FitSettings", images: Tensor | str | Path | None, limit: int | None = None
-) -> TrainingData:
+def training_data(model: Autoencoder, settings: "FitSettings", images: Tensor | str | Path | None) -> TrainingData:
     """Procedural images for None, else those of a tensor or a source, of which every tenth is held out.
 
-    A source is read twice and never held as a whole; `limit`: images, spread evenly, fewer of a tensor that is shorter.
+    A source is read twice and never held as a whole. With `settings.n_images` so many images are taken, spread evenly,
+    fewer of a tensor that is shorter.
     Raises InputError where there are too few or they do not fit.
     """
     if images is None:
         return _procedural_data(model, settings)
-    named = isinstance(images, str | Path)
+    named, limit = isinstance(images, str | Path), settings.n_images
     stream = _from_source(model, str(images), limit) if named else _from_tensor(model, images, limit)
     digest, held_out, n, kept = hashlib.sha256(), [], 0, 0
+    first, varied = None, False
     for block in stream():
         digest.update(block.numpy().tobytes())
+        first = block[:1] if first is None else first
+        varied = varied or bool((block != first).any())
         chosen = block[_is_held_out(n, len(block))]
         n, kept = n + len(block), kept + len(block) - len(chosen)
         held_out.extend(chosen[: HELD_OUT - len(held_out)])
     if n < FEWEST:
         raise InputError(f"a decoder is trained on {FEWEST} images or more, got {n}")
+    if not varied:
+        raise InputError(f"the {n} training images are all the same, so that nothing can be learned: pass others")
     what = f"images of {images}" if named else "images given by the caller"
 
     def blocks() -> Iterator[Tensor]:
@@ -69,6 +73,13 @@ def training_data(
 
     words = f"{kept} {what}; every tenth of {n} was held out"
     return TrainingData(blocks, torch.stack(held_out), kept, digest.hexdigest(), words, data_free=False)
+
+
+def takes_procedural(model: Autoencoder) -> bool:
+    """Whether the model takes square images of one or three channels."""
+    return (
+        len(model.image_shape) == 3 and model.image_shape[0] in (1, 3) and model.image_shape[1] == model.image_shape[2]
+    )
 
 
 def procedural(model: Autoencoder, n: int, first: int, mixture: str, seed: int) -> Tensor:
@@ -90,9 +101,11 @@ def coloured_noise(settings: "FitSettings", pixels: Tensor, first: int, draw: in
 
 def _procedural_data(model: Autoencoder, settings: "FitSettings") -> TrainingData:
     n, mixture, seed = settings.n_images, settings.mixture, settings.seed
-    if model.image_shape[0] not in (1, 3):
-        raise InputError(f"procedural images have 3 channels, {model.name} takes {model.image_shape[0]}: pass images=")
-    if not FEWEST <= n <= HELD_OUT_FIRST:
+    if not takes_procedural(model):
+        raise InputError(
+            f"procedural images are grey or RGB and square, {model.name} takes {model.image_shape}: pass images="
+        )
+    if n is None or not FEWEST <= n <= HELD_OUT_FIRST:
         raise InputError(f"a decoder is trained on {FEWEST} images or more, got n_images={n}")
     words = (
         f"{n} procedural images (mixture {mixture!r}, seed {seed}, from index 0); "

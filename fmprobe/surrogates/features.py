@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.digests import digest, file_digest
 from fmprobe.errors import InputError
 from fmprobe.surrogates.artefact import channelwise
 
@@ -73,7 +74,7 @@ def features_of(
     Kept in `$XDG_CACHE_HOME/fmprobe/features`, keyed by the encoder, its preprocessing and tokens, the data and the
     noise; memory does not grow with the number of images. An entry whose contents have changed is built again; where
     the model has no fingerprint, or the disk takes nothing, they live in a temporary folder while they are used.
-    Raises InputError where latents are not finite, or are the same for every image and place.
+    Raises InputError where latents are not finite, or are the same for every image.
     """
     key = features_key(model, data_key, [disturb_key, draws])
     entry = cache_folder("features") / key if key else None
@@ -101,12 +102,11 @@ def features_of(
 
 
 def features_key(model: Autoencoder, data_key: str, more: Any) -> str | None:
-    """SHA-256 over what decides a model's latents, the data and `more`; None for a model without a fingerprint."""
+    """A digest of what decides a model's latents, the data and `more`; None for a model without a fingerprint."""
     if (fingerprint := model.fingerprint) is None:
         return None
     provenance = {key: model.provenance.get(key) for key in ("dtype", "tokens", "preprocessing")}
-    content = [FORMAT, fingerprint, provenance, list(model.image_shape), list(model.latent_shape), data_key, more]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return digest(FORMAT, fingerprint, provenance, list(model.image_shape), list(model.latent_shape), data_key, more)
 
 
 def cache_folder(room: str) -> Path:
@@ -161,7 +161,7 @@ def _write(
         "std": std.tolist(),
         "scale": scale.tolist(),
         "shift": shift.tolist(),
-        "sha256": {name: _sha256(folder / name) for name in (PIXELS, LATENTS)},
+        "sha256": {name: file_digest(folder / name) for name in (PIXELS, LATENTS)},
     }
     text = json.dumps(meta)
     (folder / META).write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", encoding="utf-8")
@@ -183,9 +183,13 @@ class _Statistics:
         self.mean0 = self.std0 = torch.empty(0)
         self.total = self.squares = torch.zeros((), dtype=torch.float64)
         self.count = 0
+        self.first: Tensor | None = None  # one image's latents
+        self.varies = False  # whether another image's differ from them
 
     def add(self, latents: Tensor) -> Tensor:
         """Take a block in; returns it relative to the first block's statistics, in half precision's range."""
+        self.first = latents[:1].clone() if self.first is None else self.first
+        self.varies = self.varies or bool((latents != self.first).any())
         if self.count == 0:
             rows = self._rows(latents)
             self.mean0, self.std0 = rows.mean(0), _at_least(rows.std(0, correction=0))
@@ -199,7 +203,7 @@ class _Statistics:
         """Mean and deviation in native units, and scale and shift with which stored latents are standardised."""
         relative_mean = self.total / max(self.count, 1)
         spread = (self.squares / max(self.count, 1) - relative_mean.square()).clamp(min=0).sqrt()
-        if not bool((spread > 0).any()):
+        if not self.varies or not bool((spread > 0).any()):
             raise InputError(f"{name} gives the same latents for every image: no statistics can be taken from them")
         mean0, std0 = self.mean0.double(), self.std0.double()
         mean, std = mean0 + std0 * relative_mean, _at_least(std0 * spread)
@@ -223,13 +227,8 @@ def _open(entry: Path) -> Features | None:
     """The features in a folder whose files are what was written there, else None."""
     try:
         meta = _read_meta(entry)
-        if any(_sha256(entry / name) != meta["sha256"][name] for name in (PIXELS, LATENTS)):
+        if any(file_digest(entry / name) != meta["sha256"][name] for name in (PIXELS, LATENTS)):
             return None
         return Features(entry)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,8 +3,9 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,31 @@ from fmprobe.seeding import torch_seed
 from fmprobe.sharing import team
 from fmprobe.surrogates.artefact import KINDS
 from fmprobe.surrogates.bodies import SIZES, make_body
-from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, coloured_noise, procedural, training_data
+from fmprobe.surrogates.data import (
+    HELD_OUT,
+    HELD_OUT_FIRST,
+    coloured_noise,
+    procedural,
+    takes_procedural,
+    training_data,
+)
 from fmprobe.surrogates.features import Features, as_pixels, cache_folder, encode_native, features_key, features_of
 from fmprobe.surrogates.latent import VARIANTS, LatentSurrogate
 from fmprobe.surrogates.pixel import PixelDecoder
 from fmprobe.surrogates.procedural import MIXTURES
 from fmprobe.surrogates.training import Batch, Schedule, discard, train
 
-UNUSED = {  # settings that a kind has no use for, which the command line refuses
+UNUSED = {  # settings that a kind has no use for
     "pixel": ("variant", "bottleneck"),
-    "latent": ("size", "noise", "blur", "perceptual", "contraction", "draws"),
+    "latent": ("size", "noise", "blur", "perceptual", "contraction"),
+}
+COUNTS = ("n_images", "steps", "batch_size", "draws", "accumulate", "bottleneck", "seed")
+CHOICES = {  # of settings that are words, with what each is of
+    "kind": ("kind of decoder", KINDS),
+    "size": ("decoder size", tuple(SIZES)),
+    "precision": ("precision", ("no", "bf16")),
+    "mixture": ("mixture", MIXTURES),
+    "variant": ("latent surrogate", VARIANTS),
 }
 ENCODE_BATCH = 32
 # The Jacobian is penalised in every second of the last third of the steps, at one row in 16: a row costs as much as 20.
@@ -48,12 +64,14 @@ class FitSettings:
     N(0, I), in the last third of the steps; too much leaves one attractor, too little none. `perceptual`: weight of the
     distance of the encoder's features of the painted image to those of the image.
     `blur`: of the painted images, as `PixelDecoder` has it; an encoder amplifies the detail that a decoder makes up.
-    `mixture`: of the procedural images. `variant` and `bottleneck`: of a latent surrogate.
+    `n_images`: procedural images, or, of images that are given, at most so many, evenly spread; None: all of these.
+    `mixture`: of the procedural images. `variant` and `bottleneck`: of a latent surrogate. Raises InputError for a
+    value that its field cannot have, and for one of a field that the kind does not use, unless it is the default or 0.
     """
 
     kind: str = "pixel"
     size: str = "tiny"
-    n_images: int = 1500
+    n_images: int | None = 1500
     steps: int = 900
     batch_size: int = 16
     learning_rate: float = 2e-3
@@ -72,11 +90,26 @@ class FitSettings:
     bottleneck: int = 32
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in CHOICES:
+                _check_choice(field.name, value)
+            elif value is not None or field.name != "n_images":
+                plain = _checked_number(field.name, value)  # numpy's numbers have no place in a file
+                object.__setattr__(self, field.name, plain)
+        for name in UNUSED[self.kind]:
+            if (value := getattr(self, name)) not in (0, getattr(FitSettings, name)):
+                raise InputError(f"{name}={value!r} is of no use to a {self.kind} surrogate: leave it out")
+        if self.draws > 1 and self.pixel_noise == 0:
+            raise InputError(
+                f"draws={self.draws} are versions with other noise, and pixel_noise is 0: give it, or leave draws out"
+            )
+
     @classmethod
     def for_device(cls, device: torch.device, kind: str = "pixel") -> "FitSettings":
         """The defaults of a kind on a device. Raises InputError for an unknown kind."""
-        if kind not in KINDS:
-            raise InputError(f"unknown kind of decoder {kind!r}: expected one of {', '.join(KINDS)}")
+        _check_choice("kind", kind)
         if kind == "latent":
             return cls(kind="latent", steps=1500, batch_size=16, learning_rate=2e-3, noise=0.0, pixel_noise=0.0)
         if device.type == "cuda":
@@ -98,7 +131,7 @@ def fit_decoder(
 
     `images`: None for procedural images (Baradad et al. 2021), so that no photograph is needed; or float `(n, C, H, W)`
     in `[0, 1]`, or a source as `fmprobe.load_images` takes it, of which every tenth image is held out and, with
-    `n_images`, no more than that are taken. `kind`: "pixel", a decoder to images, or "latent", an autoencoder on
+    `n_images`, that many are taken, evenly spread. `kind`: "pixel", a decoder to images, or "latent", an autoencoder on
     features. `settings`: fields of `FitSettings`; what is left out suits the model's device. Trained by AdamW under a
     cosine schedule, its weights averaged; through accelerate, so that launched on several processes they share each
     batch. Killed, and called again with the same arguments, it goes on where it stopped. The global random state is
@@ -110,23 +143,23 @@ def fit_decoder(
     if unknown := sorted(settings.keys() - asdict(chosen).keys()):
         raise InputError(f"unknown setting {unknown[0]!r}: expected one of {', '.join(asdict(chosen))}")
     given = {name: value for name, value in settings.items() if value is not None}
-    limit = given.get("n_images") if images is not None else None
-    return fit_with(model, replace(chosen, **given, seed=seed), images, limit, progress=progress, trackers=trackers)
+    if images is not None:
+        given = {"n_images": None, **given}
+    return fit_with(model, replace(chosen, **given, seed=seed), images, progress=progress, trackers=trackers)
 
 
 def fit_with(
     model: Autoencoder,
     settings: FitSettings,
     images: Tensor | str | None = None,
-    limit: int | None = None,
     *,
     progress: bool = True,
     trackers: str | None = None,
 ) -> PixelDecoder | LatentSurrogate:
-    """`fit_decoder` with all its settings in one object; `limit`: images that are taken."""
+    """`fit_decoder` with all its settings in one object."""
     began = time.monotonic()
-    _check(model, settings)
-    data = training_data(model, settings, images, limit)
+    _check(model, settings, images is None)
+    data = training_data(model, settings, images)
     crew = team()
     if not crew.is_main:
         crew.barrier()  # the main process encodes, the others find the features in the cache
@@ -150,7 +183,7 @@ def fit_with(
         folder = cache_folder("fits") / key if key else None
         surrogate, log = _train(model, settings, features, data.held_out, folder, progress, trackers)
     validation = {"held_out": data.held_out}
-    if model.image_shape[0] in (1, 3):
+    if takes_procedural(model):
         validation["leaves"] = procedural(model, HELD_OUT, HELD_OUT_FIRST, "leaves", settings.seed)
     surrogate.info.update(
         {
@@ -197,29 +230,36 @@ def validate(model: Autoencoder, surrogate: PixelDecoder | LatentSurrogate, imag
     return {**figures, "feature_error": float(error.mean())}
 
 
-def _check(model: Autoencoder, settings: FitSettings) -> None:
+def _check(model: Autoencoder, settings: FitSettings, procedural_images: bool) -> None:
     if model.has_latent_map:
         raise InputError(f"{model.name} has a latent map already: it needs no surrogate")
-    if settings.kind not in KINDS:
-        raise InputError(f"unknown kind of decoder {settings.kind!r}: expected one of {', '.join(KINDS)}")
-    if settings.mixture not in MIXTURES:
-        raise InputError(f"unknown mixture {settings.mixture!r}: expected one of {', '.join(MIXTURES)}")
-    if settings.variant not in VARIANTS:
-        raise InputError(f"unknown latent surrogate {settings.variant!r}: expected one of {', '.join(VARIANTS)}")
-    if settings.size not in SIZES:
-        raise InputError(f"unknown decoder size {settings.size!r}: expected one of {', '.join(SIZES)}")
-    for name in ("steps", "batch_size", "learning_rate", "draws", "accumulate"):
-        if not getattr(settings, name) > 0:
-            raise InputError(f"{name} must be above 0, got {getattr(settings, name)}")
-    for name in ("noise", "pixel_noise", "blur", "perceptual", "contraction", "weight_decay"):
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise InputError(f"{name} must not be negative, got {getattr(settings, name)}")
-    if settings.precision not in ("no", "bf16"):
-        raise InputError(f"unknown precision {settings.precision!r}: expected no or bf16")
-    if not 0 <= settings.ema < 1:
-        raise InputError(f"ema must be at least 0 and below 1, got {settings.ema}")
-    with torch.device("meta"):
-        make_body(model.latent_shape, model.image_shape, settings.size)
+    if not procedural_images and settings.mixture != FitSettings.mixture:
+        raise InputError(f"mixture={settings.mixture!r} is of procedural images, and images are given: leave it out")
+    if settings.kind == "pixel":
+        with torch.device("meta"):
+            make_body(model.latent_shape, model.image_shape, settings.size)
+
+
+def _check_choice(name: str, value: Any) -> None:
+    what, choices = CHOICES[name]
+    if value not in choices:
+        known = " or ".join(choices) if name == "precision" else f"one of {', '.join(choices)}"
+        raise InputError(f"unknown {what} {value!r}: expected {known}")
+
+
+def _checked_number(name: str, value: Any) -> int | float:
+    """The value, a plain number. Raises InputError for what is no number, not finite, or outside the field's range."""
+    known = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    whole = name in COUNTS
+    if name == "ema":
+        inside, rule = known and 0 <= value < 1, "be at least 0 and below 1"
+    elif name == "learning_rate" or (whole and name != "seed"):
+        inside, rule = known and value > 0, "be above 0 and finite"
+    else:
+        inside, rule = known and value >= 0, "not be negative, and must be finite"
+    if not inside or (whole and value % 1):
+        raise InputError(f"{name} must {rule}{', and whole' if whole else ''}, got {value!r}")
+    return int(value) if whole else float(value)
 
 
 def _schedule(settings: FitSettings) -> Schedule:
@@ -287,7 +327,7 @@ def _pixel_task(model: Autoencoder, settings: FitSettings, features: Features, h
         clean = features.latents(batch.rows, batch.step * settings.batch_size // len(features)).to(model.device)
         target = features.images(batch.rows).to(model.device)
         latents = _shaken(clean, settings.noise, batch)
-        now = settings.contraction and batch.step >= late and batch.step % EVERY == 0
+        now = settings.contraction and batch.step >= late and (batch.step - late) % EVERY == 0
         contracted = batch.one_in(CONTRACTED) if now else NONE
         if not (settings.perceptual or len(contracted)):
             return F.l1_loss(module(latents), target)
@@ -324,7 +364,8 @@ def _latent_task(model: Autoencoder, settings: FitSettings, features: Features, 
     native = torch.cat([encode_native(model, block) for block in held_out.split(ENCODE_BATCH)])
 
     def loss_of(module: nn.Module, batch: Batch) -> Tensor:
-        return module(surrogate.as_rows(features.latents(batch.rows).to(model.device)), batch)
+        clean = features.latents(batch.rows, batch.step * settings.batch_size // len(features))
+        return module(surrogate.as_rows(clean.to(model.device)), batch)
 
     def error(module: LatentSurrogate) -> float:
         with torch.no_grad():

@@ -75,19 +75,21 @@ def surrogate_report(
     settings: FitSettings | None = None,
     n: int = 24,
     max_steps: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     null: Autoencoder | None = None,
     progress: bool = True,
 ) -> SurrogateReport:
     """Fit surrogates that differ in seed, size and training data, and one to a random-weight encoder, and compare them.
 
     `model`: an encoder without a decoder. `images`: named sets `(n, C, H, W)` in `[0, 1]` that no surrogate sees,
-    beside held-out procedural images and dead leaves. `n` starts from N(0, I), `max_steps` steps, by
-    default as many as the paper's protocol for the model. `null`: by default
-    the model's own architecture with random weights, loaded by its name. A finding that the null shows as well is not
+    beside held-out procedural images and dead leaves. `settings`: of the first surrogate. `n` starts from N(0, I),
+    `max_steps` steps, by default as many as the paper's protocol for the model. `seed`: of the fits and the starts, by
+    default that of `settings`. `null`: by default the model's own architecture with random weights, loaded by its
+    name. A finding that the null shows as well is not
     the weights'; one that changes with the surrogate is not the encoder's. Fits five surrogates, which the cache keeps.
-    Raises InputError where the model has a latent map already, the null cannot be made, or images are none or not such
-    as the model takes, ValueError for numbers below 1.
+    Raises InputError where the model has a latent map already, the null cannot be made or has other shapes, images are
+    none or not such as the model takes, or `settings` are of another kind or of another `seed`, ValueError for numbers
+    below 1.
     """
     if model.has_latent_map:
         raise InputError(f"{model.name} has a latent map already: there is no surrogate to report on")
@@ -95,13 +97,19 @@ def surrogate_report(
         raise InputError(f"images are a {type(images).__name__}: expected a dict of sets of images by name")
     if settings is not None and settings.kind != "pixel":
         raise InputError(f"settings are of kind {settings.kind!r}: the report compares decoders of kind 'pixel'")
+    base = settings or FitSettings.for_device(model.device)
+    if settings is not None and seed is not None and seed != settings.seed != FitSettings.seed:
+        raise InputError(f"seed={seed} and settings of seed {settings.seed}: give one of them")
+    base = base if seed is None else replace(base, seed=seed)
+    if null is not None:
+        _check_null(null, model)
     rule = model.protocol.chosen(None, None, max_steps)
     check_counts(n=n, max_steps=rule["max_steps"])
     for name, block in (images or {}).items():
         check_images(block, model.image_shape, what=f"images {name!r}")
         if not len(block):
             raise InputError(f"there are no images in {name!r}: expected at least one")
-    base = replace(settings or FitSettings.for_device(model.device), seed=seed)
+    seed = base.seed
     variants = {
         "first": base,
         "other seed": replace(base, seed=seed + 1),
@@ -164,6 +172,19 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     return (similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).flatten(1).mean(1)
+
+
+def _check_null(null: Autoencoder, model: Autoencoder) -> None:
+    """Raise InputError where the null is no encoder of the model's shapes, before anything is fitted."""
+    if null.has_latent_map:
+        raise InputError(
+            f"the null, {null.name}, has a latent map already: pass an encoder, which gets its own decoder"
+        )
+    if (null.image_shape, null.latent_shape) != (model.image_shape, model.latent_shape):
+        raise InputError(
+            f"the null, {null.name}, takes images {null.image_shape} to latents {null.latent_shape}, {model.name} "
+            f"{model.image_shape} to {model.latent_shape}: pass one of the same architecture"
+        )
 
 
 def _fitted(model: Autoencoder, settings: FitSettings, progress: bool) -> PixelDecoder:

@@ -15,7 +15,6 @@ from support.maps import double_well
 from support.runs import command
 
 import fmprobe
-from fmprobe.cli import ood_compare
 from fmprobe.surrogates.pixel import PixelDecoder
 
 SHAPE = (1, 4, 4)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import fmprobe
-from fmprobe.probes import prototypes
 from fmprobe.probes.alignment import probe_alignment
 from fmprobe.probes.contraction import probe_contraction
 from fmprobe.probes.film import film
@@ -70,9 +69,9 @@ def tracker(model, batch_size):
 
 PROBES = {
     "attractors": attractors,
-    "polished": lambda m, b: fmprobe.find_attractors(
-        m, 9, batch_size=b, polish="anderson", progress=False, **SEARCH
-    ).latents,
+    "polished": lambda m, b: (
+        fmprobe.find_attractors(m, 9, batch_size=b, polish="anderson", progress=False, **SEARCH).latents
+    ),
     "prototypes": lambda m, b: find_prototypes(m, plan(m, b)).images,
     "film": lambda m, b: film(m, attractors(m, b), batch_size=b).frames,
     "weights": lambda m, b: weights(m, b).to_dict(),

@@ -14,6 +14,8 @@ from fmprobe.report import html
 from fmprobe.report.html import write_report
 from fmprobe.report.pictures import save_frames, to_picture
 from fmprobe.report.sections import SECTIONS
+from fmprobe.report.summary import summary
+from fmprobe.runs import read_json
 
 
 @pytest.fixture

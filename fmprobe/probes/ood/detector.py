@@ -35,7 +35,9 @@ class TrajectoryDetector:
 
     def __init__(self, model: Autoencoder, **settings: Any) -> None:
         if not isinstance(model, Autoencoder):
-            raise InputError(f"a detector is of a model: expected what fmprobe.load gives, got a {type(model).__name__}")
+            raise InputError(
+                f"a detector is of a model: expected what fmprobe.load gives, got a {type(model).__name__}"
+            )
         rule = model.protocol.chosen(*(settings.get(name) for name in RULE_OF_STOPPING))
         try:
             self.settings = TrajectorySettings(**{**settings, **rule})
