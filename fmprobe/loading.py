@@ -276,7 +276,8 @@ def _from_memory(wrapped: Any, revision: str | None, asked: Mapping[str, Any]) -
     config = config_of(module)
     name = config.get("_name_or_path") or type(module).__name__
     family, adapter = _adapter_of(config, name)
-    placed = dict(zip(("device", "dtype"), placement(module, name), strict=True))
+    device, dtype = placement(module, name)
+    placed: dict[str, Any] = {"device": device, "dtype": dtype}
     _check_in_memory(name, placed, {**asked, "revision": revision})
     _check_family(adapter, family, name, asked)
     read_once = of_memory(config, processor)  # by adapters, which a later change of them does not reach

@@ -295,6 +295,8 @@ class Scaled(nn.Module):
     """Every place where a value that decides an output may lie."""
 
     gain = 1.0
+    shift: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self):
         super().__init__()

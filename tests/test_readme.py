@@ -20,10 +20,10 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 GREY = np.full((8, 8), 51, dtype=np.uint8)  # a fifth of 255
 
 
-def table():
+def table() -> dict[str, str]:
     part = README[README.index("| a source holds | it is |") :]
     lines = part[: part.index("\n\n")].splitlines()[2:]
-    return dict(re.fullmatch(r"\| (.+) \| (.+) \|", line).groups() for line in lines)  # type: ignore[union-attr]
+    return {row: reading for line in lines for row, reading in re.findall(r"^\| (.+) \| (.+) \|$", line)}
 
 
 ROWS = table()

@@ -140,7 +140,8 @@ class _Others:
         bound = torch.minimum(bound, (2 * best if self.cosine else best.square()) * (1 + self.slack))
         asked = norm.isfinite() & least.isfinite() & ~((norm == 0) & self.cosine)
         bound = torch.where(asked, bound + torch.finfo(torch.float64).tiny, -torch.inf)
-        return (low <= bound[:, None]).nonzero(as_tuple=True)
+        row, column = (low <= bound[:, None]).nonzero(as_tuple=True)
+        return row, column
 
     def _exact(self, points: Tensor, rows: Tensor) -> Tensor:
         """What is compared, by differences: Euclidean distances, or 1 - cos."""

@@ -48,8 +48,11 @@ def training_data(model: Autoencoder, settings: "FitSettings", images: Tensor | 
     """
     if images is None:
         return _procedural_data(model, settings)
-    named, limit = isinstance(images, str | Path), settings.n_images
-    stream = _from_source(model, str(images), limit) if named else _from_tensor(model, images, limit)
+    limit = settings.n_images
+    if named := isinstance(images, str | Path):
+        stream = _from_source(model, str(images), limit)
+    else:
+        stream = _from_tensor(model, images, limit)
     digest, held_out, n, kept = hashlib.sha256(), [], 0, 0
     first, varied = None, False
     for block in stream():

@@ -249,7 +249,7 @@ def _check_choice(name: str, value: Any) -> None:
 
 def _checked_number(name: str, value: Any) -> int | float:
     """The value, a plain number. Raises InputError for what is no number, not finite, or outside the field's range."""
-    known = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    known = _is_finite(value)
     whole = name in COUNTS
     if name == "ema":
         inside, rule = known and 0 <= value < 1, "be at least 0 and below 1"
@@ -260,6 +260,10 @@ def _checked_number(name: str, value: Any) -> int | float:
     if not inside or (whole and value % 1):
         raise InputError(f"{name} must {rule}{', and whole' if whole else ''}, got {value!r}")
     return int(value) if whole else float(value)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _schedule(settings: FitSettings) -> Schedule:

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
-import diffusers
 import pytest
 import timm
 import torch
 import transformers
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.autoencoders.vq_model import VQModel
 from support.checkpoints import DOWN, MEAN, PATCH, SIDE, STD, TRUNK, UP
 from torch import nn
 
@@ -25,7 +27,7 @@ KL: dict[str, Any] = {
 }
 
 
-class MyKL(diffusers.AutoencoderKL):
+class MyKL(AutoencoderKL):
     """Of somebody's own."""
 
 
@@ -35,7 +37,7 @@ def vit(**config: Any) -> nn.Module:
 
 def timm_vit(**arguments: Any) -> Any:
     small = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 24, "depth": 2, "num_heads": 2}
-    return timm.create_model("vit_tiny_patch16_224", **(small | arguments))
+    return timm.create_model("vit_tiny_patch16_224", **cast(Any, small | arguments))
 
 
 def mae() -> nn.Module:
@@ -59,8 +61,8 @@ MAKE: dict[str, Callable[[], Any]] = {
     "clip": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**cast(Any, TRUNK))),
     "timm": timm_vit,
     "resnet": lambda: timm.create_model("resnet10t", channels=(8, 8, 16, 16)),
-    "kl": lambda: diffusers.AutoencoderKL(**KL),
-    "tiny": lambda: diffusers.AutoencoderTiny(
+    "kl": lambda: AutoencoderKL(**KL),
+    "tiny": lambda: AutoencoderTiny(
         encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
         num_decoder_blocks=(1, 1),
     ),
@@ -90,7 +92,7 @@ def refusal(name: str, module: Any, **arguments: Any) -> str:
 
 
 WRAPS: dict[str, Callable[[Any], Any]] = {
-    "compiled": torch.compile,
+    "compiled": lambda module: torch.compile(module),
     "parallel": nn.DataParallel,
     "compiled, parallel": lambda module: nn.DataParallel(torch.compile(module)),
     "parallel, compiled": lambda module: torch.compile(nn.DataParallel(module)),
@@ -139,7 +141,7 @@ def test_a_module_in_training_mode_is_evaluated_and_keeps_its_mode(name):
 
 
 def test_the_mode_comes_back_where_a_call_fails():
-    module = vit(hidden_dropout_prob=0.5).train()
+    module: Any = vit(hidden_dropout_prob=0.5).train()
     model = load("vit", module)
     module.embeddings.patch_embeddings.forward = None
     with pytest.raises(TypeError):
@@ -159,21 +161,22 @@ def test_f_of_a_module_in_training_mode_can_be_compiled(name):
 
 
 def test_vaes_made_in_memory_or_from_a_config():
-    made = diffusers.AutoencoderKL(**KL).eval()
-    for module in (made, MyKL(**KL), diffusers.AutoencoderKL.from_config(KL)):
+    made = AutoencoderKL(**KL).eval()
+    made_so: list[Any] = [made, MyKL(**KL), AutoencoderKL.from_config(KL)]
+    for module in made_so:
         module.load_state_dict(made.state_dict())
         model = load("kl", module)
         assert torch.equal(values(model), values(load("kl", made)))
         assert model.provenance["family"] == "diffusers"
-    copy = diffusers.AutoencoderKL.from_config(made.config)
+    copy = AutoencoderKL.from_config(made.config)
     assert load("kl", copy).latent_shape == load("kl", made).latent_shape
     # As published, 64 channels wide, and with a config that states no size of images.
-    assert load("tiny", diffusers.AutoencoderTiny(), image_size=64).latent_shape == (4, 8, 8)
+    assert load("tiny", AutoencoderTiny(), image_size=64).latent_shape == (4, 8, 8)
 
 
 def test_an_autoencoder_of_diffusers_that_is_not_covered_is_named():
     assert "is of type 'VQModel', which no adapter covers" in refusal(
-        "kl", diffusers.VQModel(norm_num_groups=4, block_out_channels=(8,))
+        "kl", VQModel(norm_num_groups=4, block_out_channels=(8,))
     )
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import diffusers
 import pytest
 import torch
+from diffusers.models.auto_model import AutoModel
 from diffusers.pipelines.flux.pipeline_flux_img2img import FluxImg2ImgPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
     StableDiffusionXLImg2ImgPipeline,
@@ -68,7 +68,8 @@ def by_a_pipeline(module: Any, raw: torch.Tensor) -> torch.Tensor:
     config = SimpleNamespace(**{**module.config, "force_upcast": False})  # which concerns half precision alone
     vae = SimpleNamespace(config=config, dtype=raw.dtype, encode=lambda _: SimpleNamespace(latents=raw))
     if module.config.get("shift_factor"):
-        return FluxImg2ImgPipeline._encode_vae_image(SimpleNamespace(vae=vae), raw, torch.Generator())
+        encode: Any = FluxImg2ImgPipeline._encode_vae_image
+        return encode(SimpleNamespace(vae=vae), raw, torch.Generator())
     image = torch.zeros(len(raw), 3, 8, 8)
     prepare: Any = StableDiffusionXLImg2ImgPipeline.prepare_latents
     return prepare(SimpleNamespace(vae=vae), image, None, len(raw), 1, raw.dtype, "cpu", add_noise=False)
@@ -79,7 +80,7 @@ def by_a_pipeline(module: Any, raw: torch.Tensor) -> torch.Tensor:
 def test_latents_are_those_of_the_pipelines(name, stated, tiny, tmp_path):
     entries = STATED[stated]
     model = fmprobe.load(stating(tiny, name, tmp_path, **entries), image_size=SIDE)
-    module: Any = diffusers.AutoModel.from_pretrained(str(tmp_path / name)).eval()
+    module: Any = AutoModel.from_pretrained(str(tmp_path / name)).eval()
     images = torch.rand(2, *model.image_shape)
     scale = entries["scaling_factor"]
     mean, std = (
@@ -108,7 +109,7 @@ def test_a_normalisation_that_is_not_known_is_refused_by_name(name, named, tiny,
 def test_a_model_in_memory_is_normalised_alike(tiny, tmp_path):
     entries = STATED["means and deviations"]
     folder = stating(tiny, "kl", tmp_path, **entries)
-    module: Any = diffusers.AutoModel.from_pretrained(str(folder))
+    module: Any = AutoModel.from_pretrained(str(folder))
     by_name, in_memory = fmprobe.load(folder, image_size=SIDE), fmprobe.load(module)
     images = torch.rand(2, *by_name.image_shape)
     assert torch.equal(by_name.encode(images), in_memory.encode(images))
@@ -134,7 +135,7 @@ def test_raes_statistics_come_from_its_weights_or_else_its_config(name, where, s
     if where == "config":
         kept = {key: value for key, value in load_file(path).items() if not key.startswith("_latents")}
         save_file(kept, path, metadata={"format": "pt"})
-    model, module = fmprobe.load(folder), diffusers.AutoModel.from_pretrained(str(tiny(name))).eval()
+    model, module = fmprobe.load(folder), AutoModel.from_pretrained(str(tiny(name))).eval()
     images = torch.rand(1, *model.image_shape)
     with torch.no_grad():
         plain: Any = module

@@ -1,6 +1,7 @@
 """`batch_size` bounds every call of f, `max_steps` every orbit, and each start's result depends on itself."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -201,7 +202,9 @@ def test_a_row_that_is_not_finite_changes_no_other_on_any_way():
 
 def test_an_observer_may_write_into_what_it_sees():
     def spoil(indices, before, after):
-        before.zero_(), after.fill_(7), indices.zero_()
+        before.zero_()
+        after.fill_(7)
+        indices.zero_()
 
     starts = draws(9, 4)
     kept = starts.clone()
@@ -263,5 +266,6 @@ def test_what_is_no_count_is_named(name, value):
 
 def test_counts_may_be_written_as_floats():
     whole = fmprobe.iterate(double_well, draws(3, 2), max_steps=50, batch_size=2)
-    written = fmprobe.iterate(double_well, draws(3, 2), max_steps=50.0, batch_size=2.0)
+    floats: Any = {"max_steps": 50.0, "batch_size": 2.0}
+    written = fmprobe.iterate(double_well, draws(3, 2), **floats)
     assert torch.equal(whole.ends, written.ends)

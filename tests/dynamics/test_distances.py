@@ -63,7 +63,8 @@ def sets(draw):
 @settings(max_examples=300, deadline=None)
 @given(sets(), st.sampled_from(MEASURES))
 def test_the_nearest_of_any_points_is_that_of_all_differences(pair, measure):
-    assert_exact(*pair, measure)
+    points, others = pair
+    assert_exact(points, others, measure)
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -1,5 +1,7 @@
 """Orthogonal Matching Pursuit: held to scikit-learn, to the laws of a projection, and to dictionaries that break it."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -281,7 +283,8 @@ def test_coefficients_at_any_scale_are_right_or_refused(atoms, scale):
 
 def test_levels_that_were_not_computed_are_refused():
     codes = omp(draws(9, 5), draws(2, 5, 1), 3)
-    for k in (0, 4, 2.5, True, None):
+    wrong: tuple[Any, ...] = (0, 4, 2.5, True, None)
+    for k in wrong:
         with pytest.raises(ValueError, match="1 to 3"):
             codes.reconstruct(k)
 

@@ -172,7 +172,7 @@ def test_the_defaults_of_every_command_are_the_protocol_of_the_model(command, pr
         made.protocol = protocol
         return made
 
-    arguments = [places.get(part, part) for part in command.split()]
+    arguments = [str(places.get(part, part)) for part in command.split()]
     with (
         mock.patch("fmprobe.load", loaded),
         mock.patch("fmprobe.probes.prototypes._seconds_per_row", return_value=1e-9),

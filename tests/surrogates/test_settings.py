@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -103,7 +103,7 @@ def test_counts_are_whole_and_above_0(encoder, name, value):
 def test_unknown_names_and_what_means_nothing_together_are_refused(encoder):
     for name in ("settings", "image", "lr"):
         with pytest.raises(InputError, match=f"unknown setting '{name}'"):
-            fit_decoder(encoder, **{name: QUICK})
+            fit_decoder(encoder, **cast(Any, {name: QUICK}))
     with pytest.raises(InputError, match=r"mixture.*images are given"):
         quick(encoder, procedural_images(20, 16), mixture="leaves")
     with pytest.raises(InputError, match="draws=2"):

@@ -74,7 +74,8 @@ class Calibration:
         """
         if not isinstance(acceptance, Real) or not 0 < acceptance < 1:
             raise InputError(f"acceptance must lie between 0 and 1, got {acceptance!r}")
-        if not isinstance(name, str) or name not in (offered := self._calibrated.keys() - set(INNER)):
+        offered = self._calibrated.keys() - set(INNER)
+        if not isinstance(name, str) or name not in offered:
             raise InputError(f"unknown score {name!r}: expected one of {', '.join(sorted(offered))}")
         held = np.sort(self._calibrated[name])
         place = int(np.ceil((self.n + 1) * acceptance - 1e-9))

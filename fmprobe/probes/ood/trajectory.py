@@ -56,14 +56,14 @@ class TrajectorySettings:
             if getattr(self, name) not in allowed:
                 raise InputError(f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         for name in ("steps", "max_steps", "batch_size"):
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if value is None and name == "steps":
                 continue
             if not _is_number(value) or not 1 <= value < MOST or value % 1:
                 raise InputError(f"{name} must be a whole number and at least 1, got {value!r}")
             object.__setattr__(self, name, int(value))
         for name in ("tol", "threshold"):
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if not (value is None and name == "threshold") and not (_is_number(value) and value >= 0):
                 raise InputError(f"{name} must be a number and not negative or nan, got {value!r}")
 
