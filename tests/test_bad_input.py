@@ -77,7 +77,7 @@ SOURCES = {
     "{images}/missing.npz": "does not exist",
     "{images}/missing": "no folder or file here",
     "no/such-data-set": "no folder or file here",
-    "''": "is no image source|no images",
+    "''": "is empty",
 }
 
 COMMANDS = {
@@ -180,7 +180,7 @@ COMMANDS = {
     "memorization {same} -o {run} --data {images}/flat.npz:x": "has shape",
     "memorization {same} -o {run} --data {images}/outside.npz:x": "expected uint8",
     "memorization {same} -o {run} --data {images}/good.npz --test {images}/text": "holds no images|cannot be read",
-    "memorization {same} -o {run} --data {images}/good.npz --test ''": "is no image source",
+    "memorization {same} -o {run} --data {images}/good.npz --test ''": "is empty",
     "memorization {same} -o {run_results_cut} --data {images}/good.npz": "cannot be read as JSON",
     "memorization {same} -o {run_attractors_cut} --data {images}/good.npz": "attractors.safetensors",
     "memorization {same} -o {run_attractors_gone} --data {images}/good.npz": "attractors.json does not exist",

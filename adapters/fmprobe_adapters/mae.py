@@ -36,6 +36,10 @@ class MAE(Adapter):
             )
         source.pick_tokens(("all",))
         module = load_module(source, ViTMAEForPreTraining)
+        if not hasattr(module, "decoder"):  # of a model in memory
+            raise InputError(
+                f"{source.name} is a {type(module).__name__}, which has no decoder: expected a ViTMAEForPreTraining"
+            )
         config, channels = module.config, int(module.config.num_channels)
         preprocessing = read_preprocessing(source, channels)
         native = sides_of(config.image_size, source.name, "image_size")

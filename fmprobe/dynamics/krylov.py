@@ -15,7 +15,7 @@ CAPACITY = 64  # basis vectors at a time
 KEPT = 32  # of them, by a restart; even, so that no complex pair has to be split
 DOUBT = 1e-2  # probability that the first vector has next to nothing of the eigenvector that counts
 EXHAUSTED = 16  # units of rounding of a product that, left beside the known space, are no direction
-ROUNDING = 4  # units of rounding that a product is off, in its norm
+ROUNDING = 4  # units of rounding that a product is off, in its norm; sqrt(d) / 2 where that is less
 UNLUCKY = 3  # times as little as is typical the first vector may have of the eigenvector that is found
 POINTS = 33  # of the upper half of a circle
 
@@ -62,6 +62,11 @@ class Krylov:
     @property
     def full(self) -> bool:
         return self.k == self.matrix.shape[2]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the space is all of the space, where none was exhausted before."""
+        return self.k == self.basis.shape[2]
 
     def extend(self, product: Product) -> None:
         known, vector = self.basis[:, : self.k + 1], product(self.basis[:, self.k].contiguous())
@@ -128,7 +133,7 @@ class Krylov:
         inverse[(failed != 0) | ~inverse.isfinite().all((1, 2))] = math.inf
         # A product is off by its own rounding, or by that of what cancels in it, which v as a random vector shows.
         products = torch.linalg.vector_norm(self.matrix[:, : self.k + 1, : self.k], dim=1)
-        unit = ROUNDING * torch.finfo(self.basis.dtype).eps
+        unit = min(ROUNDING, math.sqrt(self.basis.shape[2]) / 2) * torch.finfo(self.basis.dtype).eps
         rounding = unit * torch.maximum(products, self.typical[:, None]) + self.defect[:, None]
         return Spectrum(values, vectors, inverse, rounding.cpu())
 
@@ -144,12 +149,16 @@ class Krylov:
 def radius_of(krylov: Krylov, tol: float) -> tuple[Tensor, Tensor]:
     """Spectral radius of each map `(m,)`, and whether it is certain to `tol` of itself, `(m,)` bool.
 
-    Of the eigenvalues of H_k one must be an eigenvalue of A (`_found`), and none of A may be larger (`_excluded`).
+    Of the eigenvalues of H_k one must be an eigenvalue of A (`_found`), and none of A may be larger (`_excluded`). Where
+    H_k is the whole of A but for rounding, that must not move the largest one so far (`_stays`).
     """
     spectrum = krylov.spectrum()
     first = krylov.before_restarts or spectrum
     largest = torch.where(_found(krylov, spectrum, first, tol), spectrum.values.abs(), -1.0).amax(1)
     certain = (largest > 0) & _excluded(krylov, spectrum, first, largest * (1 + tol))
+    if krylov.whole:
+        largest = torch.where(certain, largest, spectrum.values.abs().amax(1))
+        certain[~certain] = _stays(krylov.small()[~certain], spectrum.rows(~certain), largest[~certain], tol)
     null = ~krylov.small().any(2).any(1)  # A v = 0 for a random v
     certain = (certain | null) & krylov.finite.cpu()
     return largest.clamp(min=0).to(krylov.log_norm), certain.to(krylov.finite.device)
@@ -196,6 +205,25 @@ def _excluded(krylov: Krylov, spectrum: Spectrum, first: Spectrum, outer: Tensor
         holds = holds & ((part[:, :, None] - zeros[:, None]).abs().log().sum(2) > level).all(1)
         failure = (first.inverse[:, None, :, 0] / (part[:, :, None] - first.values[:, None])) @ vectors.mT
         holds = holds & (torch.linalg.vector_norm(failure, dim=2) <= DOUBT).all(1)
+    return holds
+
+
+def _stays(small: Tensor, spectrum: Spectrum, largest: Tensor, tol: float) -> Tensor:
+    """Whether no rounding E of H_k moves its spectral radius by `tol` of itself, `(m,)` bool, also if it is defective.
+
+    No eigenvalue of H_k + t E, 0 <= t <= 1, lies on a circle where ||(z - H_k)^{-1}|| ||E|| < 1: so on either side of
+    it H_k + E has as many as H_k. Between the angles that are tried the norm is largest near eigenvalues.
+    """
+    k, rounding = small.shape[1], torch.linalg.vector_norm(spectrum.rounding, dim=1)
+    used = small.diagonal(-1, 1, 2).ne(0).all(1)  # the space of a row that was exhausted before is not the whole one
+    holds = used & (largest > 0)
+    even = torch.linspace(0, math.pi, POINTS).double().expand(len(small), -1)
+    angles, unit = torch.cat([spectrum.values.angle(), even], 1), torch.eye(k, dtype=torch.complex128)
+    for radius in (largest * (1 - tol), largest * (1 + tol)):
+        circle = torch.polar(radius[:, None].expand_as(angles), angles)
+        inverse, failed = torch.linalg.inv_ex(circle[:, :, None, None] * unit - small[:, None])
+        near = torch.linalg.matrix_norm(inverse).nan_to_num(math.inf, math.inf) * rounding[:, None] >= 1
+        holds &= ~(near | (failed != 0)).any(1)
     return holds
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+BLOCK = 2**17  # numbers that are held in float64 at a time: few, so that they stay near the processor
+
 
 def norms(rows: Tensor) -> Tensor:
     """Euclidean norms of `(n, d)`, float64 `(n,)`: they neither overflow nor vanish on the way; inf or nan where a row
@@ -10,10 +12,11 @@ def norms(rows: Tensor) -> Tensor:
 
     The squares of float32 fit into float64. Rows of float64 are scaled by a power of two, which rounds nothing.
     """
-    if rows.dtype != torch.float64:
-        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     if not len(rows):
-        return rows.new_zeros(0)
+        return rows.new_zeros(0, dtype=torch.float64)
+    if rows.dtype != torch.float64:
+        blocks = rows.split(max(1, BLOCK // max(1, rows.shape[1])))
+        return torch.cat([torch.linalg.vector_norm(block.double(), dim=1) for block in blocks])
     scale = power_of_two(torch.maximum(rows.amax(1), -rows.amin(1)))
     return torch.linalg.vector_norm(rows / scale[:, None], dim=1) * scale
 

@@ -94,7 +94,7 @@ def refusal(name: str, module: Any, **arguments: Any) -> str:
 WRAPS: dict[str, Callable[[Any], Any]] = {
     "compiled": lambda module: torch.compile(module),
     "parallel": nn.DataParallel,
-    "compiled, parallel": lambda module: nn.DataParallel(torch.compile(module)),
+    "compiled, parallel": lambda module: nn.DataParallel(cast(Any, torch.compile(module))),
     "parallel, compiled": lambda module: torch.compile(nn.DataParallel(module)),
 }
 

@@ -196,7 +196,7 @@ def test_the_batch_size_bounds_every_call(name, size):
     d = 90 if name == "unknown radius" else 4
     starts = torch.cat([draws(20, 4).clamp(-3, 3), draws(20, d)[:, 4:]], 1)
     found = find_attractors(f, starts=starts, batch_size=size, polish="anderson", max_steps=300, measure="relative")
-    assert len(found) > size or name == "bfloat16"
+    assert len(found) >= size or name == "bfloat16"
     assert f.largest == size
 
 

@@ -94,6 +94,17 @@ def test_a_number_is_the_value_to_a_thousandth(kind, dtype):
         assert kind in HARD or not math.isnan(found), (seed, d)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+def test_a_defective_block_alone_is_read_where_rounding_leaves_it(size, dtype):
+    """Rounding of eps moves an eigenvalue of `size` in one block by the root of that order of eps."""
+    f, latents = at_zero(0.5 * torch.eye(size) + torch.diag(torch.ones(size - 1), 1), dtype)
+    found = spectral_radius(f, latents).item()
+    known = torch.finfo(dtype).eps ** (1 / size) < 5e-4
+    assert math.isnan(found) != known
+    assert math.isnan(found) or found == pytest.approx(0.5, rel=1e-3)
+
+
 LARGE = {
     "smoothing": (lambda z: 0.98 * (z.roll(1, 1) + 2 * z + z.roll(-1, 1)) / 4, 0.98),
     "shifted smoothing": (lambda z: 0.98 * (2 * z.roll(1, 1) + z + z.roll(2, 1)) / 4, 0.98),

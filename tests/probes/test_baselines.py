@@ -204,7 +204,7 @@ def test_the_null_sees_what_b_sees_and_the_ceiling_what_a_sees():
         )
 
     a, b, null, ceiling = map(network, ("a", "b", "null", "ceiling"))
-    dark, bright = 0.4 * torch.rand(15, *SHAPE), 1 - 0.4 * torch.rand(15, *SHAPE)
+    dark, bright = 0.4 * torch.rand(60, *SHAPE), 1 - 0.4 * torch.rand(60, *SHAPE)
     found = fmprobe.compare(a, b, dark, images_b=bright, null=null, ceiling=ceiling, max_steps=2, drift_steps=[0])
     assert torch.equal(seen["a"], seen["ceiling"])
     assert torch.equal(seen["b"], seen["null"])

@@ -47,7 +47,7 @@ def prototypes_run(folder: Path, attractors: int = 1, side: int = 8, name: str =
             "unresolved": 1,
             "unstable": 0,
             "examined": attractors,
-            "stability_unknown": 1,
+            "stability_unknown": 0,
             "sizes": sizes,
             "spectral_radius": [0.5] * attractors,
             "merge": merge,
