@@ -298,9 +298,10 @@ def _check_in_memory(name: str, placed: Mapping[str, Any], asked: Mapping[str, A
         wanted = asked[keyword]
         if wanted is not None and wanted != its_own and _place(wanted) != _place(its_own):
             mine, theirs = (str(one).removeprefix("torch.") for one in (its_own, wanted))
+            to = f"torch.{theirs}" if keyword == "dtype" else repr(theirs)
             raise InputError(
-                f"{name} is in memory with {keyword} {mine}, not {theirs}: move or convert it with "
-                f"module.to({theirs!r}), or leave {keyword} out"
+                f"{name} is in memory with {keyword} {mine}, not {theirs}: pass it as module.to({to}), or leave "
+                f"{keyword} out"
             )
 
 

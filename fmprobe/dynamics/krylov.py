@@ -149,8 +149,8 @@ class Krylov:
 def radius_of(krylov: Krylov, tol: float) -> tuple[Tensor, Tensor]:
     """Spectral radius of each map `(m,)`, and whether it is certain to `tol` of itself, `(m,)` bool.
 
-    Of the eigenvalues of H_k one must be an eigenvalue of A (`_found`), and none of A may be larger (`_excluded`). Where
-    H_k is the whole of A but for rounding, that must not move the largest one so far (`_stays`).
+    Of the eigenvalues of H_k one must be an eigenvalue of A (`_found`), and none of A may be larger (`_excluded`).
+    Where H_k is the whole of A but for rounding, that must not move the largest one so far (`_stays`).
     """
     spectrum = krylov.spectrum()
     first = krylov.before_restarts or spectrum

@@ -56,8 +56,8 @@ class TrajectoryDetector:
         """Find the attractors of in-distribution `images` `(n, *image_shape)`, in [0, 1], and keep their features.
 
         `held_out`: further in-distribution images, for `calibrate`; those that are also fit images are left out, with a
-        warning. So are fit images whose latents are not finite. Raises InputError for fewer than 2 images, or where all
-        orbits diverge.
+        warning. So are fit images whose latents are not finite. Raises InputError for fewer than 2 images, where all
+        held-out images are fit images, or where all orbits diverge.
         """
         self._check(images, "fit images")
         if held_out is not None:
@@ -74,6 +74,8 @@ class TrajectoryDetector:
         if held_out is not None:
             seen = set(content_hashes(images))
             fresh = [i for i, name in enumerate(content_hashes(held_out)) if name not in seen]
+            if not fresh:
+                raise InputError(f"all {len(held_out)} held-out images are also fit images: pass others")
             if len(fresh) < len(held_out):
                 dropped = len(held_out) - len(fresh)
                 warnings.warn(f"{dropped} held-out images are also fit images and were left out", stacklevel=2)
