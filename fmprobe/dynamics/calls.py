@@ -17,8 +17,9 @@ class Apart:
     def __call__(self, latents: Tensor) -> Tensor:
         if not len(latents):
             return latents.clone()
-        blocks = [_call(self.f, block) for block in latents.split(self.batch_size or len(latents))]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        if self.batch_size is None or len(latents) <= self.batch_size:
+            return _call(self.f, latents)
+        return torch.cat([_call(self.f, block) for block in latents.split(self.batch_size)])
 
 
 def apart(f: Function, batch_size: int | None = None) -> Apart:

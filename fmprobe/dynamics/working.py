@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from fmprobe.dynamics.norms import norms
+from fmprobe.dynamics.norms import norms, quick_norms
 from fmprobe.dynamics.orbits import Rules, Status
 
 RUNNING = -1
@@ -138,7 +138,7 @@ class WorkingBatch:
         """
         active = self.outcome == RUNNING
         change = torch.sub(after, self.latents, out=scratch)
-        step, norm = norms(change), norms(after)
+        step, norm = quick_norms(change), quick_norms(after)
         finite = norm.isfinite()
         # The difference of two finite latents may overflow: their norms bound it.
         step = torch.where(finite & ~step.isfinite(), norm + self.norm, step)
@@ -148,7 +148,7 @@ class WorkingBatch:
         self._record(step, moved)
         self.residual = torch.where(moved, residual, torch.where(active, math.inf, self.residual))
         self.step = torch.where(moved, step, torch.where(active, math.inf, self.step))
-        moving = torch.count_nonzero(change, dim=1) / criterion.dimension
+        moving = change.bool().sum(1) / criterion.dimension  # a third of the time of count_nonzero
         self.unmoved = torch.where(moved, 1 - moving.double(), self.unmoved)
         self.norm = torch.where(moved, norm, self.norm)
         self.peak = torch.where(moved, torch.maximum(self.peak, norm), self.peak)
@@ -203,7 +203,7 @@ class WorkingBatch:
         """One step of Brent's search; true where a cycle is confirmed."""
         rules = criterion.rules
         self.age += active
-        gap = norms(torch.sub(after, self.anchor, out=scratch))
+        gap = quick_norms(torch.sub(after, self.anchor, out=scratch))
         near = (criterion.of(gap, self.norm, self.peak) < self.tol) & (gap < rules.return_share * self.step)
         pending = active & (self.returns > 0)
         self.amplitude = torch.where(pending, torch.maximum(self.amplitude, self.step), self.amplitude)

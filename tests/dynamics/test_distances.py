@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fmprobe.dynamics import distances
 from fmprobe.dynamics.distances import Dissimilarity, chamfer, euclidean, nearest
 from fmprobe.dynamics.merging import single_linkage
+from fmprobe.dynamics.norms import norms, quick_norms
 
 MEASURES = ("euclidean", "cosine")
 DTYPES = (torch.float32, torch.float64)
@@ -177,3 +178,17 @@ def test_points_at_the_origin_are_one(measure):
     points = Dissimilarity(torch.cat([torch.zeros(3, 4), torch.eye(4)]), measure, 0.0)
     assert single_linkage(points).count(1e-2) == 5
     assert torch.allclose(points.from_row(0), torch.tensor([0.0] * 3 + [1.0] * 4).double())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 40), st.integers(-44, 37), st.sampled_from(DTYPES), st.integers(0, 10**6))
+def test_quick_norms_are_the_norms_to_rounding_at_any_scale_and_row_by_row(n, d, exponent, dtype, seed):
+    generator = np.random.default_rng(seed)
+    spread = 10.0 ** generator.uniform(exponent, exponent + 1, (n, 1))
+    rows = torch.from_numpy(generator.standard_normal((n, d)) * spread).to(dtype)
+    rows[generator.random(n) < 0.2] = float(generator.choice([0.0, np.inf, np.nan]))
+    found = quick_norms(rows)
+    assert found.dtype == torch.float64
+    assert torch.allclose(found, norms(rows), rtol=1e-6, atol=0, equal_nan=True)
+    alone = torch.cat([quick_norms(row[None]) for row in rows])
+    assert torch.allclose(found, alone, rtol=1e-6, atol=0, equal_nan=True)
