@@ -11,7 +11,7 @@ from torch import Tensor
 from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.cover import Points
-from fmprobe.dynamics.distances import Dissimilarity
+from fmprobe.dynamics.distances import Dissimilarity, typical_size
 from fmprobe.dynamics.floor import rounding_floor
 from fmprobe.dynamics.iterate import Observer, Progress, iterate
 from fmprobe.dynamics.jacobian import (
@@ -174,7 +174,7 @@ def find_attractors(
     rule = protocol.chosen(tol, measure, max_steps)
     orbits = iterate(f, starts, **rule, batch_size=batch_size, observer=observer, progress=progress)
     orbits = replace(orbits, protocol={"name": protocol.named(**rule), **orbits.protocol, **drawn})
-    scale = float(starts.double().square().mean().sqrt()) if len(starts) else 1.0
+    scale = typical_size(float(starts.double().square().mean())) if len(starts) else 1.0
     found = attractors_of(
         f, orbits, scale, merge=merge, threshold=threshold, stability_cap=stability_cap, polish=polish
     )
@@ -192,7 +192,7 @@ def attractors_of(
     polish: str | None = None,
     device: torch.device | None = None,
 ) -> AttractorSet:
-    """`find_attractors` from its orbits on; `scale` is the root mean square of the starts' coordinates.
+    """`find_attractors` from its orbits on; `scale` is the `typical_size` of the starts.
 
     The orbits are taken over: their ends are overwritten where an orbit is iterated on. They may be memory-mapped, and
     on another device than f's, which is `device`. Raises ValueError for settings that make no sense.

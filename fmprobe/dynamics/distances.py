@@ -168,11 +168,20 @@ def directions(rows: Tensor) -> Tensor:
     return torch.cat([rows.double() / torch.where(norm > 0, norm, 1), (norm == 0).double()], 1)
 
 
+def typical_size(mean_square: float) -> float:
+    """The size of latents' coordinates, from the mean of their squares, to the nearest power of two; 1 for none.
+
+    So coarse that it is the same for some of the starts of a search as for all: what becomes of one start must not
+    depend on which others were drawn with it.
+    """
+    return 2.0 ** round(math.log2(mean_square) / 2) if 0 < mean_square < math.inf else 1.0
+
+
 class Dissimilarity:
     """Distance of latents as merging sees it, for `points` `(n, d)`.
 
-    "relative": |a - b| / max(|a|, |b|, sqrt(d) * scale), `scale` being the latents' typical size, because attractors
-    may lie at the origin of standardised latents. "cosine": 1 - cos(a, b), as `directions` has it.
+    "relative": |a - b| / max(|a|, |b|, sqrt(d) * scale), `scale` being their `typical_size`, because attractors may lie
+    at the origin of standardised latents. "cosine": 1 - cos(a, b), as `directions` has it.
     """
 
     def __init__(self, points: Tensor, measure: str, scale: float) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.dynamics.attractors import AttractorSet, attractors_of
+from fmprobe.dynamics.distances import typical_size
 from fmprobe.dynamics.engine import Ended
 from fmprobe.dynamics.iterate import progress_bar, stream_orbits
 from fmprobe.dynamics.orbits import Rules, protocol_of
@@ -86,7 +87,7 @@ class Search:
         orbits, more = self.shards.gather(protocol)
         watched = len(self.curves.norms)
         self.curves.restore(more["curves"][:watched], orbits.steps[:watched])
-        scale = math.sqrt(float(more["squares"].sum()) / orbits.ends.numel())
+        scale = typical_size(float(more["squares"].sum()) / orbits.ends.numel())
         found = attractors_of(
             self.model.latent_map,
             orbits,

@@ -111,6 +111,28 @@ def test_order_and_batch_size_do_not_matter():
     assert torch.allclose(one.latents[one.labels][order], other.latents[other.labels], atol=0.02)
 
 
+CREEPING = {
+    "slow": lambda z: 0.97 * z,
+    "flat": lambda z: z - 0.01 * z**3,
+    "of two rates": lambda z: torch.where(z > 0, 0.9 * z + 0.1, 0.99 * z - 0.01),
+    "many wells": lambda z: 1.35 * z / (1 + z * z).sqrt() + 0.05 * z.roll(1, 1),
+    "partly diverging": lambda z: torch.where(z.abs().amax(1, keepdim=True) > 2, torch.nan, 0.9 * z),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("f", CREEPING.values(), ids=CREEPING)
+def test_what_becomes_of_a_start_does_not_depend_on_the_others_and_its_steps_are_bounded(f, seed):
+    starts = draws(60, 6, seed)
+    whole = find_attractors(f, starts=starts, max_steps=400).orbits
+    assert whole.steps.max() <= 400
+    for size, rows in ((4, slice(0, 60)), (256, slice(0, 20)), (7, slice(30, 60)), (1, slice(5, 8))):
+        part = find_attractors(f, starts=starts[rows], max_steps=400, batch_size=size).orbits
+        for name in ("status", "steps", "ends", "residuals"):
+            assert torch.equal(getattr(whole, name)[rows], getattr(part, name)), (name, size)
+        assert torch.allclose(whole.errors[rows], part.errors, rtol=1e-3, equal_nan=True)
+
+
 def test_an_f_without_derivative_gives_nan_and_a_warning():
     with pytest.warns(UserWarning, match="stability of the attractors is not known"):
         found = find_attractors(lambda z: 0.5 * z.detach(), starts=draws(5, 3))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.calls import apart
-from fmprobe.dynamics.distances import Dissimilarity, directions, euclidean
+from fmprobe.dynamics.distances import Dissimilarity, directions, euclidean, typical_size
 from fmprobe.dynamics.iterate import MEASURES, iterate
 from fmprobe.dynamics.merging import THRESHOLDS, single_linkage
 from fmprobe.dynamics.orbits import Orbits, Status
@@ -135,7 +135,7 @@ def _deviation(latents: Tensor) -> Tensor:
 
 
 def _distinct(ends: Tensor, latents: Tensor, found: AttractorSet) -> int:
-    scale = float(latents.double().square().mean().sqrt())
+    scale = typical_size(float(latents.double().square().mean()))
     points = Dissimilarity(ends.flatten(1), found.merge["measure"], scale)
     return single_linkage(points).count(found.merge["threshold"])
 
