@@ -57,12 +57,10 @@ class TokenEncoder(Adapter):
             return module(pixels, **({keyword: True} if resized else {}))
 
         image_shape = (channels, *sides)
-        what = f"cannot encode an image of {in_words(sides)}"
-        what = (
-            what
-            if sides == own
-            else f"does not take images of {in_words(sides)}, where its config says {in_words(own)}"
-        )
+        if sides == own:
+            what = f"cannot encode an image of {in_words(sides)}"
+        else:
+            what = f"does not take images of {in_words(sides)}, where its config says {in_words(own)}"
         image = torch.full((1, *image_shape), 0.5, device=source.device)
         with torch.no_grad(), first_call(source, module, what):
             blank = forward(image)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
-from support.maps import double_well, draws, half_precision, linear, logistic, rotation, uniform
+from support.maps import NoForwardMode, double_well, draws, half_precision, linear, logistic, rotation, uniform
 
 from fmprobe import AttractorSet, Status, find_attractors
 from fmprobe.dynamics.distances import Dissimilarity, euclidean
@@ -188,16 +188,6 @@ class Recorder:
         return self.f(z)
 
 
-class BackwardOnly(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z):
-        return z.clone()
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return grads[0]
-
-
 def coarse_well(z):
     """Its rounding floor is felt, so that it is measured."""
     return double_well(z).bfloat16().to(z.dtype)
@@ -205,7 +195,7 @@ def coarse_well(z):
 
 WELLS = {
     "smooth": double_well,
-    "backward only": lambda z: double_well(BackwardOnly.apply(z)),
+    "backward only": lambda z: double_well(NoForwardMode.apply(z)),
     "bfloat16": coarse_well,
     "unknown radius": lambda z: torch.cat([double_well(z[:, :2]), cut_shift(z[:, 2:])], 1),
 }

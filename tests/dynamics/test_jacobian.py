@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.maps import draws
+from support.maps import NoForwardMode, draws
 from support.operators import EASY, HARD, operator
 from torch.nn import functional as F
 
@@ -23,18 +23,6 @@ MATRIX = draws(D, D, seed=5) * 0.35
 
 def network(z):
     return torch.tanh(z @ MATRIX.T) + 0.1 * z.roll(1, dims=1)
-
-
-class NoForwardMode(torch.autograd.Function):
-    """An identity whose derivative is known backward only, as through many operators."""
-
-    @staticmethod
-    def forward(ctx, z):
-        return z.clone()
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return grads[0]
 
 
 def through_attention(z):
