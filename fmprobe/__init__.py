@@ -9,10 +9,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fmprobe.attractors import AttractorSet, find_attractors
     from fmprobe.autoencoder import Autoencoder, from_functions
     from fmprobe.convolutional import ConvAutoencoder, DenseAutoencoder, train_autoencoder
-    from fmprobe.dynamics.attractors import AttractorSet, find_attractors
-    from fmprobe.dynamics.fields import Plane, vector_field
+    from fmprobe.dynamics.fields import Plane
     from fmprobe.dynamics.iterate import iterate
     from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
     from fmprobe.dynamics.orbits import Orbits, Status
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from fmprobe.probes.alignment import compare
     from fmprobe.probes.contraction import probe_contraction
     from fmprobe.probes.convergence import probe_convergence
+    from fmprobe.probes.field import vector_field
     from fmprobe.probes.memorization import probe_memorization
     from fmprobe.probes.ood.detector import TrajectoryDetector
     from fmprobe.probes.ood.metrics import ood_metrics
     from fmprobe.probes.residuals import probe_residuals
     from fmprobe.probes.training import AttractorTracker
     from fmprobe.probes.weights import probe_weights
+    from fmprobe.procedural import procedural_images
     from fmprobe.surrogates.fit import fit_decoder
-    from fmprobe.surrogates.procedural import procedural_images
     from fmprobe.surrogates.report import surrogate_report
 
 __version__ = version("fmprobe")
@@ -37,10 +38,10 @@ __version__ = version("fmprobe")
 # Names are resolved on first use, so that `import fmprobe` and the command line's help do not import torch.
 _HOMES = {
     "AttractorTracker": "fmprobe.probes.training",
-    "AttractorSet": "fmprobe.dynamics.attractors",
+    "AttractorSet": "fmprobe.attractors",
     "Autoencoder": "fmprobe.autoencoder",
     "InputError": "fmprobe.errors",
-    "find_attractors": "fmprobe.dynamics.attractors",
+    "find_attractors": "fmprobe.attractors",
     "ConvAutoencoder": "fmprobe.convolutional",
     "DenseAutoencoder": "fmprobe.convolutional",
     "train_autoencoder": "fmprobe.convolutional",
@@ -48,7 +49,7 @@ _HOMES = {
     "fit_decoder": "fmprobe.surrogates.fit",
     "from_functions": "fmprobe.autoencoder",
     "Plane": "fmprobe.dynamics.fields",
-    "vector_field": "fmprobe.dynamics.fields",
+    "vector_field": "fmprobe.probes.field",
     "iterate": "fmprobe.dynamics.iterate",
     "Orbits": "fmprobe.dynamics.orbits",
     "Status": "fmprobe.dynamics.orbits",
@@ -62,7 +63,7 @@ _HOMES = {
     "probe_weights": "fmprobe.probes.weights",
     "ood_metrics": "fmprobe.probes.ood.metrics",
     "TrajectoryDetector": "fmprobe.probes.ood.detector",
-    "procedural_images": "fmprobe.surrogates.procedural",
+    "procedural_images": "fmprobe.procedural",
     "surrogate_report": "fmprobe.surrogates.report",
 }
 

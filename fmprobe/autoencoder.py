@@ -92,7 +92,7 @@ class Autoencoder:
     @property
     def surrogate_warning(self) -> str | None:
         """What speaks against the surrogate that this model's latent map is made with; None where nothing does."""
-        from fmprobe.surrogates.verdict import warning_of
+        from fmprobe.validation import warning_of
 
         return warning_of(self.provenance.get("decoder"))
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,21 @@ CONFIG = "config.json"
 PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")  # timm's way of writing names
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "diffusion_pytorch_model.bin", "tf_model.h5")
 MOST_LAYERS, LARGEST = 1000, 2**24  # of a config's values; above what any published model has
+
+
+def canonical(name: str) -> str:
+    """The name of a model, a decoder or an image source as manifests hold it, alike for all spellings of one place.
+
+    What exists on this machine is named by its absolute path, links followed, and the split and column asked for; a hub
+    id stays as it is.
+    """
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    whole = name.partition("#")[0]
+    for path in (name, whole, whole.rpartition(":")[0]):
+        if path and os.path.exists(path):
+            return os.path.realpath(path) + name[len(path) :]
+    return name
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ def _digits(n_train: int | None, n_test: int | None) -> "tuple[Tensor, Tensor]":
 
 
 def _procedural(n: int | None, image_shape: tuple[int, int, int], block: int, seed: int) -> "Iterator[Tensor]":
-    from fmprobe.surrogates.procedural import procedural_images
+    from fmprobe.procedural import procedural_images
 
     if n is None or image_shape[1] != image_shape[2]:
         raise InputError("procedural images are square and endless: say how many with n")

@@ -25,9 +25,9 @@ from fmprobe.cli.compare_run import tell
 from fmprobe.images import SMALL_SETS, load_small_set
 from fmprobe.loading import pick_device
 from fmprobe.probes.perturbation import perturbed
+from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
-from fmprobe.sweeps import sweep
 
 loaded = cache(load_small_set)
 

@@ -18,7 +18,7 @@ import torch
 
 import fmprobe
 from fmprobe.probes.prototypes import Plan, run_prototypes
-from fmprobe.runs import RunFolder
+from fmprobe.runs.folder import RunFolder
 from fmprobe.seeding import torch_generator
 from fmprobe.sharing import alone, team
 

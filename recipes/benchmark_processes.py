@@ -22,8 +22,8 @@ from torch import multiprocessing as mp
 
 import fmprobe
 from fmprobe.probes.prototypes import Plan
-from fmprobe.probes.search import Search
-from fmprobe.runs import RunFolder, read_events
+from fmprobe.runs.folder import RunFolder, read_events
+from fmprobe.runs.search import Search
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import alone, team
 

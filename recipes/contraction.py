@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 import fmprobe
+from fmprobe.files import write_json
 from fmprobe.probes.contraction import noise_images, std_ratio
-from fmprobe.runs import write_json
+from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import is_main, together
-from fmprobe.sweeps import sweep
 
 BACKBONES = (
     "resnet18",

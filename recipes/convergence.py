@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 import fmprobe
+from fmprobe.files import write_json
 from fmprobe.images import load_small_set
 from fmprobe.report.convergence import convergence_scatter
-from fmprobe.runs import write_json
 from fmprobe.seeding import seed_torch, torch_generator
 from fmprobe.sharing import alone
 

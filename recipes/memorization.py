@@ -23,9 +23,9 @@ from torch import Tensor
 import fmprobe
 from fmprobe.images import load_small_set
 from fmprobe.report.memorization import memorization_sweep
+from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import is_main, together
-from fmprobe.sweeps import sweep
 
 SETS = ("mnist", "fashion_mnist", "cifar10")
 FULL = {"ks": [2**i for i in range(1, 10)], "images": None, "steps": 234_500, "batch_size": 128, "learning_rate": 5e-4}

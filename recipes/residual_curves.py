@@ -25,8 +25,8 @@ from torch import Tensor
 import fmprobe
 from fmprobe.cli.session import with_decoder
 from fmprobe.report.residuals import plot_residuals
+from fmprobe.runs.sweeps import sweep
 from fmprobe.sharing import together
-from fmprobe.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "fmprobe" / "demo" / "vit-mae-digits"

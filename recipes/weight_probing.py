@@ -24,12 +24,12 @@ from torch import nn
 import fmprobe
 from fmprobe.cli.weights_run import held_out, tell_curves
 from fmprobe.probes.dictionaries import atoms_of
-from fmprobe.report.pictures import save_reconstructions
+from fmprobe.probes.weights import save_reconstructions
 from fmprobe.report.plots import weight_curves
+from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
 from fmprobe.surrogates.cache import cached_decoder
-from fmprobe.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 STABILITY = 2  # attractors whose Jacobian is examined: what is asked here does not need it

@@ -11,16 +11,9 @@ from support.maps import double_well, draws
 
 from fmprobe import AttractorSet, InputError, find_attractors
 from fmprobe.cli.session import default_out
-from fmprobe.runs import (
-    RunFolder,
-    canonical,
-    differences,
-    finite,
-    read_events,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from fmprobe.files import finite, read_json, write_atomically, write_json
+from fmprobe.hub import canonical
+from fmprobe.runs.folder import RunFolder, differences, read_events
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import torch
 from support.maps import draws
 from support.runs import spawn
 
-from fmprobe.dynamics.attractors import AttractorSet, attractors_of
+from fmprobe.attractors import AttractorSet
+from fmprobe.dynamics.attractors import attractors_of
 from fmprobe.dynamics.engine import Ended
 from fmprobe.dynamics.paging import forget
-from fmprobe.runs import save_attractors
-from fmprobe.shards import Shards, rows_of_a_shard, scratch
+from fmprobe.runs.shards import Shards, rows_of_a_shard, scratch
 
 
 def ended(index):
@@ -61,7 +61,7 @@ def merge_many(folder):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     protocol = {"tol": 1e-6, "measure": "squared", "max_steps": 10, "batch_size": 32}
     found = attractors_of(lambda z: z.sign() + 0 * z, shards.gather(protocol)[0], 1.0, stability_cap=0)
-    save_attractors(found, folder / "attractors")
+    AttractorSet.of(found).save(folder / "attractors")
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     (folder / "grown").write_text(str(grown))
     return 0

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from support.runs import launch
 
 from fmprobe.errors import InputError
-from fmprobe.runs import RunFolder, read_json
+from fmprobe.files import read_json
+from fmprobe.runs.folder import RunFolder
+from fmprobe.runs.sweeps import file_of, sweep
 from fmprobe.sharing import alone, together
-from fmprobe.sweeps import file_of, sweep
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "noise_meets_training.py"
 SMALLEST = "--changes width --starts 4 --images 16 --steps 1 --max-steps 5"

@@ -30,7 +30,9 @@ from fmprobe.cli.session import (
 from fmprobe.digests import digest
 from fmprobe.dynamics.protocols import FOR_DEVICE, protocol_for
 from fmprobe.errors import InputError
-from fmprobe.runs import RunFolder, canonical, write_atomically
+from fmprobe.files import write_atomically
+from fmprobe.hub import canonical
+from fmprobe.runs.folder import RunFolder
 from fmprobe.sharing import is_main
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def run_compare(
         with at_work(folder):
             results = _compute(names, loaded, pictures, folder, asked, load, settings, seed, began)
     if is_main():
-        from fmprobe.report.html import write_report
+        from fmprobe.report.page import write_report
 
         write_report(folder.path)
         warn(results)
@@ -129,8 +131,8 @@ def _compute(
 
 def _shared(pairs: "Pairs", settings: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
     """Comparisons drawn by the processes of the launch, each kept until the run is done."""
+    from fmprobe.runs.sweeps import sweep
     from fmprobe.sharing import team
-    from fmprobe.sweeps import sweep
 
     def work(name: str, _: Mapping[str, Any]) -> Any:
         folder.tell("compare", pair=name, process=team().rank)

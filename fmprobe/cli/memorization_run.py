@@ -11,9 +11,10 @@ import fmprobe
 from fmprobe.cli.output import tell, warn
 from fmprobe.cli.session import open_run, with_decoder
 from fmprobe.digests import digest
+from fmprobe.files import read_json, write_json
+from fmprobe.hub import canonical
 from fmprobe.images import sample_images
 from fmprobe.report.rendering import number
-from fmprobe.runs import canonical, read_json, write_json
 from fmprobe.sharing import is_main
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def run_memorization(
         _save(found, sets["train"], entry, kept)
     results = folder.finish({**results, "memorization": entry})
     entry = results["memorization"]
-    from fmprobe.report.html import write_report
+    from fmprobe.report.page import write_report
 
     write_report(folder.path)
     warn(results)
@@ -80,7 +81,7 @@ def run_memorization(
 
 def _save(found: "Memorization", train: "Tensor", entry: Mapping[str, Any], kept: Path) -> None:
     """The pairs, then the JSON, which completes them."""
-    from fmprobe.report.memorization import save_pairs
+    from fmprobe.probes.memorization import save_pairs
 
     shutil.rmtree(kept.parent, ignore_errors=True)  # pairs of other images, of which there may be more
     save_pairs(found.decoded, train, found.nearest, kept.parent)

@@ -15,9 +15,10 @@ from fmprobe.cli.session import at_work, default_out, head, identity, load_model
 from fmprobe.digests import digest, file_digest
 from fmprobe.dynamics.protocols import FOR_DEVICE
 from fmprobe.errors import InputError
-from fmprobe.runs import RunFolder, canonical
+from fmprobe.hub import canonical
+from fmprobe.runs.folder import RunFolder
+from fmprobe.runs.sweeps import sweep
 from fmprobe.sharing import is_main, team
-from fmprobe.sweeps import sweep
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -70,7 +71,7 @@ def compare(
             about = {"data": data, "ood": sources, "seed": seed}
             results = _compute(with_decoder(model, seed), folder, sets, pixels, about, settings, acceptance, began)
     if is_main():
-        from fmprobe.report.html import write_report
+        from fmprobe.report.page import write_report
 
         write_report(folder.path)
         warn(results)

@@ -14,7 +14,9 @@ from fmprobe.cli.output import warn
 from fmprobe.cli.session import at_work, open_folder
 from fmprobe.digests import digest, file_digest
 from fmprobe.errors import InputError, WriteError
-from fmprobe.runs import RunFolder, canonical, write_atomically
+from fmprobe.files import write_atomically
+from fmprobe.hub import canonical
+from fmprobe.runs.folder import RunFolder
 from fmprobe.sharing import is_main, team
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
             stack.enter_context(redirect_stdout(elsewhere if quiet or as_json else out))
             found = command(**arguments)
         if as_json and is_main():
-            from fmprobe.runs import finite
+            from fmprobe.files import finite
 
             print(json.dumps(finite(_content(found))[0], indent=2, allow_nan=False, default=str), file=out)
 
@@ -59,14 +59,14 @@ def _refuse_empty(arguments: Mapping[str, Any]) -> None:
 
 
 def _content(found: Any) -> Any:
-    from fmprobe.runs import RESULTS, read_json
+    from fmprobe.files import RESULTS, read_json
 
     return {"folder": str(found), **read_json(found / RESULTS)} if isinstance(found, Path) else found
 
 
 def warn(results: Mapping[str, Any]) -> None:
     """What speaks against the surrogates of a run, before anything that was found with them."""
-    from fmprobe.surrogates.verdict import warnings_in
+    from fmprobe.validation import warnings_in
 
     for text in warnings_in(results):
         typer.echo(f"\nwarning     {text}")

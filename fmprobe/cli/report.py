@@ -21,7 +21,7 @@ def report(runs: Runs, out: File = None) -> dict[str, str]:
 
     Several runs are shown side by side, and what their protocols do not share is marked.
     """
-    from fmprobe.report.html import write_report
+    from fmprobe.report.page import write_report
 
     path = write_report(runs, out)
     typer.echo(f"report      {path}")

@@ -16,8 +16,10 @@ import typer
 import fmprobe
 from fmprobe.cli.output import tell, warn
 from fmprobe.errors import InputError
+from fmprobe.files import finite
+from fmprobe.hub import canonical
 from fmprobe.report.rendering import number
-from fmprobe.runs import RunFolder, canonical, differences, finite
+from fmprobe.runs.folder import RunFolder, differences
 from fmprobe.sharing import is_main, launched
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def run_prototypes(
     """From a model's name to a finished run folder; returns the folder."""
     _, folder, results = open_run(name, out, load=load, plan=plan, seed=seed, resume=resume, verbose=verbose)
     if is_main():
-        from fmprobe.report.html import write_report
+        from fmprobe.report.page import write_report
 
         write_report(folder.path)
         tell(results, folder.path)
@@ -163,7 +165,7 @@ def with_decoder(model: "Autoencoder", seed: int) -> "Autoencoder":
 
 def _compute(model: "Autoencoder", folder: RunFolder, plan: Mapping[str, Any], seed: int, began: float) -> None:
     """Find the attractors, all processes together; the main one writes the results."""
-    from fmprobe.report.pictures import save_film, save_painted, save_prototypes
+    from fmprobe.probes.prototypes import save_film, save_painted, save_prototypes
     from fmprobe.sharing import team
 
     found, made = search(model, folder, plan, seed, "shards")

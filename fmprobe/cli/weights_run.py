@@ -13,16 +13,18 @@ from fmprobe.cli.output import tell, warn
 from fmprobe.cli.session import at_work, load_model, open_run, search, with_decoder
 from fmprobe.digests import digest
 from fmprobe.errors import InputError
+from fmprobe.files import read_json, write_json
+from fmprobe.hub import canonical
 from fmprobe.images import count_images, spread
 from fmprobe.report.rendering import number
-from fmprobe.runs import RunFolder, canonical, read_json, write_json
+from fmprobe.runs.folder import RunFolder
 from fmprobe.sharing import is_main
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fmprobe.attractors import AttractorSet
     from fmprobe.autoencoder import Autoencoder
-    from fmprobe.dynamics.attractors import AttractorSet
 
 BATCH = 32
 
@@ -61,7 +63,7 @@ def run_weights(
         results = {**results, "weights": {"data": found}}
         results = folder.finish(results)
         found = results["weights"]["data"]
-        from fmprobe.report.html import write_report
+        from fmprobe.report.page import write_report
 
         write_report(folder.path)
         warn(results)
@@ -174,7 +176,7 @@ def _reconstruct(
     settings: Mapping[str, Any],
 ) -> None:
     """Write the curves of one data set to `path`, and a picture beside it."""
-    from fmprobe.report.pictures import save_levels, save_reconstructions
+    from fmprobe.probes.weights import save_levels, save_reconstructions
 
     typer.echo(f"{source}: reconstructing {len(images)} images")
     arguments = dict(settings)

@@ -2,7 +2,6 @@
 
 import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor
 from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.cover import Points
-from fmprobe.dynamics.distances import Dissimilarity, typical_size
+from fmprobe.dynamics.distances import Dissimilarity
 from fmprobe.dynamics.floor import rounding_floor
-from fmprobe.dynamics.iterate import Observer, Progress, iterate
 from fmprobe.dynamics.jacobian import (
     NotDifferentiableError,
     distance_to_fixed_point,
@@ -24,11 +22,10 @@ from fmprobe.dynamics.merging import SWEEPS, THRESHOLDS, merge_ends, single_link
 from fmprobe.dynamics.orbits import Orbits
 from fmprobe.dynamics.paging import forget
 from fmprobe.dynamics.polish import METHODS, anderson
-from fmprobe.dynamics.protocols import protocol_for
 from fmprobe.dynamics.settling import iterate_on
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 AT_ONCE = 1024  # ends that are in memory together, where they are read from disk
@@ -36,7 +33,7 @@ MARGIN = 1e-3  # accuracy of the spectral radius, where it is known: above 1 by 
 
 
 @dataclass(frozen=True)
-class AttractorSet:
+class Attractors:
     """m distinct fixed points found from n starts, by size of basin, then by lowest start.
 
     `latents` `(m, *latent_shape)`: of each, the member with the smallest error. `labels` `(n,)`: basin of each start,
@@ -47,8 +44,7 @@ class AttractorSet:
     examined; None for a set saved by a version that does not tell. `merge`: measure, threshold, the count
     at a sweep of thresholds, and that under the other measures. `unresolved`: starts that met the tolerance but whose
     error stays over half the merge distance. `unstable`: fixed points left out because they repel.
-    `polished`: attractors that polishing took nearer to their fixed point. `warning`: what speaks against the model's
-    surrogate, where f is made with one.
+    `polished`: attractors that polishing took nearer to their fixed point.
     """
 
     latents: Tensor
@@ -62,7 +58,6 @@ class AttractorSet:
     unresolved: int
     unstable: int = 0
     polished: int = 0
-    warning: str | None = None
     examined: int | None = None
 
     def __len__(self) -> int:
@@ -94,92 +89,6 @@ class AttractorSet:
             "errors": _listed(self.errors),
         }
 
-    def save(self, folder: str | Path) -> None:
-        """Write `attractors.safetensors` and `attractors.json` into a folder, each atomically."""
-        from fmprobe.runs import save_attractors
-
-        save_attractors(self, Path(folder))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "AttractorSet":
-        """Read what `save` wrote. Raises InputError where it is missing, incomplete or damaged."""
-        from fmprobe.runs import load_attractors
-
-        return load_attractors(Path(folder))
-
-    def plot(self) -> "Figure":
-        """Sizes of the basins, and the count against the merge threshold, as a matplotlib figure."""
-        from fmprobe.report.notebook import figure_of
-
-        return figure_of("attractors", self.to_dict())
-
-    def _repr_html_(self) -> str:
-        from fmprobe.report.notebook import html_of
-
-        found = {"orbits": {"noise": self.orbits.to_dict()}, "attractors": self.to_dict()}
-        return html_of(found, self.plot(), [self.warning] if self.warning else ())
-
-
-def find_attractors(
-    model: Any,
-    n: int | None = None,
-    *,
-    seed: int = 0,
-    starts: Tensor | None = None,
-    tol: float | None = None,
-    measure: str | None = None,
-    max_steps: int | None = None,
-    batch_size: int = 256,
-    merge: str = "relative",
-    merge_threshold: float | None = None,
-    threshold: float | None = None,
-    stability_cap: int = 64,
-    polish: str | None = None,
-    observer: Observer | None = None,
-    progress: bool | Progress | None = None,
-) -> AttractorSet:
-    """The attractors that iterating the latent map leads to (Fumero et al., ICLR 2026, def. 2), and their basins.
-
-    `model`: an Autoencoder, or any f on a batch of latents. Starts: `starts` `(n, *latent_shape)`, or `n` draws from
-    N(0, I) by `seed` (default 64 on a CPU, 512 on an accelerator). `tol`, `measure`, `max_steps`, `batch_size`,
-    `observer` and `progress` as in `iterate`; the first three are by default those of the paper's protocol for this
-    kind of model (`fmprobe.dynamics.protocols`), and `orbits.protocol["name"]` says which was followed; "seed" is there
-    where starts were drawn. Only CONVERGED ends count. Two are one attractor if they lie within `merge_threshold` of
-    each other, by chains: `merge` "relative" (of the norm, default 0.01) or "cosine" (1 - cos, default 0.01, the
-    paper's). Ends whose error exceeds half of that iterate on, within `max_steps`; those that cannot are unresolved and
-    belong to no basin.
-    Errors, first estimated from the rate of the steps, are computed from the Jacobian at one member of each of the
-    `stability_cap` largest attractors. Beyond these the estimates stand, which overlook slow modes hidden under fast
-    ones; but where a computed error refutes a basin, they are raised to the median of those computed.
-    A fixed point with an eigenvalue beyond the unit circle is left out: orbits may land on it, but it attracts nothing.
-    One whose eigenvalues are not known, beyond the cap or as they could not be made certain, is kept.
-    `polish` "anderson" takes the attractors that were examined, not the orbits' ends, to the rounding floor of f; one
-    that would come to lie farther off than its error says, or err as much, stays as it is. No more than `stability_cap`
-    Jacobians are examined at a time: in each of at most four rounds of merging, and for the polish.
-    `threshold` is the former name of `merge_threshold`, and will go.
-
-    Raises ValueError for settings that make no sense.
-    """
-    f: Function = getattr(model, "latent_map", model)
-    drawn = {}
-    if starts is None:
-        starts, drawn = noise_starts(model, n, seed), {"seed": int(seed)}
-    if threshold is not None:
-        if merge_threshold is not None:
-            raise ValueError("threshold and merge_threshold are two names of one setting: give merge_threshold alone")
-        warnings.warn("threshold is now called merge_threshold", DeprecationWarning, stacklevel=2)
-    threshold = threshold if merge_threshold is None else merge_threshold
-    _check(merge, threshold, stability_cap, polish)
-    protocol = protocol_for(model)
-    rule = protocol.chosen(tol, measure, max_steps)
-    orbits = iterate(f, starts, **rule, batch_size=batch_size, observer=observer, progress=progress)
-    orbits = replace(orbits, protocol={"name": protocol.named(**rule), **orbits.protocol, **drawn})
-    scale = typical_size(float(starts.double().square().mean())) if len(starts) else 1.0
-    found = attractors_of(
-        f, orbits, scale, merge=merge, threshold=threshold, stability_cap=stability_cap, polish=polish
-    )
-    return replace(found, warning=getattr(model, "surrogate_warning", None))
-
 
 def attractors_of(
     f: Function,
@@ -191,19 +100,20 @@ def attractors_of(
     stability_cap: int = 64,
     polish: str | None = None,
     device: torch.device | None = None,
-) -> AttractorSet:
-    """`find_attractors` from its orbits on; `scale` is the `typical_size` of the starts.
+) -> Attractors:
+    """The attractors that orbits ended in; `scale` is the `typical_size` of the starts.
 
     The orbits are taken over: their ends are overwritten where an orbit is iterated on. They may be memory-mapped, and
     on another device than f's, which is `device`. Raises ValueError for settings that make no sense.
     """
-    _check(merge, threshold, stability_cap, polish)
+    check_settings(merge, threshold, stability_cap, polish)
     threshold = THRESHOLDS[merge] if threshold is None else threshold
     search = _Search(f, orbits, scale, merge, threshold, stability_cap, device or orbits.ends.device)
     return search.run(polish is not None)
 
 
-def _check(merge: str, threshold: float | None, stability_cap: int, polish: str | None) -> None:
+def check_settings(merge: str, threshold: float | None, stability_cap: int, polish: str | None) -> None:
+    """Raise ValueError for a setting of the merging that makes no sense."""
     check_counts(0, stability_cap=stability_cap)
     if threshold is not None and not threshold >= 0:
         raise ValueError(f"merge_threshold must not be negative or nan, got {threshold}")
@@ -245,7 +155,7 @@ class _Search:
         self.merge, self.threshold, self.cap = merge, threshold, cap
         self.differentiable = True
 
-    def run(self, polish: bool) -> AttractorSet:
+    def run(self, polish: bool) -> Attractors:
         found = self._round()
         for _ in range(3):  # each round makes the errors that were refuted smaller, or gives up on them
             repels = found.radius > 1 + MARGIN
@@ -327,7 +237,7 @@ class _Search:
                 counts[measure] = {"threshold": threshold, "count": single_linkage(points).count(threshold)}
         return counts
 
-    def _result(self, found: _Found) -> AttractorSet:
+    def _result(self, found: _Found) -> Attractors:
         # A basin that is still refuted after the last round is unresolved as a whole.
         settled = found.errors <= self._allowed()[found.chosen]
         repels = settled & (found.radius > 1 + MARGIN)
@@ -335,7 +245,7 @@ class _Search:
         number = torch.where(keep, keep.cumsum(0) - 1, -1)
         labels = torch.full((len(self.orbits),), -1, dtype=torch.long, device=keep.device)
         labels[found.members] = number[found.components]
-        return AttractorSet(
+        return Attractors(
             latents=self.orbits.ends[found.chosen[keep]],
             labels=labels,
             sizes=torch.bincount(labels[labels >= 0], minlength=int(keep.sum())),
@@ -355,7 +265,7 @@ class _Search:
             examined=int(keep[: found.examined].sum()),
         )
 
-    def _polished(self, result: AttractorSet) -> AttractorSet:
+    def _polished(self, result: Attractors) -> Attractors:
         """The attractors taken nearer to their fixed points, where they stay the same attractors."""
         before, latents, errors = result.latents, result.latents.clone(), result.errors.clone()
         # Without its Jacobian nothing says that a latent lies nearer to the same fixed point.
@@ -372,16 +282,6 @@ class _Search:
             errors[rows[better]] = error[better]
         polished = int((errors < result.errors).sum())
         return replace(result, latents=latents, errors=errors, polished=polished, orbits=self.orbits)
-
-
-def noise_starts(model: Any, n: int | None, seed: int) -> Tensor:
-    """`n` draws from N(0, I) by `seed`, by default as `find_attractors` does. Raises ValueError for a bare f."""
-    if not hasattr(model, "sample_latents"):
-        raise ValueError("a bare f does not say what its latents are: pass starts=…, of shape (n, *latent_shape)")
-    if n is None:
-        n = 64 if model.device.type == "cpu" else 512
-    check_counts(n=n)
-    return model.sample_latents(n, seed=seed)
 
 
 def _listed(values: Tensor) -> list[float | None]:

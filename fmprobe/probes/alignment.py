@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmprobe.attractors import AttractorSet, find_attractors
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.dynamics.distances import chamfer
 from fmprobe.dynamics.fields import cosine_of, field_at

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fmprobe.attractors import AttractorSet, find_attractors, noise_starts
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.attractors import AttractorSet, find_attractors, noise_starts
 from fmprobe.dynamics.iterate import iterate
 from fmprobe.errors import InputError
 from fmprobe.probes.result import Result

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmprobe.attractors import AttractorSet
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.attractors import AttractorSet
 from fmprobe.dynamics.distances import Dissimilarity
 from fmprobe.dynamics.merging import single_linkage
 from fmprobe.dynamics.orbits import Status

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmprobe.attractors import AttractorSet
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.attractors import AttractorSet
 from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.orbits import Status
 from fmprobe.probes.dictionaries import check_seed_of

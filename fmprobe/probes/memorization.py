@@ -1,18 +1,22 @@
 """Memorization: are a model's attractors its training images?"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fmprobe.attractors import AttractorSet, find_attractors
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.distances import nearest
 from fmprobe.errors import InputError
+from fmprobe.files import write_atomically
 from fmprobe.images import spread
+from fmprobe.pictures import to_picture
 from fmprobe.probes.dictionaries import atoms_of, check_space
 from fmprobe.probes.result import Result
 from fmprobe.seeding import generator
@@ -245,3 +249,19 @@ def _decoded(model: Autoencoder, latents: Tensor, batch_size: int) -> Tensor:
 def _noise_images(model: Autoencoder, seed: int) -> Tensor:
     pixels = generator(seed, 0, "memorization: noise images").random((NULLS, *model.image_shape), dtype="float32")
     return torch.from_numpy(pixels)
+
+
+GAP = 2  # pixels between an attractor and its training image
+
+
+def save_pairs(decoded: "Tensor", train: "Tensor", nearest: Sequence[int], folder: Path) -> None:
+    """`NNNN.png` for each decoded attractor `(m, C, H, W)`: it on the left, its nearest training image on the right."""
+    from PIL import Image
+
+    for i, (image, index) in enumerate(zip(decoded, nearest, strict=True)):
+        left = to_picture(image)
+        pair = Image.new(left.mode, (2 * left.width + GAP, left.height), "white")
+        pair.paste(left, (0, 0))
+        if index >= 0:  # none is the nearest of a picture that is not finite
+            pair.paste(to_picture(train[index]), (left.width + GAP, 0))
+        write_atomically(folder / f"{i:04d}.png", lambda path, p=pair: p.save(path, format="PNG"))

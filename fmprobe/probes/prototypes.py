@@ -1,28 +1,34 @@
 """Prototypes: the attractors that noise starts end in, decoded. From weights alone; the first question of every run."""
 
+import csv
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fmprobe.attractors import AttractorSet, find_attractors
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.dynamics.curves import ResidualCurves
 from fmprobe.dynamics.iterate import free_memory
 from fmprobe.dynamics.orbits import Status
 from fmprobe.dynamics.protocols import FOR_DEVICE, FOUNDATION
 from fmprobe.errors import InputError
+from fmprobe.files import write_atomically
+from fmprobe.pictures import draw_sheet, save_frames, to_picture
 from fmprobe.probes.film import Film, film
-from fmprobe.probes.residuals import ResidualCurves
-from fmprobe.probes.search import Search
-from fmprobe.runs import RunFolder
+from fmprobe.runs.folder import RunFolder
+from fmprobe.runs.search import Search
 from fmprobe.sharing import Team
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COLUMNS = ("file", "basin_size", "basin_share", "lowest_start", "spectral_radius", "error", "median_steps", "residual")
+FILM, PAINTED = "trajectories.png", "reconstructions.png"
 CURVES = 32  # starts whose residual curves are kept
 TYPICAL_STEPS = 100  # that a start takes, for the estimate before a run
 STABILITY_COST = 300  # evaluations of f that the Jacobian of one attractor costs, about
@@ -123,7 +129,7 @@ class Prototypes:
 
     def plot(self) -> "Figure":
         """The decoded attractors under the sizes of their basins; without images what `AttractorSet.plot` shows."""
-        from fmprobe.report.pictures import draw_sheet, to_picture
+        from fmprobe.pictures import draw_sheet, to_picture
 
         if self.images is None:
             return self.attractors.plot()
@@ -131,7 +137,7 @@ class Prototypes:
         return draw_sheet(pictures, self.attractors.sizes.tolist(), len(self.attractors.labels))
 
     def _repr_html_(self) -> str:
-        from fmprobe.report.notebook import html_of
+        from fmprobe.report.show import html_of
 
         warning = self.attractors.warning
         return html_of(self.to_dict(), self.plot(), [warning] if warning else ())
@@ -218,3 +224,45 @@ def _seconds_per_row(model: Autoencoder, rows: int) -> float:
             f"{model.provenance.get('dtype', 'their precision')} (try dtype float32)"
         )
     return min(times[1:]) / rows
+
+
+def save_prototypes(images: "Tensor", attractors: "AttractorSet", folder: Path) -> None:
+    """`prototypes/NNNN.png`, `prototypes/index.csv` and `prototypes.png` in a run folder."""
+    pictures = [to_picture(image) for image in images]
+    rows, orbits = [], attractors.orbits
+    for i, picture in enumerate(pictures):
+        name = f"{i:04d}.png"
+        write_atomically(folder / "prototypes" / name, lambda path, p=picture: p.save(path, format="PNG"))
+        basin = (attractors.labels == i).nonzero()[:, 0].to(orbits.steps.device)
+        size, n = int(attractors.sizes[i]), len(attractors.labels)
+        radius, error = float(attractors.spectral_radius[i]), float(attractors.errors[i])
+        steps, residual = int(orbits.steps[basin].median()), float(orbits.residuals[basin].median())
+        facts = f"{radius:.4f}", f"{error:.3g}", steps, f"{residual:.3g}"
+        rows.append((name, size, f"{size / n:.4f}", int(basin[0]), *facts))
+
+    def write_index(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+
+    write_atomically(folder / "prototypes" / "index.csv", write_index)
+    sheet = draw_sheet(pictures, [row[1] for row in rows], len(attractors.labels))
+    write_atomically(folder / "prototypes.png", lambda path: sheet.savefig(path, format="png", dpi=120))
+
+
+def save_film(film: "Film", folder: Path) -> None:
+    """`trajectories.png` in a run folder: a row an orbit, a column a frame."""
+    save_frames(film.frames, folder / FILM)
+
+
+def save_painted(model: "Autoencoder", folder: Path, batch_size: int = 8) -> dict[str, Any]:
+    """`reconstructions.png` where the decoder is a surrogate: images above, what it makes of them below.
+
+    Returns the key `reconstructions` of `results.json`, or nothing.
+    """
+    from fmprobe.surrogates.painted import painted
+
+    images = painted(model, batch_size)
+    if images is None:
+        return {}
+    save_frames(images, folder / PAINTED)
+    return {"reconstructions": {"picture": PAINTED, "images": images.shape[1]}}

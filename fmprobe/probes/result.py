@@ -30,11 +30,11 @@ class Result(ABC):
 
     def plot(self) -> "Figure":
         """The result as a matplotlib figure."""
-        from fmprobe.report.notebook import figure_of
+        from fmprobe.report.show import figure_of
 
         return figure_of(self.key, self.to_dict())
 
     def _repr_html_(self) -> str:
-        from fmprobe.report.notebook import html_of
+        from fmprobe.report.show import html_of
 
         return html_of({self.key: self.to_dict()}, self.plot(), self.warnings)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fmprobe.attractors import AttractorSet, find_attractors
 from fmprobe.autoencoder import Autoencoder, check_images
-from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.distances import chamfer, nearest
 from fmprobe.dynamics.merging import THRESHOLDS
 from fmprobe.errors import InputError, WriteError

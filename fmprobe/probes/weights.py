@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fmprobe.attractors import AttractorSet
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.digests import digest
-from fmprobe.dynamics.attractors import AttractorSet
 from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
 from fmprobe.errors import InputError
+from fmprobe.files import write_atomically
 from fmprobe.images import spread
+from fmprobe.pictures import save_frames, to_picture
 from fmprobe.probes.dictionaries import bootstrap, effective_rank, make_dictionaries
 from fmprobe.probes.result import Result
 
@@ -190,3 +193,51 @@ def _summary(
             series["latent_excess"] = level["latent_mse"] - subject[i]["latent_mse"]
         levels.append(bootstrap(series, RESAMPLES, seed))
     return {metric: [level[metric] for level in levels] for metric in levels[0]}
+
+
+def save_levels(curves: "WeightCurves", path: Path) -> dict[str, Any]:
+    """Reconstructions as frames, for a slider: a row an image of a dictionary, a column a level.
+
+    Returns what `results.json` says of them: `rows` (dictionaries, "image" and "D(E(x))" first), `images`, `levels`.
+    """
+    import torch
+
+    levels = curves.picture_levels
+    shown = {name: kept.expand(len(levels), *kept.shape[1:]) for name, kept in curves.pictures.items()}
+    save_frames(torch.cat([kept.transpose(0, 1) for kept in shown.values()]), path)
+    images = curves.pictures["image"].shape[1]
+    return {"picture": path.name, "rows": list(shown), "images": images, "levels": levels}
+
+
+def save_reconstructions(curves: "WeightCurves", path: Path) -> None:
+    """One sheet: a row a dictionary, for each image one column a level of three; the images themselves on top."""
+    from matplotlib.figure import Figure
+
+    every, count = len(curves.picture_levels), curves.pictures["image"].shape[1]
+    kept = sorted({0, every // 2, every - 1})
+    levels = [curves.picture_levels[k] for k in kept]
+    names = list(curves.pictures)
+    columns = len(levels) * count
+    figure = Figure(figsize=(1.0 * columns + 1.6, 1.1 * len(names) + 0.4), layout="constrained")
+    axes = figure.subplots(len(names), columns, squeeze=False)
+    for name, row in zip(names, axes, strict=True):
+        shown = curves.pictures[name]
+        shown = shown[kept] if len(shown) == every else shown
+        for column, ax in enumerate(row):
+            image, level = divmod(column, len(levels))
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+            if level < len(shown):
+                small = shown.shape[-1] < 64
+                ax.imshow(
+                    to_picture(shown[level, image]),
+                    cmap="gray",
+                    vmin=0,
+                    vmax=255,
+                    interpolation="nearest" if small else "antialiased",
+                )
+            if len(shown) > 1 or len(levels) == 1:
+                ax.set_title(f"{levels[level]}", fontsize=7, pad=2)
+        row[0].set_ylabel(name.replace(" after ", "\nafter ").replace(" of ", "\nof "), fontsize=8)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

@@ -1,1 +1,1 @@
-"""Reports: plots and pages made of what `fmprobe.runs` wrote; nothing is computed here."""
+"""Reports: plots and pages made of what `fmprobe.runs.folder` wrote; nothing is computed here."""

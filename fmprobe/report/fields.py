@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmprobe.runs import write_atomically
+from fmprobe.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,23 +1,18 @@
 """Pictures of the memorization probe: levels, sweeps, and attractors beside their nearest training images."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmprobe.report.pictures import to_picture
 from fmprobe.report.plots import SERIES, axes
 from fmprobe.report.rendering import known, number, plot, render
-from fmprobe.runs import write_atomically
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
-    from torch import Tensor
 
     from fmprobe.report.run import Run
 
 ON_PAGE = 24  # pairs on the page; the folder holds all
-GAP = 2  # pixels between an attractor and its training image
 
 
 def memorization(entry: Mapping[str, Any], run: "Run") -> "Markup":
@@ -105,16 +100,3 @@ def memorization_sweep(rows: Sequence[Mapping[str, Any]], along: str) -> "Figure
     ax.set_xticks([row[along] for row in rows], [str(row[along]) for row in rows])
     ax.legend(frameon=False, fontsize=8)
     return figure
-
-
-def save_pairs(decoded: "Tensor", train: "Tensor", nearest: Sequence[int], folder: Path) -> None:
-    """`NNNN.png` for each decoded attractor `(m, C, H, W)`: it on the left, its nearest training image on the right."""
-    from PIL import Image
-
-    for i, (image, index) in enumerate(zip(decoded, nearest, strict=True)):
-        left = to_picture(image)
-        pair = Image.new(left.mode, (2 * left.width + GAP, left.height), "white")
-        pair.paste(left, (0, 0))
-        if index >= 0:  # none is the nearest of a picture that is not finite
-            pair.paste(to_picture(train[index]), (left.width + GAP, 0))
-        write_atomically(folder / f"{i:04d}.png", lambda path, p=pair: p.save(path, format="PNG"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
-from fmprobe.runs import RESULTS, SCHEMA
+from fmprobe.files import RESULTS, SCHEMA
 
 if TYPE_CHECKING:
     from PIL.Image import Image

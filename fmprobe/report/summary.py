@@ -5,7 +5,7 @@ from typing import Any
 
 from fmprobe.report.alignment import SERIES
 from fmprobe.report.rendering import number
-from fmprobe.surrogates.verdict import warning_of
+from fmprobe.validation import warning_of
 
 
 def summary(results: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -12,9 +12,9 @@ from torch import Tensor
 from fmprobe.autoencoder import Autoencoder, check_images
 from fmprobe.errors import InputError
 from fmprobe.images import spread
+from fmprobe.procedural import power_noise, procedural_images
 from fmprobe.seeding import generator
 from fmprobe.surrogates.features import as_bytes
-from fmprobe.surrogates.procedural import power_noise, procedural_images
 
 if TYPE_CHECKING:
     from fmprobe.surrogates.fit import FitSettings

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.procedural import MIXTURES
 from fmprobe.seeding import torch_seed
 from fmprobe.sharing import team
 from fmprobe.surrogates.artefact import KINDS
@@ -32,7 +33,6 @@ from fmprobe.surrogates.data import (
 from fmprobe.surrogates.features import Features, as_pixels, cache_folder, encode_native, features_key, features_of
 from fmprobe.surrogates.latent import VARIANTS, LatentSurrogate
 from fmprobe.surrogates.pixel import PixelDecoder
-from fmprobe.surrogates.procedural import MIXTURES
 from fmprobe.surrogates.training import Batch, Schedule, discard, train
 
 UNUSED = {  # settings that a kind has no use for

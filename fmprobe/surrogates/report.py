@@ -9,8 +9,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from fmprobe.attractors import AttractorSet, find_attractors
 from fmprobe.autoencoder import Autoencoder, check_images
-from fmprobe.dynamics.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.distances import chamfer
 from fmprobe.errors import InputError

@@ -243,7 +243,7 @@ class _State:
         return saved["step"]
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
-        from fmprobe.runs import write_atomically
+        from fmprobe.files import write_atomically
 
         self.log.append(figures)
         if self.folder is None:

@@ -10,7 +10,8 @@ import pytest
 from sklearn.datasets import load_digits
 from support.runs import command, launch
 
-from fmprobe.runs import RunFolder, read_json
+from fmprobe.files import read_json
+from fmprobe.runs.folder import RunFolder
 
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
 

@@ -16,7 +16,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from support.runs import command, launch
 
-from fmprobe.runs import read_events, write_json
+from fmprobe.files import write_json
+from fmprobe.runs.folder import read_events
 
 DEMO = str(files("fmprobe.demo") / "vit-mae-digits")
 

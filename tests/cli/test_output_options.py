@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import fmprobe
 from fmprobe.cli import app
-from fmprobe.runs import read_events
+from fmprobe.runs.folder import read_events
 
 SMALL = "-n 4 --max-steps 60"
 RUNS = {  # every command once, small; D, E: images; ENCODER: a model that needs a decoder; RUN, DETECTOR: folders

@@ -9,8 +9,9 @@ import pytest
 from support.runs import STARTS, launch, probe, results_of, shards_of, spawn, wait_for
 
 from fmprobe import AttractorSet, InputError
-from fmprobe.report.html import write_report
-from fmprobe.runs import read_events, read_json
+from fmprobe.files import read_json
+from fmprobe.report.page import write_report
+from fmprobe.runs.folder import read_events
 
 QUICK = 0.002  # seconds a call of f
 
@@ -208,7 +209,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_the_next_goes_on(undisturbed, 
 
 
 def test_events_survive_a_torn_line(tmp_path):
-    from fmprobe.runs import RunFolder
+    from fmprobe.runs.folder import RunFolder
 
     folder = RunFolder.open(tmp_path / "run", {})
     folder.tell("one", count=1)

@@ -11,7 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import fmprobe
-from fmprobe.runs import read_events
+from fmprobe.runs.folder import read_events
 
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from support.maps import double_well, draws, intermittent, linear, logistic, rotation, uniform
 
 import fmprobe
-from fmprobe.dynamics.fields import Plane, field_at, field_cosine, vector_field
+from fmprobe.dynamics.fields import Plane, field_at, field_cosine
 from fmprobe.dynamics.floor import rounding_floor
 from fmprobe.dynamics.iterate import stream_orbits
 from fmprobe.dynamics.polish import anderson
 from fmprobe.dynamics.settling import iterate_on
 from fmprobe.probes.contraction import local_lipschitz
+from fmprobe.probes.field import vector_field
 
 SMALL = {"tol": 1e-6, "measure": "squared", "max_steps": 100}
 

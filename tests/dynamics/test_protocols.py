@@ -45,14 +45,14 @@ DOORS = {
 
 def rules_followed(door, model):
     """What `iterate` was asked for, each time that a door of this model searched for attractors."""
-    seen, iterate = [], fmprobe.dynamics.attractors.iterate
+    seen, iterate = [], fmprobe.attractors.iterate
 
     def spy(f, starts, **settings):
         if len(starts) > 1:  # one start: settings are tried out
             seen.append(tuple(settings[name] for name in RULE))
         return iterate(f, starts, **settings)
 
-    with mock.patch("fmprobe.dynamics.attractors.iterate", spy):
+    with mock.patch("fmprobe.attractors.iterate", spy):
         DOORS[door](model)
     return seen
 

@@ -10,8 +10,8 @@ from support.maps import draws
 
 import fmprobe
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.curves import ResidualCurves
 from fmprobe.dynamics.iterate import iterate
-from fmprobe.probes.residuals import ResidualCurves
 
 RATE, SHAPE = 0.8, (1, 2, 3)
 

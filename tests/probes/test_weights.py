@@ -9,7 +9,7 @@ from support.maps import draws
 from torch.nn.functional import normalize
 
 import fmprobe
-from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.attractors import AttractorSet, find_attractors
 from fmprobe.probes.dictionaries import atoms_of, bootstrap, effective_rank, principal_directions, random_basis
 
 SHAPE, D = (1, 4, 8), 32

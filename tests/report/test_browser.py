@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.reports import add, ood_facts, prototypes_run, with_the_rest, with_weights
 
-from fmprobe.report.html import write_report
+from fmprobe.report.page import write_report
 from fmprobe.report.sections import SECTIONS
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -10,12 +10,12 @@ import pytest
 from support.reports import add, head, ood_facts, prototypes_run, with_the_rest, with_weights, write
 
 import fmprobe
-from fmprobe.report import html
-from fmprobe.report.html import write_report
-from fmprobe.report.pictures import save_frames, to_picture
+from fmprobe.files import read_json
+from fmprobe.pictures import save_frames, to_picture
+from fmprobe.report import page as html
+from fmprobe.report.page import write_report
 from fmprobe.report.sections import SECTIONS
 from fmprobe.report.summary import summary
-from fmprobe.runs import read_json
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fmprobe.report.pictures import COLUMNS
+from fmprobe.probes.prototypes import COLUMNS
 
 STATUSES = ("converged", "cycle", "slow", "wandering", "diverged")
 

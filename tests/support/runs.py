@@ -15,7 +15,7 @@ import torch
 
 import fmprobe
 from fmprobe.cli import main
-from fmprobe.runs import read_json
+from fmprobe.files import read_json
 from fmprobe.sharing import team
 from support.maps import double_well
 

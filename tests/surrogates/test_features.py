@@ -7,10 +7,10 @@ import torch
 from support.surrogates import QUICK
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.procedural import procedural_images
 from fmprobe.surrogates import features as room
 from fmprobe.surrogates.data import coloured_noise
 from fmprobe.surrogates.features import features_of
-from fmprobe.surrogates.procedural import procedural_images
 
 
 def clean(pixels, first, draw):

@@ -7,8 +7,8 @@ from support.surrogates import quick
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.procedural import procedural_images
 from fmprobe.surrogates import data
-from fmprobe.surrogates.procedural import procedural_images
 
 
 def test_noise_makes_the_latent_map_contract(encoder):

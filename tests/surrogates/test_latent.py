@@ -9,9 +9,9 @@ from support.surrogates import quick
 import fmprobe
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.procedural import procedural_images
 from fmprobe.surrogates.artefact import load_surrogate
 from fmprobe.surrogates.latent import VARIANTS, LatentSurrogate
-from fmprobe.surrogates.procedural import procedural_images
 
 
 def fit(model, **changes):

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from fmprobe import procedural
 from fmprobe.errors import InputError
-from fmprobe.surrogates import procedural
-from fmprobe.surrogates.procedural import MIXTURES, procedural_images
+from fmprobe.procedural import MIXTURES, procedural_images
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)

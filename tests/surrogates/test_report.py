@@ -7,7 +7,7 @@ import torch
 from support.surrogates import QUICK, quick
 
 import fmprobe
-from fmprobe.dynamics.attractors import find_attractors
+from fmprobe.attractors import find_attractors
 from fmprobe.surrogates.report import _agreement, _chamfer, psnr, ssim
 
 

@@ -13,9 +13,9 @@ from surrogates.conftest import tiny_encoder
 import fmprobe
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.procedural import procedural_images
 from fmprobe.surrogates.fit import FitSettings, fit_decoder, fit_with
 from fmprobe.surrogates.pixel import PixelDecoder
-from fmprobe.surrogates.procedural import procedural_images
 
 LATENT = FitSettings(kind="latent", n_images=32, steps=6, batch_size=8, noise=0.0, pixel_noise=0.1, contraction=0.0)
 BASE = {"pixel": replace(QUICK, steps=6, contraction=0.01, pixel_noise=0.1), "latent": LATENT}

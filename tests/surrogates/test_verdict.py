@@ -10,13 +10,13 @@ import torch
 from support.surrogates import QUICK, quick
 
 import fmprobe
+from fmprobe.attractors import AttractorSet
 from fmprobe.cli import app
-from fmprobe.dynamics.attractors import AttractorSet
 from fmprobe.probes.prototypes import find_prototypes, make_plan
+from fmprobe.procedural import procedural_images
 from fmprobe.report.summary import summary
 from fmprobe.surrogates.fit import FitSettings
-from fmprobe.surrogates.procedural import procedural_images
-from fmprobe.surrogates.verdict import warning_of
+from fmprobe.validation import warning_of
 
 GOOD = {"images": 4, "l1": 0.10, "l1_median": 0.155, "feature_error": 1.4}
 BAD = {"images": 4, "l1": 0.21, "l1_median": 0.155, "feature_error": 0.4}

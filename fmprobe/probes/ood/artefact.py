@@ -13,10 +13,10 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.digests import file_digest
 from fmprobe.dynamics.calls import apart
 from fmprobe.errors import InputError
+from fmprobe.files import SCHEMA, read_json, write_atomically, write_json
 from fmprobe.fingerprint import is_of
 from fmprobe.probes.ood.calibration import Calibration
 from fmprobe.probes.ood.trajectory import Reference
-from fmprobe.runs import SCHEMA, read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from fmprobe.probes.ood.detector import TrajectoryDetector

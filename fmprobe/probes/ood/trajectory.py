@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmprobe.dynamics.attractors import AttractorSet, find_attractors
+from fmprobe.attractors import AttractorSet, find_attractors
 from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.distances import Dissimilarity, directions, euclidean, typical_size
 from fmprobe.dynamics.iterate import MEASURES, iterate

@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from fmprobe.errors import InputError, WriteError
-from fmprobe.runs import RunFolder, read_json, write_json
+from fmprobe.files import read_json, write_json
+from fmprobe.runs.folder import RunFolder
 from fmprobe.sharing import PATIENCE, team
 
 LONGEST = 120  # characters of a file's name before its ending

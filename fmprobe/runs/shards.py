@@ -21,7 +21,7 @@ from fmprobe.dynamics.engine import Ended
 from fmprobe.dynamics.orbits import Orbits
 from fmprobe.dynamics.paging import forget, lies_in
 from fmprobe.errors import WriteError
-from fmprobe.runs import write_atomically
+from fmprobe.files import write_atomically
 
 SHARDS = 32  # that a run is written in, about
 BYTES = 2**25  # of ends in one shard, at most

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fmprobe.errors import InputError
+from fmprobe.files import write_atomically
 from fmprobe.report.rendering import render, rounded, text_of
 from fmprobe.report.run import Run
 from fmprobe.report.sections import SECTIONS, Section
 from fmprobe.report.summary import summary
-from fmprobe.runs import write_atomically
-from fmprobe.surrogates.verdict import warnings_in
+from fmprobe.validation import warnings_in
 
 RUN_FACTS = ("command", "date", "device", "fmprobe", "total_seconds")
 

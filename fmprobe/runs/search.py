@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fmprobe.dynamics.attractors import AttractorSet, attractors_of
+from fmprobe.attractors import AttractorSet
+from fmprobe.dynamics.attractors import attractors_of
+from fmprobe.dynamics.curves import ResidualCurves
 from fmprobe.dynamics.distances import typical_size
 from fmprobe.dynamics.engine import Ended
 from fmprobe.dynamics.iterate import progress_bar, stream_orbits
 from fmprobe.dynamics.orbits import Rules, protocol_of
-from fmprobe.probes.residuals import ResidualCurves
-from fmprobe.runs import RunFolder
-from fmprobe.shards import Shards, rows_of_a_shard
+from fmprobe.runs.folder import RunFolder
+from fmprobe.runs.shards import Shards, rows_of_a_shard
 from fmprobe.sharing import Team
 from fmprobe.stopping import Stopped, pending, section
 
@@ -98,7 +99,7 @@ class Search:
             polish=plan.polish,
             device=self.model.device,
         )
-        return found, self.curves.to_dict()
+        return AttractorSet.of(found), self.curves.to_dict()
 
     def _starts(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The starts of an ascending index, drawn in runs without gaps."""

@@ -1,0 +1,51 @@
+"""Residual curves: how far each step of an orbit moves, kept at chosen steps."""
+
+import torch
+from torch import Tensor
+
+POINTS = 80  # of a curve that are kept, evenly spread over the logarithm of the step
+
+
+class ResidualCurves:
+    """An observer of `iterate` that keeps the norm ||z[t+1] - z[t]|| of the first `starts` orbits, at chosen steps.
+
+    Fumero et al., ICLR 2026, fig. 12, 16, 17.
+    """
+
+    def __init__(self, starts: int, max_steps: int) -> None:
+        spread = torch.logspace(0, torch.tensor(float(max_steps)).log10().item(), POINTS).round().long()
+        self.steps = spread.clamp(1, max_steps).unique()
+        self._column = torch.full((max_steps + 1,), -1).scatter(0, self.steps, torch.arange(len(self.steps)))
+        self._taken = torch.zeros(starts, dtype=torch.long)
+        self.norms = torch.full((starts, len(self.steps)), torch.nan)
+
+    def __call__(self, indices: Tensor, before: Tensor, after: Tensor) -> None:
+        mine = indices < len(self._taken)
+        if not bool(mine.any()):
+            return
+        rows = indices[mine].cpu()
+        self._taken[rows] += 1
+        columns = self._column[self._taken[rows]]
+        kept = columns >= 0
+        if bool(kept.any()):
+            change = (after[mine] - before[mine]).flatten(1)
+            self.norms[rows[kept], columns[kept]] = torch.linalg.vector_norm(change, dim=1).cpu().float()[kept]
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """The curves of starts `(k,)`, `(k, points)`, nan for those that are not watched."""
+        curves = self.norms.new_full((len(indices), len(self.steps)), torch.nan)
+        mine = indices < len(self._taken)
+        curves[mine] = self.norms[indices[mine]]
+        return curves
+
+    def restore(self, norms: Tensor, taken: Tensor) -> None:
+        """Take over all curves, and the number of steps of each."""
+        self.norms, self._taken = norms, taken
+
+    def to_dict(self) -> dict[str, list]:
+        """`steps`, and for each start the norms at them, as long as its orbit ran (None where not finite)."""
+        curves = []
+        for row, taken in zip(self.norms, self._taken, strict=True):
+            values = row[self.steps <= taken].tolist()
+            curves.append([float(f"{v:.4g}") if v == v and v != float("inf") else None for v in values])
+        return {"steps": self.steps.tolist(), "norms": curves}

@@ -1,0 +1,97 @@
+"""Files that a reader never meets half of: written beside their place, flushed to disk, renamed; JSON and tensors."""
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fmprobe.errors import InputError, WriteError
+
+RESULTS = "results.json"  # what a finished run found
+SCHEMA = 1  # of results.json
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it into place.
+
+    Raises WriteError where the disk is full or the folder takes nothing; then `path` is as it was.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp makes it private
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise error if isinstance(error, InputError) else WriteError(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a rename to disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, content: Any, *, exact: bool = False) -> None:
+    """JSON, UTF-8, indented; nan and infinity, which JSON lacks, become null.
+
+    `exact`: they are kept as Python's own reader and writer spell them, in files that fmprobe alone reads.
+    """
+    content = content if exact else finite(content)[0]
+    text = json.dumps(content, indent=2, allow_nan=exact, default=plain) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def finite(content: Any) -> tuple[Any, int]:
+    """Content as JSON holds it, None in place of numbers that are not finite, and how many of these there were."""
+    count = 0
+
+    def cleaned(value: Any) -> Any:
+        nonlocal count
+        if isinstance(value, Mapping):
+            return {key: cleaned(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [cleaned(item) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            count += 1
+            return None
+        return value
+
+    return cleaned(content), count
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError where the file is missing, unreadable or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: expected a file that fmprobe wrote") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): run the command again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object: run the command again")
+    return content
+
+
+def plain(value: Any) -> Any:
+    """What json does not know."""
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")

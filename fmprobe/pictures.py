@@ -1,0 +1,65 @@
+"""Decoded attractors and reconstructions as image files."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fmprobe.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+ON_SHEET = 48  # pictures on one sheet
+FRAME = 96  # pixels that a side of a frame has at most
+
+
+def to_picture(image: "Tensor") -> "Image":
+    """One image `(C, H, W)`, clamped to [0, 1], as 8-bit grey or RGB."""
+    from PIL import Image
+
+    pixels = (image.clamp(0, 1).nan_to_num() * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0])
+
+
+def draw_sheet(pictures: "list[Image]", sizes: list[int], n: int) -> "Figure":
+    """Pictures in a grid under the sizes of their basins; a sentence where there are none."""
+    from matplotlib.figure import Figure
+
+    shown = pictures[:ON_SHEET]
+    columns = max(1, min(8, math.ceil(math.sqrt(len(shown) * 1.6))))
+    rows = max(1, math.ceil(len(shown) / columns))
+    figure = Figure(figsize=(1.5 * max(columns, 4), 1.7 * rows + 0.5), layout="constrained")
+    if not shown:
+        figure.text(0.5, 0.5, f"No attractor: none of {n} orbits settled.", ha="center", va="center")
+        return figure
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for i, ax in enumerate(axes):
+        ax.axis("off")
+        if i < len(shown):
+            small = max(shown[i].size) < 64
+            ax.imshow(shown[i], cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
+            ax.set_title(f"{sizes[i]} of {n}", fontsize=9)
+    more = f" (the {len(shown)} largest of {len(pictures)})" if len(pictures) > len(shown) else ""
+    figure.suptitle(f"Decoded attractors and the starts that end in each{more}", fontsize=10)
+    return figure
+
+
+def save_frames(frames: "Tensor", path: Path) -> None:
+    """Images `(rows, columns, C, H, W)` edge to edge in one PNG, each made small enough for a page."""
+    from PIL import Image
+
+    rows, columns = frames.shape[:2]
+    height, width = frames.shape[-2:]
+    scale = min(1.0, FRAME / max(height, width))
+    width, height = max(1, round(width * scale)), max(1, round(height * scale))
+    sprite = Image.new("RGB", (columns * width, rows * height))
+    for row in range(rows):
+        for column in range(columns):
+            picture = to_picture(frames[row, column]).resize((width, height), Image.Resampling.BOX)
+            sprite.paste(picture, (column * width, row * height))
+    write_atomically(path, lambda temporary: sprite.save(temporary, format="PNG", optimize=True))

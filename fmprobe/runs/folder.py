@@ -1,0 +1,179 @@
+"""Run folders: a manifest that pins what the run is, and results that are written last."""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fmprobe.errors import InputError
+from fmprobe.files import RESULTS, SCHEMA, finite, plain, read_json, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows has other locks
+    fcntl = None
+
+MANIFEST, EVENTS = "manifest.json", "events.jsonl"
+
+
+class RunFolder:
+    """A folder with a manifest, which pins what the run is, and `results.json`, written last.
+
+    `manifest.json` holds what was asked for and, under `pinned`, what was decided when the run began: a run that goes
+    on takes it over. `events.jsonl` tells what happened, one JSON object a line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.heard: Callable[[str], object] | None = None  # who is told each event as well
+
+    @classmethod
+    def open(cls, path: Path, manifest: Mapping[str, Any], resume: bool = True) -> "RunFolder":
+        """A new run folder, or one of the same manifest to go on with.
+
+        With `resume` off, a run of another manifest is thrown away and started anew. Raises InputError where the folder
+        holds something else, another run, or one that is going on, or cannot be written.
+        """
+        wanted = json.loads(json.dumps(manifest, allow_nan=False, default=plain))
+        folder = cls(path)
+        try:
+            if path.exists() and not path.is_dir():
+                raise InputError(f"{path} is a file: name a folder for the results with --out")
+            path.mkdir(parents=True, exist_ok=True)
+            with folder.locked():
+                _tidy(path.glob(f".{MANIFEST}.*.tmp"))
+                if not (any(path.iterdir()) and folder._goes_on(wanted, resume)):
+                    write_json(path / MANIFEST, wanted)
+                _tidy(path.rglob(".*.tmp"))
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: a name with a null character
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot write to {str(path)!r}: {reason}; name another folder with --out") from error
+        return folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """While work goes on in the folder. Raises InputError where another process is at work there."""
+        if fcntl is None:
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"another run is at work in {self.path}: wait for its end, or name another --out"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            os.close(handle)
+
+    def _goes_on(self, wanted: dict[str, Any], resume: bool) -> bool:
+        """Whether the folder holds this run; one that is to be started anew is thrown away."""
+        if not (self.path / MANIFEST).is_file():
+            raise InputError(f"{self.path} is not empty and is no run folder: name another with --out")
+        present = read_json(self.path / MANIFEST)
+        present.pop("pinned", None)
+        changes = differences(present, wanted)
+        if resume and not changes:
+            return True
+        if resume:
+            raise InputError(
+                f"{self.path} holds another run ({changes}): name another --out, or --no-resume to start anew"
+            )
+        # The results first and the manifest last, so that a kill between leaves no run that looks finished.
+        (self.path / RESULTS).unlink(missing_ok=True)
+        for entry in self.path.iterdir():
+            if entry.name != MANIFEST:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        return False
+
+    def pin(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was decided under this name when the run began; decided now where nothing was."""
+        manifest = read_json(self.path / MANIFEST)
+        pinned = manifest.setdefault("pinned", {})
+        if name not in pinned:
+            pinned[name] = finite(json.loads(json.dumps(make(), default=plain)))[0]
+            write_json(self.path / MANIFEST, manifest)
+        return pinned[name]
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Append an event to `events.jsonl`; several processes may. A log that cannot be written stops no run."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=plain) + "\n"
+        if self.heard is not None:
+            self.heard(f"{event}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        with contextlib.suppress(OSError):
+            handle = os.open(self.path / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                size = os.fstat(handle).st_size
+                if size and os.pread(handle, 1, size - 1) != b"\n":  # cut by a kill
+                    line = "\n" + line
+                os.write(handle, line.encode())  # one call, so that lines of processes do not mix
+            finally:
+                os.close(handle)
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What a finished run found; None while there is nothing."""
+        path = self.path / RESULTS
+        return read_json(path) if path.is_file() else None
+
+    def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Write `results.json`: from now on the run counts as done. Returns what it holds.
+
+        Numbers that are not finite become null; `not_finite` says how many, by the key that they lie under.
+        """
+        before, content, counts = self.results or {}, {"schema": SCHEMA}, {}
+        earlier = before.get("not_finite") or {}
+        for key, value in results.items():
+            content[key], count = finite(value)
+            # A part that an earlier command wrote, and this one hands on, holds null already.
+            count = count or (earlier.get(key, 0) if content[key] == before.get(key) else 0)
+            counts |= {key: count} if count else {}
+        content.pop("not_finite", None)
+        content |= {"not_finite": counts} if counts else {}
+        write_json(self.path / RESULTS, content)
+        self.tell("finished", **({"not_finite": counts} if counts else {}))
+        return content
+
+
+def _tidy(left: Iterable[Path]) -> None:
+    """Remove what a run that was killed had begun to write."""
+    for path in left:
+        path.unlink(missing_ok=True)
+
+
+def differences(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """In which keys two manifests differ, in one line; what is None counts as not there, and nothing else does."""
+    keys = sorted(k for k in {*present, *wanted} if not _alike(present.get(k), wanted.get(k)))
+    return ", ".join(f"{k}: {present.get(k)!r} there, {wanted.get(k)!r} now" for k in keys)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two JSON values are the same: None and absent are, 1 and 1.0 are, 0 and False are not."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return all(_alike(a.get(key), b.get(key)) for key in {*a, *b})
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    return a == b
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run folder, in the order in which they were written; a line that a kill cut is left out."""
+    path = folder / EVENTS
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            events += [event] if isinstance(event, dict) else []
+    return events
