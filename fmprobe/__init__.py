@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from fmprobe.errors import InputError
     from fmprobe.images import load_images
     from fmprobe.loading import load
-    from fmprobe.probes.alignment import compare
+    from fmprobe.probes.alignment.comparison import compare
     from fmprobe.probes.contraction import probe_contraction
     from fmprobe.probes.convergence import probe_convergence
     from fmprobe.probes.field import vector_field
-    from fmprobe.probes.memorization import probe_memorization
+    from fmprobe.probes.memorization.coefficient import probe_memorization
     from fmprobe.probes.ood.detector import TrajectoryDetector
     from fmprobe.probes.ood.metrics import ood_metrics
     from fmprobe.probes.residuals import probe_residuals
     from fmprobe.probes.training import AttractorTracker
-    from fmprobe.probes.weights import probe_weights
+    from fmprobe.probes.weights.curves import probe_weights
     from fmprobe.procedural import procedural_images
     from fmprobe.surrogates.fit import fit_decoder
     from fmprobe.surrogates.report import surrogate_report
@@ -55,12 +55,12 @@ _HOMES = {
     "Status": "fmprobe.dynamics.orbits",
     "load": "fmprobe.loading",
     "orthogonal_matching_pursuit": "fmprobe.dynamics.matching_pursuit",
-    "compare": "fmprobe.probes.alignment",
+    "compare": "fmprobe.probes.alignment.comparison",
     "probe_contraction": "fmprobe.probes.contraction",
     "probe_residuals": "fmprobe.probes.residuals",
     "probe_convergence": "fmprobe.probes.convergence",
-    "probe_memorization": "fmprobe.probes.memorization",
-    "probe_weights": "fmprobe.probes.weights",
+    "probe_memorization": "fmprobe.probes.memorization.coefficient",
+    "probe_weights": "fmprobe.probes.weights.curves",
     "ood_metrics": "fmprobe.probes.ood.metrics",
     "TrajectoryDetector": "fmprobe.probes.ood.detector",
     "procedural_images": "fmprobe.procedural",

@@ -101,31 +101,53 @@ class Autoencoder:
         """Whether f is E after D, so that who follows f meets the images D(z) on the way."""
         return self._latent_map is None and self._decode is not None
 
-    def encode(self, images: Tensor) -> Tensor:
-        """E: images `(B, *image_shape)` in [0, 1] to latents `(B, *latent_shape)`, on the model's device.
+    def encode(self, images: Tensor, batch_size: int | None = None) -> Tensor:
+        """E: images in [0, 1] to latents, on the model's device.
 
-        Images may be on any device. Raises InputError on no images, on another shape, type or range (`check_images`),
-        or where the model takes no images.
+        Args:
+            images: images `(B, *image_shape)`, on any device.
+            batch_size: largest number of images in one call of the encoder; all of them by default.
+
+        Returns:
+            Latents `(B, *latent_shape)`.
+
+        Raises:
+            InputError: there are no images, they have another shape, type or range (`check_images`), or the model takes
+                no images.
         """
         self.check_images(images)
         if not len(images):
             raise InputError(f"there are no images for {self.name} to encode: expected at least one")
-        return self.encode_unchecked(images)
+        return self.encode_unchecked(images, batch_size)
 
-    def encode_unchecked(self, images: Tensor) -> Tensor:
+    def encode_unchecked(self, images: Tensor, batch_size: int | None = None) -> Tensor:
         """E of images that may leave [0, 1], as those that D paints: as `encode`, but shape and type alone are checked.
 
         f is made of it. It does not look at values, for which an accelerator would have to be waited for.
         """
-        return _own(self._apply(self._encoder(), images, "images", self.image_shape, self.latent_shape))
+        encoder = self._encoder()
+        return _in_batches(
+            lambda part: self._apply(encoder, part, "images", self.image_shape, self.latent_shape), images, batch_size
+        )
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """D: latents `(B, *latent_shape)` to images `(B, *image_shape)`, not clamped, on the model's device.
+    def decode(self, latents: Tensor, batch_size: int | None = None) -> Tensor:
+        """D: latents to images, not clamped, on the model's device.
 
-        Latents may be on any device. No latents, as of a search that found nothing, are no images. Raises InputError on
-        another shape, or where the model has no decoder.
+        Args:
+            latents: latents `(B, *latent_shape)`, on any device. No latents, as of a search that found nothing, are no
+                images.
+            batch_size: largest number of latents in one call of the decoder; all of them by default.
+
+        Returns:
+            Images `(B, *image_shape)`.
+
+        Raises:
+            InputError: the latents have another shape, or the model has no decoder.
         """
-        return _own(self._apply(self._decoder(), latents, "latents", self.latent_shape, self.image_shape))
+        decoder = self._decoder()
+        return _in_batches(
+            lambda part: self._apply(decoder, part, "latents", self.latent_shape, self.image_shape), latents, batch_size
+        )
 
     def latent_map(self, latents: Tensor) -> Tensor:
         """f(z) = E(D(z)) (Fumero et al., ICLR 2026, sec. 2): latents `(B, *latent_shape)` to the same space.
@@ -350,6 +372,13 @@ def _check_mode(what: str, function: Any) -> None:
                 f"{what} is in training mode, where its {type(part).__name__} makes a row depend on chance or on the "
                 "others: call eval() on the module first"
             )
+
+
+def _in_batches(function: Function, rows: Tensor, batch_size: int | None) -> Tensor:
+    """A function of at most `batch_size` rows at a time; its values in memory of their own."""
+    if batch_size is None or len(rows) <= batch_size:
+        return _own(function(rows))
+    return torch.cat([_own(function(part)) for part in rows.split(batch_size)])
 
 
 def _own(out: Tensor) -> Tensor:

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fmprobe.autoencoder import Autoencoder
+
 __all__ = [
     "SMALL_SETS",
     "SUFFIXES",
     "Source",
     "count_images",
+    "held_out",
     "load_images",
     "load_small_set",
     "open_images",
@@ -171,6 +174,19 @@ def sample_images(
     there = count_images(source) if n is not None else None
     n = n if there is None or n is None else min(n, there)
     return load_images(source, n, image_shape=image_shape, seed=seed, prepare=prepare)
+
+
+def held_out(model: "Autoencoder", source: str, n: int, n_atoms: int, seed: int) -> "tuple[Tensor, Tensor | None]":
+    """n images of a source, and up to as many others as principal components need, if it has them; both spread evenly.
+
+    Raises InputError where the source holds fewer than n, or one of them cannot be read.
+    """
+    there = count_images(source)
+    more = next(k for k in (max(n, n_atoms), min(n, n_atoms), 0) if k == 0 or there is None or n + k <= there)
+    images = model.load_images(source, n + more, seed=seed)
+    shown = spread(n + more, n)
+    others = sorted(set(range(n + more)) - set(shown))
+    return images[shown], images[others] if more else None
 
 
 def _check_shape(shape: tuple[int, int, int]) -> None:

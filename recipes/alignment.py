@@ -18,13 +18,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from fmprobe.cli.compare_run import tell
 from torch import Tensor
 
 import fmprobe
-from fmprobe.cli.compare_run import tell
 from fmprobe.images import SMALL_SETS, load_small_set
 from fmprobe.loading import pick_device
-from fmprobe.probes.perturbation import perturbed
+from fmprobe.probes.alignment.perturbation import perturbed
 from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 import fmprobe
-from fmprobe.probes.prototypes import Plan, run_prototypes
+from fmprobe.probes.prototypes import run_prototypes
 from fmprobe.runs.folder import RunFolder
+from fmprobe.runs.plan import Plan
 from fmprobe.seeding import torch_generator
 from fmprobe.sharing import alone, team
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch import multiprocessing as mp
 
 import fmprobe
-from fmprobe.probes.prototypes import Plan
 from fmprobe.runs.folder import RunFolder, read_events
+from fmprobe.runs.plan import Plan
 from fmprobe.runs.search import Search
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import alone, team

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import fmprobe
 from fmprobe.images import load_small_set
-from fmprobe.report.memorization import memorization_sweep
+from fmprobe.probes.memorization.page import memorization_sweep
 from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import is_main, together

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 import fmprobe
 from fmprobe.images import SMALL_SETS, load_small_set
 from fmprobe.loading import pick_device
-from fmprobe.probes.field import VectorField
-from fmprobe.report.fields import animate_fields, plot_field
+from fmprobe.probes.field import VectorField, animate_fields, plot_field
 from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fmprobe.cli.weights_run import held_out, tell_curves
 from torch import nn
 
 import fmprobe
-from fmprobe.cli.weights_run import held_out, tell_curves
-from fmprobe.probes.dictionaries import atoms_of
-from fmprobe.probes.weights import save_reconstructions
+from fmprobe.probes.weights.curves import save_reconstructions
+from fmprobe.probes.weights.dictionaries import atoms_of
 from fmprobe.report.plots import weight_curves
 from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch

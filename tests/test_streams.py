@@ -12,9 +12,9 @@ from torch import nn
 import fmprobe
 from fmprobe import seeding
 from fmprobe.autoencoder import from_functions
+from fmprobe.probes.alignment.perturbation import perturbed
 from fmprobe.probes.contraction import noise_images
-from fmprobe.probes.dictionaries import GAUSSIAN, random_basis
-from fmprobe.probes.perturbation import perturbed
+from fmprobe.probes.weights.dictionaries import GAUSSIAN, random_basis
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for part in ("fmprobe", "adapters", "recipes") for path in (ROOT / part).rglob("*.py"))
@@ -214,9 +214,9 @@ def test_the_random_basis_lies_outside_the_span_of_the_starts(model, seed, other
 @pytest.mark.parametrize("seed", range(4))
 def test_what_stands_beside_the_starts_is_independent_of_them(model, seed):
     found = fmprobe.find_attractors(lambda z: 0.5 * z + z.sign(), starts=model.sample_latents(8, seed), stability_cap=0)
-    from fmprobe.probes.dictionaries import make_dictionaries
-    from fmprobe.probes.memorization import _noise_images
+    from fmprobe.probes.memorization.coefficient import _noise_images
     from fmprobe.probes.ood.controls import control_images
+    from fmprobe.probes.weights.dictionaries import make_dictionaries
 
     made = make_dictionaries(model, found, ends=False, seed=seed, null_attractors=None, reference=None).atoms
     starts, n = model.sample_latents(8, seed), len(found)
@@ -242,7 +242,7 @@ def test_weight_noise_is_independent_of_weights_that_torch_drew_under_the_same_s
 
 
 def test_weight_noise_does_not_depend_on_how_tensors_are_shared_out():
-    from fmprobe.probes.perturbation import perturb
+    from fmprobe.probes.alignment.perturbation import perturb
 
     tensors = {"a": torch.ones(3, 4), "b": torch.ones(3, 4)}
     whole = perturb(tensors)

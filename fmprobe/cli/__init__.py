@@ -1,18 +1,13 @@
-"""The command line: one file a subcommand. Nothing heavy is imported before a command runs."""
+"""The command line. Nothing heavy is imported before a command runs."""
 
 import typer
 
-from fmprobe.cli.compare import compare
 from fmprobe.cli.demo import demo
 from fmprobe.cli.fit_decoder import fit_decoder
-from fmprobe.cli.memorization import memorization
 from fmprobe.cli.models import models
-from fmprobe.cli.ood import ood
 from fmprobe.cli.output import with_output
-from fmprobe.cli.probe import probe
 from fmprobe.cli.report import report
-from fmprobe.cli.score import score
-from fmprobe.cli.weights import weights
+from fmprobe.registry import probes
 from fmprobe.sharing import together
 from fmprobe.stopping import listen
 
@@ -23,11 +18,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, probe, weights, memorization, ood, score, compare, report, models):
-    app.command()(with_output(command))
-app.command("fit-decoder")(with_output(fit_decoder))
-# The same run under the name of its first product.
-app.command("prototypes", help="Extract a model's decoded attractors, one PNG each with an index.")(with_output(probe))
+asked = {name: command for probe in probes() for name, command in probe.COMMANDS.items()}
+for name, command in (
+    {"demo": demo} | asked | {"fit-decoder": fit_decoder, "report": report, "models": models}
+).items():
+    app.command(name)(with_output(command))
 
 
 def main() -> None:

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
-from fmprobe.cli import options as o
+from fmprobe.runs import options as o
 
 
 def demo(out: o.Out = None, seed: o.Seed = 0, resume: o.Resume = True) -> Path:
     """Probe the embedded model, a small ViT-MAE trained on scikit-learn's digits: offline, in under 90 seconds."""
     from importlib.resources import as_file, files
 
-    from fmprobe.cli.session import run_prototypes
+    from fmprobe.probes.prototypes import open_prototypes
 
-    with as_file(files("fmprobe.demo") / "vit-mae-digits") as folder:
-        load, plan = o.defaults(o.LOAD) | {"device": "cpu"}, o.defaults(o.PLAN) | {"n": 64}
-        return run_prototypes(str(folder), out or Path("runs/demo"), load=load, plan=plan, seed=seed, resume=resume)
+    asked = {"load": o.defaults(o.LOAD) | {"device": "cpu"}, "plan": o.defaults(o.PLAN) | {"n": 64}}
+    with (
+        as_file(files("fmprobe.demo") / "vit-mae-digits") as folder,
+        open_prototypes(str(folder), out or Path("runs/demo"), **asked, seed=seed, resume=resume) as (run, _),
+    ):
+        return run.finish()

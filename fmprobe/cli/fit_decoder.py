@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fmprobe.cli import options as o
+from fmprobe.runs import options as o
 
 Data = Annotated[str | None, typer.Option(help="Training images, SOURCE[:split][#column]. [default: procedural]")]
 Images = Annotated[int | None, typer.Option("--images", min=16, help="Training images. [default: by device, or all]")]
@@ -57,12 +57,13 @@ def fit_decoder(
     where it stopped.
     """
     import fmprobe
-    from fmprobe.cli.output import warn
-    from fmprobe.cli.session import default_out, load_model, validation_line
+    from fmprobe.runs.models import load_model, validation_line
+    from fmprobe.runs.run import default_out
     from fmprobe.sharing import is_main
     from fmprobe.surrogates.artefact import check_place
     from fmprobe.surrogates.latent import LatentSurrogate
     from fmprobe.surrogates.pixel import PixelDecoder
+    from fmprobe.validation import warning_of
 
     settings = {
         "n_images": images,
@@ -94,7 +95,8 @@ def fit_decoder(
     if is_main():
         surrogate.save(folder)
     typer.echo(f"decoder     {folder}; validation: {validation_line(surrogate)}")
-    warn({"decoder": surrogate.describe()["decoder"]})
+    if (warning := warning_of(surrogate.describe()["decoder"])) is not None:
+        typer.echo(f"\nwarning     {warning}")
     return {"decoder": str(folder), "validation": surrogate.info["validation"]}
 
 

@@ -62,18 +62,3 @@ def _content(found: Any) -> Any:
     from fmprobe.files import RESULTS, read_json
 
     return {"folder": str(found), **read_json(found / RESULTS)} if isinstance(found, Path) else found
-
-
-def warn(results: Mapping[str, Any]) -> None:
-    """What speaks against the surrogates of a run, before anything that was found with them."""
-    from fmprobe.validation import warnings_in
-
-    for text in warnings_in(results):
-        typer.echo(f"\nwarning     {text}")
-
-
-def tell(results: Mapping[str, Any], folder: Path) -> None:
-    """The outcome as a table of names and values, the report's path last."""
-    from fmprobe.report.summary import as_table, summary
-
-    typer.echo("\n" + as_table([*summary(results), ("report", str(folder / "report.html"))]))

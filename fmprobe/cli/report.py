@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fmprobe.cli.options import folder
+from fmprobe.runs.options import folder
 
 Runs = Annotated[list[Path], typer.Argument(help="Folders of finished runs.")]
 File = Annotated[

@@ -115,8 +115,3 @@ def cosine_of(a: Tensor, b: Tensor) -> Tensor:
     lengths = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     cosine = (a * b).sum(1) / lengths
     return torch.where(lengths > 0, cosine, torch.nan).clamp(-1, 1)
-
-
-def field_cosine(f: Function, g: Function, latents: Tensor, batch_size: int = 256) -> Tensor:
-    """Cosine of the fields of f and g at latents `(n, *latent_shape)` of one space, `(n,)`; as `cosine_of`."""
-    return cosine_of(field_at(f, latents, batch_size), field_at(g, latents, batch_size))

@@ -1,38 +1,131 @@
-"""The latent vector field V(z) = f(z) - z on a plane through latent space, and its basins of attraction."""
+"""fmprobe field: where does a step lead? The latent vector field V(z) = f(z) - z on a plane, and its basins."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
+import typer
 
-from fmprobe.attractors import AttractorSet, find_attractors
-from fmprobe.dynamics.calls import Function
-from fmprobe.dynamics.checks import check_counts
-from fmprobe.dynamics.fields import Plane, field_at
+from fmprobe.files import write_atomically
+from fmprobe.probes.prototypes import open_prototypes
+from fmprobe.probes.result import Result
+from fmprobe.report.sections import Section
+from fmprobe.runs import options as o
+from fmprobe.tables import Table
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from fmprobe.attractors import AttractorSet
+    from fmprobe.dynamics.fields import Plane
+
+FINEST, COARSEST = 25, 9  # grid points a side, by default
+BUDGET = 120.0  # seconds that the grid's orbits may take on a CPU, where nobody says how fine the grid is
+# Basins by size; beyond eight the colours come again.
+SHADES = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2", "#999999")
+BACKGROUND = "#ffffff"  # of orbits that end in no attractor
+
+Resolution = Annotated[
+    int | None, typer.Option(min=2, help="Number of grid points a side. [default: 25, fewer on a slow CPU]")
+]
+Basins = Annotated[
+    bool, typer.Option("--basins/--no-basins", help="Iterate every grid point to its end, to shade the basins.")
+]
+
+
+@o.grouped(plan=o.PLAN, load=o.LOAD)
+def field(
+    model: o.Model,
+    resolution: Resolution = None,
+    basins: Basins = True,
+    out: o.Out = None,
+    seed: o.Seed = 0,
+    verbose: o.Verbose = False,
+    resume: o.Resume = True,
+    *,
+    plan: dict[str, Any],
+    load: dict[str, Any],
+) -> Path:
+    """Draw the latent vector field of a model on the plane through its three largest attractors.
+
+    The attractors are those of `probe` under the same options. What its run folder holds is not computed again.
+    """
+    from fmprobe.attractors import AttractorSet
+    from fmprobe.runs.models import with_decoder
+    from fmprobe.runs.plan import duration
+    from fmprobe.sharing import is_main
+
+    how = {"load": load, "plan": plan, "seed": seed, "resume": resume, "verbose": verbose}
+    with open_prototypes(model, out, **how) as (run, loaded):
+        subject, protocol = with_decoder(loaded, seed), run.results["protocol"]
+        side = resolution or _affordable(protocol, subject.device.type == "cpu")
+
+        def make() -> dict[str, Any] | None:
+            if not is_main():
+                return None  # one process draws what all have found
+            cost = side**2 * (protocol["max_steps"] if basins else 1) * protocol["seconds_per_row"]
+            typer.echo(f"{side} x {side} grid points: at most {duration(cost)}")
+            found = vector_field(
+                subject,
+                attractors=AttractorSet.load(run.path / "attractors"),
+                resolution=side,
+                basins=basins,
+                seed=seed,
+                progress=None,
+                stability_cap=protocol["stability_cap"],
+                **{key: protocol[key] for key in SEARCH},
+            )
+            figure = found.plot()
+            write_atomically(run.path / "field.png", lambda path: figure.savefig(path, format="png", dpi=120))
+            return {"field": found.to_dict()}
+
+        same = lambda entry: bool(entry) and _is_of(entry, side, basins)  # noqa: E731
+        run.once("field", make, same=same, what="this")
+        return run.finish("field")
+
+
+SEARCH = ("tol", "measure", "max_steps", "batch_size", "merge", "merge_threshold")  # of the run's protocol
+
+
+def _affordable(protocol: Mapping[str, Any], slow: bool) -> int:
+    """Grid points a side whose orbits a CPU can follow in its budget, should none of them settle."""
+    cost = protocol["max_steps"] * protocol["seconds_per_row"]
+    affordable = math.isqrt(int(BUDGET / cost)) if slow and cost > 0 else FINEST
+    return max(COARSEST, min(FINEST, affordable))
+
+
+def _is_of(entry: Mapping[str, Any], resolution: int, basins: bool) -> bool:
+    """Whether an entry of `results.json` has this grid, with or without basins."""
+    return len(entry["ticks"]) == resolution and (entry["basins"] is not None) == basins
 
 
 @dataclass(frozen=True)
-class VectorField:
+class VectorField(Result):
     """V on a square grid of a plane, row i at `ticks[i]` along the second direction, column j along the first.
 
-    `arrows` `(g, g, 2)`: V projected on the plane. `norms` `(g, g)`: of the full V, inf where f is not finite.
-    `outside` `(g, g)`: the share of |V|^2 that the projection loses, nan where V is zero or not finite. `basins`
-    `(g, g)`: index of the attractor that the orbit of each grid point ends in, -1 for none; None if not asked for.
-    `attractors`: where those orbits end, or the set that was given; None where there is neither.
+    Attributes:
+        plane: the plane.
+        ticks: coordinates `(g,)` of the grid, in latent units.
+        arrows: V projected on the plane, `(g, g, 2)`.
+        norms: norm of the full V, `(g, g)`; inf where f is not finite.
+        outside: share of |V|^2 that the projection loses, `(g, g)`; nan where V is zero or not finite.
+        basins: index of the attractor that the orbit of each grid point ends in, `(g, g)`, -1 for none; None if not
+            asked for.
+        attractors: where those orbits end, or the set that was given; None where there is neither.
     """
 
-    plane: Plane
-    ticks: Tensor
-    arrows: Tensor
-    norms: Tensor
-    outside: Tensor
-    basins: Tensor | None
-    attractors: AttractorSet | None
+    key: ClassVar[str] = "field"
+    plane: "Plane"
+    ticks: "Tensor"
+    arrows: "Tensor"
+    norms: "Tensor"
+    outside: "Tensor"
+    basins: "Tensor | None"
+    attractors: "AttractorSet | None"
 
     def to_dict(self) -> dict[str, Any]:
         """What `results.json` keeps and the plot draws; values that are not finite become None."""
@@ -54,25 +147,13 @@ class VectorField:
             "orbits": None if self.basins is None or found is None else found.orbits.to_dict(),
         }
 
-    def plot(self) -> "Figure":
-        """Arrows coloured by norm, basins shaded, attractors marked (Fumero et al., ICLR 2026, fig. 1, 3a)."""
-        from fmprobe.report.fields import plot_field
-
-        return plot_field(self.to_dict())
-
-    def _repr_html_(self) -> str:
-        from fmprobe.report.show import html_of
-
-        warning = None if self.attractors is None else self.attractors.warning
-        return html_of({"field": self.to_dict()}, self.plot(), [warning] if warning else ())
-
 
 def vector_field(
     model: Any,
-    plane: Plane | Literal["attractors", "components"] | None = None,
+    plane: "Plane | Literal['attractors', 'components'] | None" = None,
     *,
-    points: Tensor | None = None,
-    attractors: AttractorSet | None = None,
+    points: "Tensor | None" = None,
+    attractors: "AttractorSet | None" = None,
     resolution: int = 25,
     basins: bool = True,
     seed: int = 0,
@@ -81,16 +162,30 @@ def vector_field(
 ) -> VectorField:
     """The latent vector field on a plane (Fumero et al., ICLR 2026, eq. 4, fig. 1, 3a).
 
-    `model`: an Autoencoder; or any f on a batch of latents, with a `Plane`. `plane`: a `Plane`; "attractors", through
-    the three largest of `attractors`; "components", the first two principal components of `points` `(n,
-    *latent_shape)`. By default the latent space itself where it has two dimensions, else the plane through the largest
-    `attractors` (found from N(0, I) under `seed` where none are given), with starts in place of those that are
-    missing. `resolution`: grid points a side. `basins`: iterate every grid point to its end. `settings` (`tol`,
-    `measure`, `max_steps`, `merge`, …) go to `find_attractors`.
+    Args:
+        model: an Autoencoder; or any f on a batch of latents, with a `Plane`.
+        plane: a `Plane`; "attractors", through the three largest of `attractors`; or "components", the first two
+            principal components of `points`. By default the latent space itself where it has two dimensions, else the
+            plane through the largest attractors, with starts in place of those that are missing.
+        points: latents `(n, *latent_shape)`.
+        attractors: attractors that the plane is laid through; by default found from N(0, I).
+        resolution: number of grid points a side.
+        basins: whether every grid point is iterated to its end.
+        seed: seed of the starts.
+        batch_size: largest number of latents in one call of f.
+        settings: of `find_attractors` (`tol`, `measure`, `max_steps`, `merge`, …).
 
-    Raises ValueError where there is no such plane, or for settings that make no sense.
+    Raises:
+        ValueError: there is no such plane, or a setting makes no sense.
     """
-    f: Function = getattr(model, "latent_map", model)
+    import torch
+
+    from fmprobe.attractors import find_attractors
+    from fmprobe.autoencoder import Autoencoder
+    from fmprobe.dynamics.checks import check_counts
+    from fmprobe.dynamics.fields import Plane, field_at
+
+    f = getattr(model, "latent_map", model)
     check_counts(2, resolution=resolution)
     check_counts(batch_size=batch_size)
     search = {"batch_size": batch_size, "progress": False, **settings}
@@ -109,7 +204,7 @@ def vector_field(
         attractors = find_attractors(model, starts=grid, **search)
         labels = attractors.labels.reshape(resolution, resolution).cpu()
     square = (resolution, resolution)
-    return VectorField(
+    made = VectorField(
         plane=plane,
         ticks=ticks,
         arrows=arrows.reshape(*square, 2).cpu(),
@@ -118,12 +213,18 @@ def vector_field(
         basins=labels,
         attractors=attractors,
     )
+    return made.about(model) if isinstance(model, Autoencoder) else made
 
 
 def _choose(
-    model: Any, plane: str | None, points: Tensor | None, attractors: AttractorSet | None, seed: int, search: Any
-) -> tuple[Plane, AttractorSet | None]:
+    model: Any, plane: str | None, points: "Tensor | None", attractors: "AttractorSet | None", seed: int, search: Any
+) -> "tuple[Plane, AttractorSet | None]":
     """The plane asked for by name, or the default one, and the attractors that it was laid through."""
+    import torch
+
+    from fmprobe.attractors import find_attractors
+    from fmprobe.dynamics.fields import Plane
+
     if plane == "components":
         if points is None:
             raise ValueError('plane "components" needs points of shape (n, *latent_shape)')
@@ -145,8 +246,151 @@ def _choose(
     return Plane.through(torch.cat([largest, starts[: 3 - len(largest)]]), label), attractors
 
 
-def _listed(values: Tensor) -> Sequence[Any]:
+def _listed(values: "Tensor") -> Sequence[Any]:
     """Nested lists rounded to four digits, None where not finite."""
     if values.ndim > 1:
         return [_listed(row) for row in values]
     return [float(f"{v:.4g}") if v == v and abs(v) != float("inf") else None for v in values.tolist()]
+
+
+def plot_field(field: Mapping[str, Any], title: str = "") -> "Figure":
+    """Arrows of one length coloured by the norm of V, basins shaded, attractors marked by stars.
+
+    `field`: the entry of `results.json`. Fumero et al., ICLR 2026, fig. 1, 3a.
+    """
+    figure = _empty()
+    _draw(figure, field, title)
+    return figure
+
+
+def animate_fields(
+    fields: Sequence[Mapping[str, Any]], titles: Sequence[str], path: Path, *, frames_a_second: int = 3
+) -> None:
+    """A GIF with one frame a field, all on one scale of colours; the last is held for five frames."""
+    from matplotlib.animation import PillowWriter
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    span = _span([value for field in fields for value in _norms(field).ravel()])
+
+    def save(temporary: Path) -> None:
+        figure = _empty()
+        FigureCanvasAgg(figure)
+        writer = PillowWriter(fps=frames_a_second)
+        with writer.saving(figure, str(temporary.with_suffix(".gif")), dpi=80):
+            frames = [*zip(fields, titles, strict=True)]
+            for field, title in frames + frames[-1:] * 4:
+                figure.clear()
+                _draw(figure, field, title, span)
+                writer.grab_frame()
+        temporary.with_suffix(".gif").replace(temporary)  # the writer goes by the suffix
+
+    write_atomically(path, save)
+
+
+def _empty() -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(6.4, 5.2), layout="constrained")
+
+
+def _draw(figure: "Figure", field: Mapping[str, Any], title: str, span: tuple[float, float] | None = None) -> None:
+    import numpy as np
+    from matplotlib.colors import ListedColormap, LogNorm
+
+    ax = figure.subplots()
+    ticks, extent = field["ticks"], field["extent"]
+    if field["basins"] is not None:
+        basins = np.array(field["basins"])
+        colours = [BACKGROUND, *(SHADES[i % len(SHADES)] for i in range(max(1, basins.max() + 1)))]
+        half = (ticks[1] - ticks[0]) / 2
+        edges = (ticks[0] - half, ticks[-1] + half) * 2
+        ax.imshow(
+            basins + 1,
+            cmap=ListedColormap(colours),
+            vmin=-0.5,
+            vmax=len(colours) - 0.5,
+            origin="lower",
+            extent=edges,
+            alpha=0.3,
+            interpolation="nearest",
+        )
+    arrows, norms = np.array(field["arrows"], dtype=float), _norms(field)
+    lengths = np.hypot(arrows[..., 0], arrows[..., 1])
+    # A field that leaves the plane at right angles has no direction in it.
+    units = np.divide(arrows, lengths[..., None], out=np.zeros_like(arrows), where=lengths[..., None] > 0)
+    low, high = span or _span(norms.ravel())
+    quiver = ax.quiver(
+        ticks,
+        ticks,
+        units[..., 0],
+        units[..., 1],
+        np.where(np.isfinite(norms), norms, high),
+        cmap="viridis",
+        norm=LogNorm(low, high),
+        pivot="mid",
+        angles="xy",
+        scale=1.3 * len(ticks),
+        width=0.003,
+    )
+    figure.colorbar(quiver, ax=ax, label="norm of the step  ||f(z) - z||")
+    points = np.array(field["attractors"], dtype=float).reshape(-1, 2)
+    ax.scatter(*points.T, marker="*", s=90, color="#D55E00", edgecolor="black", lw=0.5, zorder=3)
+    ax.set_xlim(-1.05 * extent, 1.05 * extent)
+    ax.set_ylim(-1.05 * extent, 1.05 * extent)
+    ax.set_aspect("equal")
+    ax.set_xlabel("first direction (latent units)")
+    ax.set_ylabel("second direction (latent units)")
+    ax.set_title(title or field["plane"], fontsize=10)
+
+
+def _norms(field: Mapping[str, Any]) -> "np.ndarray":
+    import numpy as np
+
+    return np.array(field["norms"], dtype=float)
+
+
+def _span(norms: Any) -> tuple[float, float]:
+    """Limits of the scale of colours: the positive, finite norms, two of them apart."""
+    import numpy as np
+
+    values = np.array(norms, dtype=float)
+    values = values[np.isfinite(values) & (values > 0)]
+    if not len(values):
+        return 0.1, 1.0
+    return float(values.min()), float(max(values.max(), 1.01 * values.min()))
+
+
+def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The plane, and the share of the grid that lies in a basin."""
+    if entry["basins"] is None:
+        return [("field", entry["plane"])]
+    labels = [label for row in entry["basins"] for label in row]
+    share = sum(label >= 0 for label in labels) / len(labels)
+    return [("field", f"{entry['plane']}; {share:.0%} of {len(labels)} grid points lie in a basin of attraction")]
+
+
+def numbers(entry: Mapping[str, Any]) -> list[Table]:
+    """Size of the steps on the grid, and how much of them the plane shows."""
+    norms = sorted(value for row in entry["norms"] for value in row if value is not None)
+    rows = [
+        ("grid points a side", len(entry["ticks"])),
+        ("extent of the plane from its centre, in latent units", entry["extent"]),
+        ("norm of the step ||f(z) - z||, median", norms[len(norms) // 2] if norms else None),
+        ("share of its square that lies outside the plane, median", entry["outside"]["median"]),
+        ("attractors that the grid points end in", len(entry["attractors"])),
+    ]
+    return [Table("The field on the plane", rows)]
+
+
+SECTIONS = (
+    Section(
+        "field",
+        "The latent vector field",
+        "V(z) = f(z) - z on a plane: arrows coloured by its norm, basins of attraction shaded, attractors as stars. "
+        "What is not shaded ends in no attractor.",
+        lines=lines,
+        tables=numbers,
+        figures=lambda entry: {"vector field": plot_field(entry)},
+    ),
+)
+COMMANDS = {"field": field}

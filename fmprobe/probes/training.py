@@ -18,7 +18,7 @@ from fmprobe.dynamics.distances import chamfer, nearest
 from fmprobe.dynamics.merging import THRESHOLDS
 from fmprobe.errors import InputError, WriteError
 from fmprobe.images import spread
-from fmprobe.probes.memorization import rank_at
+from fmprobe.probes.memorization.coefficient import rank_at
 from fmprobe.probes.ood.metrics import ood_metrics
 from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, follow
 

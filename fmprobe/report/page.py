@@ -8,10 +8,13 @@ from typing import Any
 
 from fmprobe.errors import InputError
 from fmprobe.files import write_atomically
-from fmprobe.report.rendering import render, rounded, text_of
-from fmprobe.report.run import Run
-from fmprobe.report.sections import SECTIONS, Section
+from fmprobe.registry import sections as registered
+from fmprobe.report.finished import FinishedRun
+from fmprobe.report.rendering import render, text_of
+from fmprobe.report.sections import Section
 from fmprobe.report.summary import summary
+from fmprobe.report.surrogate import QUALITY
+from fmprobe.tables import rounded
 from fmprobe.validation import warnings_in
 
 RUN_FACTS = ("command", "date", "device", "fmprobe", "total_seconds")
@@ -24,7 +27,7 @@ def write_report(folders: Path | Sequence[Path], out: Path | None = None) -> Pat
     run, or what it holds does not fit together; nothing is written then.
     """
     folders = [folders] if isinstance(folders, Path) else list(folders)
-    page = make_page([Run(folder, i) for i, folder in enumerate(folders)])
+    page = make_page([FinishedRun(folder, i) for i, folder in enumerate(folders)])
     path = out or folders[0] / "report.html"
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file for the report with --out")
@@ -37,13 +40,13 @@ def write_report(folders: Path | Sequence[Path], out: Path | None = None) -> Pat
     return path
 
 
-def make_page(runs: Sequence[Run]) -> str:
+def make_page(runs: Sequence[FinishedRun]) -> str:
     """The page as text."""
     script = text_of("page.js")
     labels = _labels(runs)
     sections = [
         {"title": section.title, "anchor": section.anchor, "lead": section.lead, "columns": columns}
-        for section in SECTIONS
+        for section in (*registered(), QUALITY)
         if (columns := _columns(section, runs, labels))
     ]
     if not sections:
@@ -66,7 +69,7 @@ def make_page(runs: Sequence[Run]) -> str:
     )
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
+def _labels(runs: Sequence[FinishedRun]) -> list[str]:
     """Names of the runs, with their folders where two runs share a name."""
     names = [run.name for run in runs]
     return [
@@ -74,24 +77,24 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _subtitle(runs: Sequence[Run]) -> str:
+def _subtitle(runs: Sequence[FinishedRun]) -> str:
     if all("orbits" in run.results for run in runs):
         starts = " and ".join(rounded(run.results["orbits"]["noise"]["starts"]) for run in runs)
         return f"Attractors of the latent map f(z) = E(D(z)) from {starts} starts drawn from N(0, I), not from data."
     return "The latent map f(z) = E(D(z)), iterated."
 
 
-def _columns(section: Section, runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, Any]]:
+def _columns(section: Section, runs: Sequence[FinishedRun], labels: Sequence[str]) -> list[dict[str, Any]]:
     """What a section shows of each run that has its key; an empty body is left out."""
     columns = []
     for run, label in zip(runs, labels, strict=True):
         if run.results.get(section.key) is not None:
-            body = _checked(run, section.title, lambda run: section.body(run.results[section.key], run))
+            body = _checked(run, section.title, lambda run: section.markup(run.results[section.key], run))
             columns += [{"label": label, "body": body}] if body else []
     return columns
 
 
-def _checked(run: Run, what: str, make: Callable[[Run], Any]) -> Any:
+def _checked(run: FinishedRun, what: str, make: Callable[[FinishedRun], Any]) -> Any:
     """What `make` makes of a run; an InputError that names the folder where the run's content does not allow it."""
     from jinja2 import UndefinedError
 
@@ -107,7 +110,7 @@ def _checked(run: Run, what: str, make: Callable[[Run], Any]) -> Any:
         ) from error
 
 
-def _notes(run: Run, label: str) -> list[dict[str, str]]:
+def _notes(run: FinishedRun, label: str) -> list[dict[str, str]]:
     """What a reader must know before looking at anything."""
     results, notes = run.results, []
     found = results.get("attractors") or {}
@@ -147,7 +150,7 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
     return [(name, [rounded(row.get(name, "")) for row in rows]) for name in names]
 
 
-def _facts(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[str], bool]]]:
+def _facts(runs: Sequence[FinishedRun]) -> dict[str, list[tuple[str, list[str], bool]]]:
     """Provenance and protocol as tables: name, value a run, and whether the runs differ in it."""
     tables = {}
     for title, key in (("Protocol", "protocol"), ("Model", "model"), ("Decoder", "decoder"), ("Run", None)):
@@ -157,7 +160,7 @@ def _facts(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[str], bool]]]:
     return tables
 
 
-def _run_facts(run: Run) -> dict[str, Any]:
+def _run_facts(run: FinishedRun) -> dict[str, Any]:
     return {name: run.results.get(name) for name in RUN_FACTS}
 
 

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from fmprobe.tables import number, rounded
+
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-    from fmprobe.report.run import Run
+    from fmprobe.report.finished import FinishedRun
 
 # Drawn in colours that follow the page, light or dark, where there is one.
 INKS = {
@@ -55,20 +57,6 @@ def text_of(name: str) -> "Markup":
     return Markup((files("fmprobe.report") / "templates" / name).read_text(encoding="utf-8"))
 
 
-def rounded(value: Any) -> str:
-    """A value as the page shows it."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(rounded(item) for item in value)
-    return "–" if value is None else str(value)
-
-
-def number(value: float | None, spec: str) -> str:
-    """A number by a format; a dash for one that is not known or was not finite, which `results.json` keeps as null."""
-    return "–" if value is None or not math.isfinite(value) else format(value, spec)
-
-
 def known(values: Iterable[float | None]) -> list[float]:
     """Numbers for a plot, nan for those that are not known or were not finite."""
     return [math.nan if value is None else value for value in values]
@@ -79,7 +67,7 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}"
 
 
-def plot(figure: "Figure", title: str, run: "Run | None" = None) -> "Markup":
+def plot(figure: "Figure", title: str, run: "FinishedRun | None" = None) -> "Markup":
     """A figure for the page of a run; the title says in words what it shows."""
     from markupsafe import Markup, escape
 

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from fmprobe.report.attractors import SPRITE, sprite_of
-from fmprobe.report.rendering import render, rounded
+from fmprobe.report.rendering import render
+from fmprobe.report.sections import Section, tables
+from fmprobe.tables import Table, rounded
 
 if TYPE_CHECKING:
-    from fmprobe.report.run import Run
+    from fmprobe.report.finished import FinishedRun
 
 HEAD = {
     "l1": "L1",
@@ -20,7 +21,7 @@ HEAD = {
 }
 
 
-def quality(decoder: Mapping[str, Any], run: "Run") -> Markup:
+def quality(decoder: Mapping[str, Any], run: "FinishedRun") -> Markup:
     """Its data and its errors on images it was not trained on, with pictures; nothing for a model's own."""
     if decoder.get("kind") != "surrogate":
         return Markup("")
@@ -29,13 +30,10 @@ def quality(decoder: Mapping[str, Any], run: "Run") -> Markup:
     rows = [(name.replace("_", " "), *(row.get(key) for key in columns)) for name, row in validation.items()]
     body = Markup("<p>{}, trained on {}.</p>").format(decoder.get("architecture"), _told(decoder.get("data")))
     if rows:
-        body += render(
-            "table.html", title="Errors of the surrogate", head=["images", *(HEAD[key] for key in columns)], rows=rows
-        )
+        head = ["images", *(HEAD[key] for key in columns)]
+        body += tables([Table("Errors of the surrogate", rows, head)])
     if kept := run.results.get("reconstructions"):
-        picture = run.picture(kept["picture"], budget=SPRITE)
-        sprite = sprite_of(picture, 2, kept["images"], run)
-        body += render("reconstructions.html", film=sprite)
+        body += render("reconstructions.html", film=run.sprite(kept["picture"], rows=2, columns=kept["images"]))
     return body
 
 
@@ -44,3 +42,12 @@ def _told(data: Any) -> str:
     if isinstance(data, Mapping):
         return "; ".join(f"{key.replace('_', ' ')} {rounded(value)}" for key, value in data.items())
     return rounded(data)
+
+
+QUALITY = Section(
+    "decoder",
+    "The surrogate",
+    "The encoder has no decoder of its own. The latent map is that of encoder and surrogate together, and its "
+    "findings are not the encoder's.",
+    body=quality,
+)

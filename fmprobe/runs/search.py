@@ -2,13 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
+import typer
 from torch import Tensor
 
 from fmprobe.attractors import AttractorSet
+from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.attractors import attractors_of
 from fmprobe.dynamics.curves import ResidualCurves
 from fmprobe.dynamics.distances import typical_size
@@ -16,15 +19,56 @@ from fmprobe.dynamics.engine import Ended
 from fmprobe.dynamics.iterate import progress_bar, stream_orbits
 from fmprobe.dynamics.orbits import Rules, protocol_of
 from fmprobe.runs.folder import RunFolder
+from fmprobe.runs.plan import Plan, make_plan
+from fmprobe.runs.run import Run
 from fmprobe.runs.shards import Shards, rows_of_a_shard
-from fmprobe.sharing import Team
+from fmprobe.sharing import Team, team
 from fmprobe.stopping import Stopped, pending, section
 
-if TYPE_CHECKING:
-    from fmprobe.autoencoder import Autoencoder
-    from fmprobe.probes.prototypes import Plan
-
+Found = tuple[AttractorSet, dict[str, Any]]  # attractors, and the curves of the starts that were watched
 EVERY = 0.2  # seconds between looks at the other processes
+
+
+def search(
+    model: Autoencoder,
+    run: Run,
+    asked: Mapping[str, Any],
+    seed: int,
+    name: str,
+    watched: int = 0,
+    **settings: Any,
+) -> tuple[Plan, Found | None]:
+    """The plan of a search from noise, and what all processes found together; None for all but the main process.
+
+    The plan is pinned when a search begins, since its defaults follow from how fast the machine was then; the versions
+    and the decoder with it.
+
+    Args:
+        model: the model whose latent map is iterated.
+        run: the run whose folder keeps what is found on the way.
+        asked: settings of the plan, as `make_plan` takes them.
+        seed: seed of the starts.
+        name: tells several searches of one run apart.
+        watched: number of starts, the first, whose residual curves are kept.
+        settings: fields of the plan that hold whatever was asked.
+
+    Raises:
+        InputError: the search was begun under other versions, on another device or with another decoder.
+        Stopped: a signal came; what has been found is kept.
+        WriteError: the disk is full.
+    """
+    plan = Plan(**run.pin(name, lambda: asdict(replace(make_plan(model, seed=seed, **asked), **settings))))
+    run.pin_circumstances(model, name)
+    typer.echo(str(plan))
+    return plan, iterated(model, plan, run.folder, name, watched)
+
+
+def iterated(model: Autoencoder, plan: Plan, folder: RunFolder, name: str = "shards", watched: int = 0) -> Found | None:
+    """What the starts of a plan lead to, found by all processes together; None for all but the main process."""
+    crew = team()
+    work = Search(model, plan, folder, crew, name, min(watched, plan.n))
+    work.iterate()
+    return work.attractors() if crew.is_main else None
 
 
 class Search:
@@ -35,7 +79,7 @@ class Search:
     """
 
     def __init__(
-        self, model: "Autoencoder", plan: "Plan", folder: RunFolder, team: Team, name: str, watched: int = 0
+        self, model: Autoencoder, plan: Plan, folder: RunFolder, team: Team, name: str, watched: int = 0
     ) -> None:
         self.model, self.plan, self.folder, self.team, self.name = model, plan, folder, team, name
         rows = rows_of_a_shard(plan.n, math.prod(model.latent_shape))

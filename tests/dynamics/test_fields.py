@@ -152,7 +152,7 @@ def test_the_cosine_of_two_fields():
 def test_the_plot_draws_what_the_field_holds(tmp_path):
     from PIL import Image
 
-    from fmprobe.report.fields import animate_fields
+    from fmprobe.probes.field import animate_fields
 
     field = vector_field(wells(2), resolution=4, max_steps=50)
     axes, bar = field.plot().axes

@@ -103,7 +103,7 @@ def test_a_result_names_what_was_followed(protocol):
 
 
 def test_a_slow_cpu_takes_fewer_steps_and_says_so():
-    with mock.patch("fmprobe.probes.prototypes._seconds_per_row", return_value=0.01):
+    with mock.patch("fmprobe.runs.plan._seconds_per_row", return_value=0.01):
         plan = prototypes.make_plan(model_of(FOUNDATION), 64)
     assert plan.max_steps == int(150 / (64 * 0.01))
     assert plan.name == f"{FOUNDATION.name}; max_steps lowered to {plan.max_steps} for this device"
@@ -175,8 +175,8 @@ def test_the_defaults_of_every_command_are_the_protocol_of_the_model(command, pr
     arguments = [str(places.get(part, part)) for part in command.split()]
     with (
         mock.patch("fmprobe.load", loaded),
-        mock.patch("fmprobe.probes.prototypes._seconds_per_row", return_value=1e-9),
-        mock.patch("fmprobe.probes.perturbation.perturbed_checkpoint", return_value=tmp_path),
+        mock.patch("fmprobe.runs.plan._seconds_per_row", return_value=1e-9),
+        mock.patch("fmprobe.probes.alignment.perturbation.perturbed_checkpoint", return_value=tmp_path),
         mock.patch(COMMANDS[command], side_effect=Reached) as door,
         pytest.raises(Reached),
     ):

@@ -13,10 +13,10 @@ from torch import nn
 
 import fmprobe
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.probes.alignment import basin_agreement, pair_jaccard
-from fmprobe.probes.latent_maps import fit_linear, fit_orthogonal, fit_relative
-from fmprobe.probes.perturbation import perturb, perturbed, perturbed_checkpoint
-from fmprobe.report.alignment import notes
+from fmprobe.probes.alignment.comparison import basin_agreement, pair_jaccard
+from fmprobe.probes.alignment.latent_maps import fit_linear, fit_orthogonal, fit_relative
+from fmprobe.probes.alignment.page import notes
+from fmprobe.probes.alignment.perturbation import perturb, perturbed, perturbed_checkpoint
 
 D = 4
 TURN = torch.linalg.qr(draws(D, D, 3))[0]

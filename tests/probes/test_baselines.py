@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+from fmprobe.cli.weights_run import held_out
 from support.maps import draws
 from torch import nn
 
 import fmprobe
-from fmprobe.cli.weights_run import held_out
+from fmprobe.probes.alignment.perturbation import perturb, perturbed
 from fmprobe.probes.contraction import noise_images, std_ratio
-from fmprobe.probes.dictionaries import GAUSSIAN, PCA, STARTS, make_dictionaries
-from fmprobe.probes.film import film
-from fmprobe.probes.memorization import NULLS, _noise_images, _ranks
-from fmprobe.probes.perturbation import perturb, perturbed
+from fmprobe.probes.memorization.coefficient import NULLS, _noise_images, _ranks
+from fmprobe.probes.prototypes.film import film
+from fmprobe.probes.weights.dictionaries import GAUSSIAN, PCA, STARTS, make_dictionaries
 
 SHAPE, D = (1, 4, 4), 16
 

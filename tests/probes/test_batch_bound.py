@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import fmprobe
-from fmprobe.probes.film import Film, film
-from fmprobe.probes.prototypes import find_prototypes, make_plan
+from fmprobe.probes.prototypes import find_prototypes
+from fmprobe.probes.prototypes.film import Film, film
+from fmprobe.runs.plan import make_plan
 
 SEARCH = {"tol": 1e-4, "max_steps": 60}
 WELLS = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])

@@ -4,7 +4,7 @@ import torch
 
 import fmprobe
 from fmprobe.dynamics.orbits import Status
-from fmprobe.probes.film import STARTS, _varied, film
+from fmprobe.probes.prototypes.film import STARTS, _varied, film
 
 
 def halving(diverging: bool = False):

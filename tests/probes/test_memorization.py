@@ -15,8 +15,8 @@ from support.maps import draws
 
 import fmprobe
 from fmprobe.dynamics.distances import chamfer, nearest
-from fmprobe.probes.memorization import bound_terms, rank_at, save_pairs
-from fmprobe.report.memorization import memorization_levels, memorization_sweep
+from fmprobe.probes.memorization.coefficient import bound_terms, rank_at, save_pairs
+from fmprobe.probes.memorization.page import memorization_levels, memorization_sweep
 
 SHAPE, D = (1, 4, 6), 24
 

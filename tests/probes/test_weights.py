@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 import fmprobe
 from fmprobe.attractors import AttractorSet, find_attractors
-from fmprobe.probes.dictionaries import atoms_of, bootstrap, effective_rank, principal_directions, random_basis
+from fmprobe.probes.weights.dictionaries import atoms_of, bootstrap, effective_rank, principal_directions, random_basis
 
 SHAPE, D = (1, 4, 8), 32
 

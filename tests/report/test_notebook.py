@@ -7,7 +7,8 @@ from support.reports import ood_facts
 
 import fmprobe
 from fmprobe.probes.ood.probe import OODResult
-from fmprobe.probes.prototypes import find_prototypes, make_plan
+from fmprobe.probes.prototypes import find_prototypes
+from fmprobe.runs.plan import make_plan
 
 
 @pytest.fixture(scope="module")

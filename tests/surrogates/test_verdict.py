@@ -12,9 +12,10 @@ from support.surrogates import QUICK, quick
 import fmprobe
 from fmprobe.attractors import AttractorSet
 from fmprobe.cli import app
-from fmprobe.probes.prototypes import find_prototypes, make_plan
+from fmprobe.probes.prototypes import find_prototypes
 from fmprobe.procedural import procedural_images
 from fmprobe.report.summary import summary
+from fmprobe.runs.plan import make_plan
 from fmprobe.surrogates.fit import FitSettings
 from fmprobe.validation import warning_of
 

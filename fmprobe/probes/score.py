@@ -1,26 +1,27 @@
-"""What fmprobe score does: new images to a CSV or parquet, a row a file in input order; processes share the blocks."""
+"""fmprobe score: new images through a fitted detector, to a CSV or parquet, a row a file in input order."""
 
 import csv
 import io
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import fmprobe
-from fmprobe.cli.output import warn
-from fmprobe.cli.session import at_work, open_folder
-from fmprobe.digests import digest, file_digest
+from fmprobe import __version__
+from fmprobe.digests import digest
 from fmprobe.errors import InputError, WriteError
 from fmprobe.files import write_atomically
-from fmprobe.hub import canonical
-from fmprobe.runs.folder import RunFolder
+from fmprobe.report.sections import Section
+from fmprobe.runs import options as o
 from fmprobe.sharing import is_main, team
+from fmprobe.tables import Table
 
 if TYPE_CHECKING:
     from fmprobe.probes.ood.detector import TrajectoryDetector
+    from fmprobe.runs.run import Run
 
 TABLE = "scores.csv"
 COLUMNS = ("file", "accepted", "score", "trajectory", "first", "orbit", "problem", "pixels")
@@ -28,46 +29,63 @@ NUMBERS = ("score", "trajectory", "first")
 NOT_FINITE = "the model gives it a latent that is not finite, so it is as far as can be"
 
 
-def score_source(
-    detector_folder: Path,
-    data: str,
-    out: Path | None,
-    *,
-    acceptance: float | None,
-    rule: str | None,
-    device: str,
-    resume: bool,
-    parquet: bool = False,
-    verbose: bool = False,
-) -> Path:
-    """Score every image of `data` with a detector that was kept; returns the path of the table.
+Detector = Annotated[Path, typer.Argument(help="Folder of a fitted detector, such as `fmprobe ood MODEL` leaves.")]
+Data = Annotated[str, typer.Option(help="Images to score, SOURCE[:split][#column].")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", parser=o.folder, metavar="PATH", help="For the table. [default: runs/ood-scores]"),
+]
+Acceptance = Annotated[
+    float | None, typer.Option(help="Share of in-distribution images to accept. [default: the detector's]")
+]
+Rule = Annotated[str | None, typer.Option(help="The score that decides. [default: the detector's]")]
+Parquet = Annotated[bool, typer.Option("--parquet", help="Write scores.parquet beside the CSV.")]
 
-    Rows of an earlier run are kept where an image has the same pixels, whatever its file is called now; `pixels` is
-    their digest. A file that is no image gets a row that says so, and so does one that the model has no finite latent
-    for. `parquet`: the finished table as `scores.parquet` too, numbers as float64 and `accepted` as a truth value.
+
+def score(
+    detector: Detector,
+    data: Data,
+    out: Out = None,
+    acceptance: Acceptance = None,
+    rule: Rule = None,
+    parquet: Parquet = False,
+    device: o.Device = "auto",
+    verbose: o.Verbose = False,
+    resume: o.Resume = True,
+) -> Path:
+    """Score new images with a fitted detector, to a CSV with a row a file: accepted or not, and by which score.
+
+    The detector knows its model and all of its settings. Images that were scored before, as told by their pixels, keep
+    their rows.
     """
+    check_acceptance(acceptance)
+    from fmprobe.digests import file_digest
+    from fmprobe.hub import canonical
     from fmprobe.images import open_images, printable
     from fmprobe.probes.ood.artefact import FACTS
-    from fmprobe.probes.ood.detector import TrajectoryDetector
+    from fmprobe.runs.run import Run
 
-    detector = _load(detector_folder, device, TrajectoryDetector)
-    warn(_decoder(detector))
-    threshold = detector.threshold(acceptance, rule)
-    rule = rule or detector.rule
-    found = open_images(data, **detector.model.image_arguments)
+    began = time.perf_counter()
+    fitted = load_detector(detector, device)
+    decoder = _decoder(fitted)
+    if (warning := decoder.get("decoder", {}).get("warning")) is not None:
+        typer.echo(f"\nwarning     {warning}")
+    found = open_images(data, **fitted.model.image_arguments)
     _check_names([name for name, _ in found])
-    manifest = {
-        "detector": file_digest(detector_folder / FACTS),
-        "data": canonical(data),
-        "rule": rule,
-        "threshold": threshold,
-        "fmprobe": fmprobe.__version__,
-    }
-    folder = open_folder(out or Path("runs") / "ood-scores", manifest, resume, verbose)
-    table = folder.path / TABLE
-    with at_work(folder):
-        _score_all(detector, found, folder, {**manifest, "data": printable(data)}, parquet)
-    return table
+    decides = {"rule": rule or fitted.rule, "threshold": fitted.threshold(acceptance, rule)}
+    asked = {"detector": file_digest(detector / FACTS), "data": canonical(data), **decides}
+    out = out or Path("runs") / "ood-scores"
+    with Run.open(out, asked, began=began, resume=resume, verbose=verbose) as run:
+        rows, again = _score_all(run, fitted, found, decides)
+        counts = _counts(rows)
+        about = {"detector": asked["detector"], "data": printable(data), **decides, "fmprobe": __version__}
+        run.put({**decoder, "ood_scores": {**counts, **about}})
+        if is_main() and parquet:
+            _write_parquet((run.path / TABLE).with_suffix(".parquet"), rows)
+        typer.echo(f"{len(found)} images, {again} scored already")
+        typer.echo(f"accepted    {counts['accepted']} of {len(found)}{_beside(counts)}")
+        typer.echo(f"scores      {run.path / TABLE}{' and .parquet' if parquet else ''}")
+        return run.path
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -78,39 +96,36 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _score_all(
-    detector: "TrajectoryDetector",
-    found: Sequence[tuple[str, Any]],
-    folder: RunFolder,
-    about: Mapping[str, Any],
-    parquet: bool,
-) -> None:
-    """Write the table of the images found and the results, all processes together."""
-    table, rule, threshold = folder.path / TABLE, about["rule"], about["threshold"]
-    with team().main_first():
+    run: "Run", detector: "TrajectoryDetector", found: Sequence[tuple[str, Any]], decides: Mapping[str, Any]
+) -> tuple[list[dict[str, str]], int]:
+    """Write the table of the images found, all processes together.
+
+    Rows of an earlier run are kept where an image has the same pixels, whatever its file is called now. The processes
+    add rows to one table, rather than parts of their own, so that a kill loses no row.
+
+    Returns:
+        For the main process the rows in the order of the images; and how many of them were there already.
+    """
+    table, crew = run.path / TABLE, team()
+    with crew.main_first():
         known = {row["pixels"]: row for row in _kept(table)}
-    team().barrier()  # all have read the table before one adds to it
-    typer.echo(f"{len(found)} images; {rule!r} up to {threshold:.6g} is accepted")
-    size, draw, again = 4 * detector.settings.batch_size, team().counter(), team().counter()
+    crew.barrier()  # all have read the table before one adds to it
+    typer.echo(f"{len(found)} images; {decides['rule']!r} up to {decides['threshold']:.6g} is accepted")
+    size, draw, again = 4 * detector.settings.batch_size, crew.counter(), crew.counter()
     while (first := (draw(1) - 1) * size) < len(found):
-        block = found[first : first + size]
-        rows = _score(detector, block, known, rule, threshold)
+        rows = _score(detector, found[first : first + size], known, **decides)
         fresh = [row for row in rows if row != known.get(row["pixels"])]
         again(len(rows) - len(fresh))
         _append(table, fresh)
-        folder.tell("scored", images=len(fresh), process=team().rank)
+        run.tell("scored", images=len(fresh))
         typer.echo(f"{min(first + size, len(found))} of {len(found)}")
-    team().barrier()
-    if is_main():
-        rows = _rows(table)
-        ordered = [rows[name] for name, _ in found]
-        write_atomically(table, lambda path: path.write_text(_text(ordered, head=True), encoding="utf-8"))
-        if parquet:
-            _write_parquet(table.with_suffix(".parquet"), ordered)
-        counts = _counts(ordered)
-        folder.finish({**_decoder(detector), "ood_scores": {**counts, **about}})
-        typer.echo(f"{len(found)} images, {again(0)} scored already")
-        typer.echo(f"accepted    {counts['accepted']} of {len(found)}{_beside(counts)}")
-        typer.echo(f"scores      {table}{' and .parquet' if parquet else ''}")
+    crew.barrier()
+    if not crew.is_main:
+        return [], 0
+    rows = _rows(table)
+    ordered = [rows[name] for name, _ in found]
+    write_atomically(table, lambda path: path.write_text(_text(ordered, head=True), encoding="utf-8"))
+    return ordered, again(0)
 
 
 def _counts(rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
@@ -137,11 +152,14 @@ def _decoder(detector: "TrajectoryDetector") -> dict[str, Any]:
     return {"decoder": {**decoder, "warning": detector.model.surrogate_warning}}
 
 
-def _load(folder: Path, device: str, kind: "type[TrajectoryDetector]") -> "TrajectoryDetector":
+def load_detector(folder: Path, device: str) -> "TrajectoryDetector":
+    """A detector that was kept, on a device; a local file has no progress bar."""
     from transformers.utils import logging
 
+    from fmprobe.probes.ood.detector import TrajectoryDetector
+
     logging.disable_progress_bar()
-    return kind.load(folder, device=device)
+    return TrajectoryDetector.load(folder, device=device)
 
 
 def _score(
@@ -242,3 +260,27 @@ def _text(rows: Iterable[Mapping[str, str]], head: bool = False) -> str:
     writer.writerows([COLUMNS] if head else [])
     writer.writerows([row[name] for name in COLUMNS] for row in rows)
     return out.getvalue()
+
+
+def check_acceptance(value: float | None) -> None:
+    """Raise InputError for a share that is not between 0 and 1."""
+    if value is not None and not 0 < value < 1:
+        raise InputError(f"--acceptance {value} must be between 0 and 1")
+
+
+def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How many images were accepted, and by which score."""
+    unreadable = f"; {found['unreadable']} could not be read" if found["unreadable"] else ""
+    return [("accepted", f"{found['accepted']} of {found['images']} by {found['rule']!r}{unreadable}")]
+
+
+def counts(found: Mapping[str, Any]) -> list[Table]:
+    """What the detector said of the images."""
+    names = ("images", "accepted", "unreadable", "not_finite", "rule", "threshold", "data")
+    return [Table("Scored images", [(name.replace("_", " "), found[name]) for name in names if name in found])]
+
+
+SECTIONS = (
+    Section("ood_scores", "Scored images", "What a fitted detector says of new images.", lines=lines, tables=counts),
+)
+COMMANDS = {"score": score}

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fmprobe.errors import InputError
+
 
 def finite(value: float | None) -> float | None:
     """The callback of options that take a number: nan lies in every range, and JSON has no infinity."""
@@ -119,3 +121,12 @@ def grouped(**groups: Group) -> Callable[[Callable[..., Any]], Callable[..., Any
         return run
 
     return decorate
+
+
+MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")
+
+
+def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+    """Raise InputError where an option has a value that is none of its choices."""
+    if value is not None and value not in choices:
+        raise InputError(f"--{name} {value!r} is not known: expected one of {', '.join(choices)}")

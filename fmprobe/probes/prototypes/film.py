@@ -10,7 +10,7 @@ from fmprobe.attractors import AttractorSet
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.orbits import Status
-from fmprobe.probes.dictionaries import check_seed_of
+from fmprobe.probes.weights.dictionaries import check_seed_of
 
 STARTS = 6  # that are shown
 AMONG = 32  # the first starts, of which these are taken

@@ -1,32 +1,33 @@
-"""Sections on what noise starts lead to: gallery, film, statuses, residual curves, merge sweep."""
+"""The sections of `fmprobe probe`: gallery, film, statuses, residual curves, merge sweep."""
 
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
-from fmprobe.report.plots import COLOURS, merge_sweep, residual_curves
-from fmprobe.report.rendering import number, plot, render, rounded
+from fmprobe.report.finished import SMALL
+from fmprobe.report.plots import COLOURS, basins_and_sweep, merge_sweep, residual_curves
+from fmprobe.report.rendering import plot, render
+from fmprobe.report.sections import Section
+from fmprobe.tables import number, rounded
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from fmprobe.report.run import Picture, Run
+    from fmprobe.report.finished import FinishedRun
 
 IN_GALLERY = 64  # pictures on the page; the folder holds all
 SIDE = 224  # pixels of a picture in the gallery, where it is too large to be taken as it is
-SPRITE = 128 << 10  # bytes of a picture of many frames
-SMALL = 64  # pixels a side under which a picture is shown with its pixels sharp
 
 
-def gallery(found: Mapping[str, Any], run: "Run") -> "Markup":
+def gallery(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
     """The decoded attractors, sized by basin, each with its figures."""
     decodes = run.results.get("decodes_to_images", True)
     items, side = _tiles(found, run) if decodes else ([], 0)
     return render("gallery.html", items=items, total=len(found["sizes"]), decodes=decodes, small=side < SMALL)
 
 
-def _tiles(found: Mapping[str, Any], run: "Run") -> tuple[list[dict[str, Any]], int]:
+def _tiles(found: Mapping[str, Any], run: "FinishedRun") -> tuple[list[dict[str, Any]], int]:
     rows = run.rows("prototypes", "index.csv")
     if [int(row["basin_size"]) for row in rows] != found["sizes"]:
         raise InputError(
@@ -62,7 +63,7 @@ def _tiles(found: Mapping[str, Any], run: "Run") -> tuple[list[dict[str, Any]], 
     return items, side
 
 
-def _nearest(run: "Run") -> dict[int, str]:
+def _nearest(run: "FinishedRun") -> dict[int, str]:
     """By attractor the training image nearest to it, where the key `memorization` has them."""
     found = run.results.get("memorization") or {}
     if found.get("subject") != "attractors":
@@ -73,28 +74,18 @@ def _nearest(run: "Run") -> dict[int, str]:
     }
 
 
-def film(found: Mapping[str, Any], run: "Run") -> "Markup":
+def film(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
     """Decoded trajectories of a few starts, moved along by a slider."""
     stops = [*map(str, found["steps"]), "end"]
     labels = [
         f"start {start}, {status} at step {ended}"
         for start, ended, status in zip(found["starts"], found["ended"], found["status"], strict=True)
     ]
-    picture = run.picture("trajectories.png", budget=SPRITE)
-    sprite = sprite_of(picture, len(labels), len(stops), run)
+    sprite = run.sprite("trajectories.png", rows=len(labels), columns=len(stops))
     return render("film.html", film=sprite, labels=labels, stops=stops, id=f"r{run.index}-film")
 
 
-def sprite_of(picture: "Picture", rows: int, columns: int, run: "Run") -> dict[str, Any]:
-    """What a page needs to know of a picture of frames, `rows` times `columns` of them, edge to edge."""
-    if not rows or picture.width % columns or picture.height % rows:
-        raise InputError(f"{run.folder}: a picture of frames does not fit its results; run the command again")
-    width, height = picture.width // columns, picture.height // rows
-    aspect = f"{width} / {height}"
-    return {"picture": picture, "rows": rows, "columns": columns, "aspect": aspect, "small": max(width, height) < SMALL}
-
-
-def statuses(found: Mapping[str, Any], run: "Run") -> "Markup":
+def statuses(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
     """How many starts ended in which status, and what each means."""
     from fmprobe.dynamics.orbits import Status
 
@@ -108,7 +99,7 @@ def statuses(found: Mapping[str, Any], run: "Run") -> "Markup":
     return render("statuses.html", statuses=rows, starts=orbits["starts"], said=said)
 
 
-def residuals(found: Mapping[str, Any], run: "Run") -> "Markup":
+def residuals(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
     """The curves of the first starts."""
     title = f"Residual curves: the norm of the step against the step, of {len(found['norms'])} starts"
     return plot(residual_curves(found, _tol_norm(run.results)), title, run)
@@ -124,8 +115,83 @@ def _tol_norm(results: Mapping[str, Any]) -> float | None:
     return None
 
 
-def sweep(found: Mapping[str, Any], run: "Run") -> "Markup":
+def sweep(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
     """The number of distinct ends at a sweep of merge thresholds."""
     merge = found["merge"]
     counts = ", ".join(f"{count} at {rounded(float(threshold))}" for threshold, count in merge["sweep"].items())
     return plot(merge_sweep(merge), f"Distinct ends against the merge threshold: {counts}", run)
+
+
+def orbit_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How many starts ended in which status, and after how many steps."""
+    orbits = found["noise"]
+    statuses = ", ".join(f"{count} {name}" for name, count in orbits["status"].items() if count)
+    rows = [("orbits", f"{statuses} of {orbits['starts']}")]
+    if orbits["steps"]["median"] is not None:
+        rows.append(("steps", f"median {orbits['steps']['median']:.0f}, at most {orbits['steps']['max']}"))
+    return rows
+
+
+def attractor_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How many attractors there are, by which measures, what was left out, and how stable they are."""
+    count = "unresolved" if found["count"] is None else str(found["count"])
+    merge = found["merge"]
+    count += f" by {merge['measure']} distance {merge['threshold']:g}"
+    count += "".join(f" ({also['count']} by {name} {also['threshold']:g})" for name, also in merge["also"].items())
+    rows = [("attractors", count)]
+    if found["unresolved"]:
+        rows.append(("unresolved", f"{found['unresolved']} starts met the tolerance too far from a fixed point"))
+    if found["unstable"]:
+        rows.append(("unstable", f"{found['unstable']} fixed points that repel, left out"))
+    if unknown := found.get("stability_unknown"):
+        examined = found.get("examined")
+        rows.append(("stability unknown", f"{unknown} of {examined} attractors examined: no certain radius; kept"))
+    if damaged := found.get("images_not_finite"):
+        rows.append(("not finite", f"pixels of {damaged} of {len(found['sizes'])} decoded attractors, shown black"))
+    if found["sizes"]:
+        more = ", …" if len(found["sizes"]) > 12 else ""
+        rows.append(("basins", ", ".join(map(str, found["sizes"][:12])) + more))
+    known = [radius for radius in found["spectral_radius"] if radius is not None]
+    if known:
+        rows.append(("spectral radius", f"{min(known):.3f} to {max(known):.3f}"))
+    return rows
+
+
+SECTIONS = (
+    Section(
+        "attractors",
+        "Decoded attractors",
+        "Sized by basin: the share of the starts that end there. ρ is the spectral radius of the Jacobian at the "
+        "attractor: the nearer to 1, the slower the approach.",
+        lines=attractor_lines,
+        figures=lambda found: {"basins and merge threshold": basins_and_sweep(found)},
+        body=gallery,
+    ),
+    Section(
+        "trajectories",
+        "On the way",
+        "A few starts, decoded step by step from noise to where they end. The last frame is the end of each orbit, "
+        "settled or not.",
+        body=film,
+    ),
+    Section(
+        "orbits",
+        "How the orbits ended",
+        "Each start is judged by its own orbit. Only those that converged can belong to an attractor.",
+        lines=orbit_lines,
+        body=statuses,
+    ),
+    Section(
+        "residuals",
+        "Residual curves",
+        "One line a start: how far a step moves the latent, up to the step at which it ended.",
+        body=residuals,
+    ),
+    Section(
+        "attractors",
+        "Attractors against the merge threshold",
+        "How many ends count as distinct if nearer ones are merged. A plateau around the dashed line is a count to "
+        "trust.",
+        body=sweep,
+    ),
+)

@@ -17,7 +17,7 @@ from fmprobe.dynamics.distances import chamfer
 from fmprobe.dynamics.fields import cosine_of, field_at
 from fmprobe.dynamics.protocols import protocol_for
 from fmprobe.errors import InputError
-from fmprobe.probes.latent_maps import FITS, ORTHOGONAL, LatentMap, Relative, fit_relative
+from fmprobe.probes.alignment.latent_maps import FITS, ORTHOGONAL, LatentMap, Relative, fit_relative
 from fmprobe.probes.result import Result
 from fmprobe.seeding import generator
 
@@ -100,7 +100,7 @@ def compare(
     by default where dimensions differ), "linear" and "relative". Steps of A, mapped, are held against steps of B at
     the mapped points (or, for "relative", at the same images), and so are the basins; attractors are those that the
     held-out images lead to, in each network. `null`: a network like B with random weights; `ceiling`: one like A with a
-    little weight noise (`fmprobe.probes.perturbation.perturbed`); both undergo the same as B, maps included. `compute`
+    little weight noise (`fmprobe.probes.alignment.perturbation`); both undergo the same as B, maps included. `compute`
     calls the functions that it is given and returns, by their names, what they do: where processes share them, say.
 
     `tol`, `measure` and `max_steps` are by default those of the paper's protocol for this kind of models, the looser

@@ -18,8 +18,8 @@ from fmprobe.errors import InputError
 from fmprobe.files import write_atomically
 from fmprobe.images import spread
 from fmprobe.pictures import save_frames, to_picture
-from fmprobe.probes.dictionaries import bootstrap, effective_rank, make_dictionaries
 from fmprobe.probes.result import Result
+from fmprobe.probes.weights.dictionaries import bootstrap, effective_rank, make_dictionaries
 
 RESAMPLES = 1000
 PICTURES, PICTURE_LEVELS = 4, 8  # images whose reconstructions are kept, and levels at which, at most

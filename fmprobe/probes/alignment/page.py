@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fmprobe.report.rendering import plot, render
+from fmprobe.report.sections import Section, plots, tables
+from fmprobe.tables import Table
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-    from fmprobe.report.run import Run
+    from fmprobe.report.finished import FinishedRun
 
 SERIES = {
     "subject": ("A and B", "#0072B2"),
@@ -55,27 +56,40 @@ def plot_alignment(found: Mapping[str, Any]) -> "Figure":
     return figure
 
 
-def alignment(found: Mapping[str, Any], run: "Run") -> "Markup":
-    """The plots, then all figures."""
-    from markupsafe import Markup, escape
+def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """By map the median cosine of the fields, beside the null's and the ceiling's."""
+    rows = []
+    for name in found["subject"]["maps"]:
+        cosines = {label: (found[part] or {"maps": {}})["maps"].get(name) for part, (label, _) in SERIES.items()}
+        shown = [
+            f"{label} {row['cosine']['q50']:.3f}" for label, row in cosines.items() if row and row["cosine"]["known"]
+        ]
+        rows.append((f"fields, {name}", "median cosine: " + (", ".join(shown) or "not known")))
+    return rows
 
-    picture = plot(plot_alignment(found), "cosine of the fields and agreement", run)
-    head, rows = comparison(found)
-    table = render("table.html", title="Every figure beside its null and its ceiling", head=head, rows=rows)
+
+def body(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
+    """The figure, every number beside its null and its ceiling, and the names of the models."""
+    from markupsafe import Markup
+
     models = run.results.get("protocol", {}).get("models") or ()
-    named = [f"{letter}: {name}" for letter, name in zip("AB", models, strict=False)]
-    said = Markup("").join(Markup("<p>{}</p>").format(escape(note)) for note in (*named, *notes(found)))
-    return Markup('<div class="plots">{}</div>{}{}').format(picture, table, said)
+    named = Markup("").join(Markup("<p>{}: {}</p>").format(*pair) for pair in zip("AB", models, strict=False))
+    return plots(figures(found), run) + tables(comparison(found)) + named
 
 
-def comparison(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table: every figure of the two networks, then those of the null and the ceiling there are."""
+def figures(found: Mapping[str, Any]) -> "dict[str, Figure]":
+    """Cosine of the fields, and agreement along the iteration."""
+    return {"cosine of the fields and agreement": plot_alignment(found)}
+
+
+def comparison(found: Mapping[str, Any]) -> list[Table]:
+    """Every figure of the two networks, then those of the null and the ceiling there are."""
     shown = {name: found[name] for name in SERIES if found[name] is not None}
     rows: list[list[str]] = []
     for key in found["subject"]["maps"]:
         maps = [figures["maps"].get(key) for figures in shown.values()]
         for title, cell in (
-            (f"{key}: error of the map, held out", lambda row: _number(row["fit_error"])),
+            (f"{key}: error of the map, held-out images", lambda row: _number(row["fit_error"])),
             ("  cosine of the fields, median (10, 90%)", _cosine),
             ("  basins, adjusted Rand", lambda row: _number(row["basins"]["adjusted_rand"])),
             ("  basins, Jaccard (chance)", _jaccard),
@@ -89,10 +103,12 @@ def comparison(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         rows.append([title, *(_number(drift["agreement"][i]) for drift in drifts)])
     orbits = [figures["orbits"] for figures in shown.values()]
     counts = [f"{o['a']['attractors']} and {o['b']['attractors']}".replace("None", "unresolved") for o in orbits]
-    return ["", *(SERIES[name][0] for name in shown)], [*rows, ["attractors", *counts]]
+    head = ["", *(SERIES[name][0] for name in shown)]
+    rows.append(["attractors", *counts])
+    return [Table("Every figure beside its null and its ceiling", rows, head, "; ".join(_notes(found)))]
 
 
-def notes(found: Mapping[str, Any]) -> list[str]:
+def _notes(found: Mapping[str, Any]) -> list[str]:
     """Why figures are absent, and why a map may say nothing."""
     maps = [row for name in SERIES if found[name] for row in found[name]["maps"].values()]
     reasons = sorted({row["basins"]["reason"] for row in maps} - {None})
@@ -113,3 +129,17 @@ def _cosine(row: Mapping[str, Any]) -> str:
 def _jaccard(row: Mapping[str, Any]) -> str:
     basins = row["basins"]
     return "–" if basins["jaccard"] is None else f"{basins['jaccard']:.3f} ({basins['jaccard_chance']:.3f})"
+
+
+SECTIONS = (
+    Section(
+        "alignment",
+        "Two networks compared",
+        "Cosine of the two fields under each map between the latent spaces, and agreement of relative representations "
+        "along the iteration, beside a null of random weights and a ceiling.",
+        lines=lines,
+        tables=comparison,
+        figures=figures,
+        body=body,
+    ),
+)

@@ -17,8 +17,8 @@ from fmprobe.errors import InputError
 from fmprobe.files import write_atomically
 from fmprobe.images import spread
 from fmprobe.pictures import to_picture
-from fmprobe.probes.dictionaries import atoms_of, check_space
 from fmprobe.probes.result import Result
+from fmprobe.probes.weights.dictionaries import atoms_of, check_space
 from fmprobe.seeding import generator
 
 MEASURES = ("cosine", "centred cosine", "euclidean")

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 64 << 20  # bytes of a file that is read
 BUDGET = 32 << 10  # bytes of a picture on the page
+SPRITE = 128 << 10  # bytes of a picture of many frames
+SMALL = 64  # pixels a side under which a picture is shown with its pixels sharp
 QUALITIES = (90, 80, 65, 45)  # of a JPEG, the first that keeps to the budget
 
 
-class Run:
+class FinishedRun:
     """The results of one run folder, and the pictures and tables beside them.
 
     `index`: its place among the runs of a page. Raises InputError where the folder holds no finished run of this
@@ -98,6 +100,23 @@ class Run:
                 small.thumbnail((side, side))
             kind, data = "jpeg", _within(small, budget)
         return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", *size)
+
+    def sprite(self, *parts: str, rows: int, columns: int) -> dict[str, Any]:
+        """A PNG of the folder that holds `rows` times `columns` frames, edge to edge, as templates show it.
+
+        Raises InputError where the picture does not hold so many.
+        """
+        picture = self.picture(*parts, budget=SPRITE)
+        if not rows or picture.width % columns or picture.height % rows:
+            raise InputError(f"{self.folder}: a picture of frames does not fit its results; run the command again")
+        width, height = picture.width // columns, picture.height // rows
+        return {
+            "picture": picture,
+            "rows": rows,
+            "columns": columns,
+            "aspect": f"{width} / {height}",
+            "small": max(width, height) < SMALL,
+        }
 
 
 def _within(image: "Image", budget: int) -> bytes:

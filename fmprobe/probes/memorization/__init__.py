@@ -1,0 +1,88 @@
+"""fmprobe memorization: are a model's attractors, found from noise, its training images?"""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmprobe.probes.memorization.page import SECTIONS
+from fmprobe.probes.prototypes import open_prototypes
+from fmprobe.runs import options as o
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmprobe.autoencoder import Autoencoder
+
+__all__ = ["COMMANDS", "SECTIONS", "memorization"]
+
+BATCH = 32
+
+Data = Annotated[str, typer.Option(help="Training images, SOURCE[:split][#column].")]
+Test = Annotated[str | None, typer.Option(help="Images the model was not trained on: for the null and the test error.")]
+Images = Annotated[int, typer.Option("--images", min=1, help="Largest number of images of each source, spread evenly.")]
+
+
+@o.grouped(plan=o.PLAN, load=o.LOAD)
+def memorization(
+    model: o.Model,
+    data: Data,
+    test: Test = None,
+    images: Images = 1000,
+    use_ends: o.UseEnds = False,
+    out: o.Out = None,
+    seed: o.Seed = 0,
+    verbose: o.Verbose = False,
+    resume: o.Resume = True,
+    *,
+    plan: dict[str, Any],
+    load: dict[str, Any],
+) -> Path:
+    """Compare a model's decoded attractors with its training images, beside what is as near without memory.
+
+    The attractors are those of `probe` under the same options. What its run folder holds is not computed again.
+    """
+    from fmprobe.digests import digest
+    from fmprobe.hub import canonical
+    from fmprobe.images import sample_images
+    from fmprobe.runs.models import with_decoder
+    from fmprobe.sharing import is_main
+
+    sources = {"train": data} | ({} if test is None else {"test": test})
+    asked = {"load": load, "plan": plan, "seed": seed, "resume": resume, "verbose": verbose}
+    with open_prototypes(model, out, **asked, sources=list(sources.values())) as (run, loaded):
+        subject = with_decoder(loaded, seed)
+        sets = {p: sample_images(s, images, seed=seed, **subject.image_arguments) for p, s in sources.items()}
+        places = {part: canonical(source) for part, source in sources.items()}
+        identity = digest({"sources": places, "ends": use_ends, "seed": seed}, *sets.values())
+
+        def make() -> dict[str, Any] | None:
+            if not is_main():
+                return None  # one process compares what all have found
+            settings = {"ends": use_ends, "seed": seed, "batch_size": plan.get("batch_size") or BATCH}
+            entry = _compared(subject, run.path, sets, settings)
+            return {"memorization": {**entry, "sources": sources, "identity": identity}}
+
+        same = lambda entry: bool(entry) and entry.get("identity") == identity  # noqa: E731
+        run.once("memorization", make, same=same, what="this")
+        return run.finish("memorization")
+
+
+def _compared(
+    model: "Autoencoder", folder: Path, sets: "dict[str, Tensor]", settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The entry of `results.json`; the folder gets a picture of each attractor beside its nearest training image."""
+    from fmprobe.attractors import AttractorSet
+    from fmprobe.probes.memorization.coefficient import probe_memorization, save_pairs
+
+    attractors = AttractorSet.load(folder / "attractors")
+    typer.echo(f"comparing {len(attractors)} attractors with {len(sets['train'])} training images")
+    found = probe_memorization(model, sets["train"], sets.get("test"), attractors=attractors, **settings)
+    pairs = folder / "memorization"
+    shutil.rmtree(pairs, ignore_errors=True)  # pairs of other images, of which there may be more
+    save_pairs(found.decoded, sets["train"], found.nearest, pairs)
+    return found.to_dict()
+
+
+COMMANDS = {"memorization": memorization}

@@ -1,0 +1,163 @@
+"""The section of `fmprobe memorization`, and its figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fmprobe.report.plots import SERIES, axes
+from fmprobe.report.rendering import known, render
+from fmprobe.report.sections import Section, plots, tables
+from fmprobe.tables import Table, number
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    from fmprobe.report.finished import FinishedRun
+
+ON_PAGE = 24  # pairs on the page; the folder holds all
+
+
+def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How near the attractors are to training images, beside the null."""
+    if not entry["count"]:
+        return [("memorization", entry["warning"] or "not known: no attractor")]
+    levels = entry["levels"]["cosine"]
+    name = "test images" if levels.get("test images") else "noise images"
+    nearest = f"cosine {number(entry['coefficient'], '.3f')} of {entry['count']} {entry['subject']}"
+    text = f"{nearest} to the nearest training image; {name} {number(levels[name]['mean'], '.3f')}"
+    return [("memorization", text)]
+
+
+def values(entry: Mapping[str, Any]) -> list[Table]:
+    """Values at the nearest training image by row and measure; errors, rank and both sides of the bound."""
+    measures = list(entry["levels"])
+    rows = []
+    for name, level in entry["levels"][measures[0]].items():
+        levels = [entry["levels"][measure][name] for measure in measures]
+        if name == entry["subject"] or any(levels):
+            rows.append([f"{name} ({level['count'] if level else 0})", *map(_spread, levels)])
+    facts: list[tuple[str, Any]] = [
+        (f"mean squared error a pixel, {part} images", error) for part, error in entry["errors"].items()
+    ]
+    if entry["rank"]["attractors"] is not None:
+        names = {"attractors": entry["subject"], "train_images": "as many training images"}
+        facts += [(f"rank at 90% of variance, {names.get(name, name)}", rank) for name, rank in entry["rank"].items()]
+    facts += [(f"bound of the error, {part} images", _bound(terms)) for part, terms in (entry["bound"] or {}).items()]
+    title = f"nearest of {entry['images']['train']} training images, mean ± deviation"
+    return [
+        Table(title, rows, ["images", *measures], entry["warning"] or ""),
+        Table("errors, rank and bound", facts),
+    ]
+
+
+def _bound(terms: Mapping[str, float | None]) -> str:
+    """Both sides of the bound; terms that are not finite are shown as a dash."""
+    lipschitz, away = terms["lipschitz"], terms["coverage_error"]
+    # All images on attractors leave no slope to be known, and nothing to multiply it by.
+    coverage = 0.0 if away == 0 else None if away is None or lipschitz is None else lipschitz**2 * away
+    prototype, left = (number(terms[name], ".4g") for name in ("prototype_error", "error"))
+    alone = f"without the factor 2 it holds for {number(terms['holds_as_printed'], '.0%')} of the images"
+    return f"{left} <= 2 x ({prototype} prototype + {number(coverage, '.4g')} coverage); {alone}"
+
+
+def _spread(level: Mapping[str, float] | None) -> str:
+    return "–" if level is None else f"{number(level['mean'], '.3f')} ± {number(level['std'], '.3f')}"
+
+
+def body(entry: Mapping[str, Any], run: "FinishedRun") -> "Markup":
+    """The levels, the attractors beside their nearest training images, and the numbers."""
+    found = list(zip(entry["nearest"], entry["nearest_cosine"], strict=True))
+    pairs = [
+        {
+            "number": i + 1,
+            "nearest": image if image >= 0 else "none",  # of a picture that is not finite
+            "cosine": cosine,
+            "src": run.picture("memorization", f"{i:04d}.png").src,
+        }
+        for i, (image, cosine) in enumerate(found[:ON_PAGE])
+    ]
+    levels, facts = values(entry)
+    terms = [
+        (f"bound, {part}: {name.replace('_', ' ')}", value)
+        for part, row in (entry["bound"] or {}).items()
+        for name, value in row.items()
+    ]
+    return render(
+        "memorization.html",
+        entry=entry,
+        pairs=pairs,
+        total=len(found),
+        plots=plots(figures(entry), run),
+        levels=tables([replace(levels, lead="")]),
+        facts=tables([replace(facts, rows=[*facts.rows, *terms])]),
+    )
+
+
+def figures(entry: Mapping[str, Any]) -> "dict[str, Figure]":
+    """The levels."""
+    return {"Cosine to the nearest training image, with the null levels": memorization_levels(entry)}
+
+
+def memorization_levels(entry: Mapping[str, Any], measure: str = "cosine") -> "Figure":
+    """Mean and deviation of every row at its nearest training image, the subject first and filled.
+
+    `entry`: the key `memorization` of `results.json`. `measure`: one of its levels.
+    """
+    unit = "norm of the difference" if measure == "euclidean" else measure
+    figure, ax = axes(f"{unit} to the nearest training image", "")
+    rows = {name: level for name, level in entry["levels"][measure].items() if level}
+    for i, (name, level) in enumerate(rows.items()):
+        own = name == entry["subject"]
+        colour = SERIES[0] if own else "grey"
+        mean, spread = known([level["mean"], level["std"]])
+        ax.errorbar(mean, i, xerr=spread, fmt="o" if own else "s", color=colour, capsize=3)
+    ax.set_yticks(range(len(rows)), [f"{name} ({level['count']})" for name, level in rows.items()])
+    ax.invert_yaxis()
+    ax.set_title("Attractors compared with the training images", fontsize=10)
+    return figure
+
+
+def memorization_sweep(rows: Sequence[Mapping[str, Any]], along: str) -> "Figure":
+    """Memorization coefficient by where attractors were sought from, and test error, along a quantity.
+
+    `rows`: one a network, `along` ("k" or "images") and the entries "train" and "noise".
+    """
+    label = {"k": "bottleneck k", "images": "training images"}[along]
+    figure, ax = axes(label, "cosine to nearest training image")
+    for start, colour in (("train", SERIES[0]), ("noise", SERIES[1])):
+        known = [row for row in rows if row[start]["coefficient"] is not None]
+        means = [row[start]["coefficient"] for row in known]
+        spread = [row[start]["levels"]["cosine"][row[start]["subject"]]["std"] for row in known]
+        ax.errorbar(
+            [row[along] for row in known],
+            means,
+            yerr=spread,
+            fmt="o-",
+            color=colour,
+            capsize=3,
+            label=f"{start} starts",
+        )
+    errors = ax.twinx()
+    errors.plot(
+        [row[along] for row in rows], [row["train"]["errors"]["test"] for row in rows], "s--", color="grey", lw=1
+    )
+    errors.set_ylabel("test error, mean squared a pixel (dashed)")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([row[along] for row in rows], [str(row[along]) for row in rows])
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+SECTIONS = (
+    Section(
+        "memorization",
+        "Memorization",
+        "How near the decoded attractors are to training images, beside what is as near without memory: test images, "
+        "decoded starts, noise, the mean image.",
+        lines=lines,
+        tables=values,
+        figures=figures,
+        body=body,
+    ),
+)

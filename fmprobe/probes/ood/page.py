@@ -1,0 +1,143 @@
+"""The section of `fmprobe ood`: histograms and the table of every score on every set."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fmprobe.report.plots import axes
+from fmprobe.report.rendering import percent, render
+from fmprobe.report.sections import Section, plots
+from fmprobe.report.sections import tables as markup
+from fmprobe.tables import Cell, Table
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    from fmprobe.report.finished import FinishedRun
+
+# Okabe and Ito 2008, without the yellow that white hides; in-distribution is the filled grey one.
+LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+
+
+def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """AUROC in percent of the published score beside the best baseline, which is known afterwards."""
+    rows = []
+    for name in others(found):
+        best = _best_baseline(found, name)
+        text = f"AUROC {_auroc(found, 'trajectory', name):.1f}; {best['name']} {100 * best['sets'][name]['auroc']:.1f}"
+        rows.append((f"ood, {name}", text))
+    return rows
+
+
+def others(found: Mapping[str, Any]) -> list[str]:
+    """The names of the out-of-distribution sets."""
+    return [name for name in found["sets"] if name != "in-distribution"]
+
+
+def _best_baseline(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return max(
+        (row for row in found["scores"] if row["group"] == "baseline"), key=lambda row: row["sets"][name]["auroc"]
+    )
+
+
+def _auroc(found: Mapping[str, Any], score: str, name: str) -> float:
+    """AUROC in percent of a score on a set."""
+    return 100 * next(row for row in found["scores"] if row["name"] == score)["sets"][name]["auroc"]
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """The sets and what of them is accepted, every score on every set, and what the trajectory adds."""
+    return [_sets(found), _scores(found), _added(found)]
+
+
+def _sets(found: Mapping[str, Any]) -> Table:
+    decision = found["detector"]["decision"]
+    rows = []
+    for name, about in found["sets"].items():
+        dropped = f" ({about['dropped']} dropped: in-distribution as well)" if about.get("dropped") else ""
+        status = ", ".join(f"{count} {kind}" for kind, count in about["status"].items() if count)
+        rows.append([name, f"{about['images']}{dropped}", status, f"{percent(about['accepted_share'])}%"])
+    lead = f"Images are accepted by the score {decision['rule']!r}; its threshold comes from the held-out images alone."
+    return Table("The sets", rows, ["set", "images", "orbits", f"accepted at {decision['acceptance']:.0%}"], lead)
+
+
+def _scores(found: Mapping[str, Any]) -> Table:
+    """AUROC and FPR95 in percent, the scores in their groups."""
+    sets = others(found)
+    best = {name: max(row["sets"][name]["auroc"] for row in found["scores"]) for name in sets}
+    rows: list[list[Any]] = []
+    group = None
+    for row in found["scores"]:
+        if row["group"] != group:
+            group = row["group"]
+            rows.append([found["groups"][group]])
+        rows.append([row["name"], *(_cell(row["sets"][name], best[name]) for name in sets)])
+    lead = (
+        "AUROC / FPR95 in percent; the best AUROC of a set is marked. Small print on the page: the AUROC's "
+        f"{found['bootstrap']}-resample 95% interval. Convention: {found['convention']}. An AUROC below 50 means that "
+        "the score points the other way."
+    )
+    return Table("Every score on every set", rows, ["score", *sets], lead)
+
+
+def _cell(measured: Mapping[str, Any], best: float) -> Cell:
+    low, high = (measured.get("intervals") or {}).get("auroc") or (None, None)
+    note = "" if low is None or high is None else f"{percent(low, 0)} to {percent(high, 0)}"
+    text = f"{percent(measured['auroc'])} / {percent(measured['fpr95'])}"
+    return Cell(text, best=measured["auroc"] == best, note=note)
+
+
+def _added(found: Mapping[str, Any]) -> Table:
+    """The published score beside its first point alone, the rule that decides and the best baseline."""
+    rule = found["detector"]["decision"]["rule"]
+    names = list(dict.fromkeys(("trajectory", "first", rule)))
+    names = [name for name in names if any(row["name"] == name for row in found["scores"])]
+    rows = []
+    for name in others(found):
+        best = _best_baseline(found, name)
+        values = [Cell(_auroc(found, score, name), ".1f") for score in names]
+        rows.append([name, *values, Cell(100 * best["sets"][name]["auroc"], ".1f"), best["name"]])
+    lead = "AUROC in percent. Which baseline is best is known only afterwards."
+    return Table("What the trajectory adds", rows, ["set", *names, "best baseline", "which"], lead)
+
+
+def figures(found: Mapping[str, Any]) -> "dict[str, Figure]":
+    """The distribution of each score that is shown."""
+    return {f"Histogram of {name}": histogram(content) for name, content in found["histograms"].items()}
+
+
+def body(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
+    """How the images were split, the tables and the histograms."""
+    return render("ood.html", ood=found, tables=markup(tables(found)), plots=plots(figures(found), run))
+
+
+def histogram(content: Mapping[str, Any]) -> "Figure":
+    """Share of each set's images a bin of the score: in-distribution filled, the others as lines."""
+    figure, ax = axes("score (the end bins hold what lies beyond)", "share of the images")
+    edges = content["edges"]
+    others = [name for name in content["counts"] if name != "in-distribution"]
+    for name, counts in content["counts"].items():
+        shares = [count / max(1, sum(counts)) for count in counts]
+        if name == "in-distribution":
+            ax.stairs(shares, edges, fill=True, color="#bbbbbb", label=name)
+        else:
+            i = others.index(name)
+            ax.stairs(
+                shares, edges, color=LINES[i % len(LINES)], lw=1.4, ls="-" if i < len(LINES) else "--", label=name
+            )
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+SECTIONS = (
+    Section(
+        "ood",
+        "Out-of-distribution detection",
+        "Which scores separate out-of-distribution images from in-distribution ones. No out-of-distribution set "
+        "decided anything.",
+        lines=lines,
+        tables=tables,
+        figures=figures,
+        body=body,
+    ),
+)

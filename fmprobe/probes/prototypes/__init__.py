@@ -1,0 +1,107 @@
+"""fmprobe probe: what a model's latent map does, from its name alone; its attractors, from noise starts."""
+
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmprobe.probes.prototypes.page import SECTIONS
+from fmprobe.runs import options as o
+
+if TYPE_CHECKING:
+    from fmprobe.autoencoder import Autoencoder
+    from fmprobe.runs.run import Run
+
+__all__ = ["COMMANDS", "SECTIONS", "open_prototypes", "probe"]
+
+CURVES = 32  # starts whose residual curves are kept
+
+
+@o.grouped(plan=o.PLAN, load=o.LOAD)
+def probe(
+    model: o.Model,
+    out: o.Out = None,
+    seed: o.Seed = 0,
+    verbose: o.Verbose = False,
+    resume: o.Resume = True,
+    *,
+    plan: dict[str, Any],
+    load: dict[str, Any],
+) -> Path:
+    """Find a model's attractors from noise starts and write a run folder with a report.
+
+    An encoder without a decoder gets a surrogate, fitted on procedural images and kept in the cache.
+    """
+    with open_prototypes(model, out, load=load, plan=plan, seed=seed, resume=resume, verbose=verbose) as (run, _):
+        return run.finish()
+
+
+@functools.wraps(probe)
+def prototypes(**arguments: Any) -> Path:
+    return probe(**arguments)  # the same run under the name of its first product
+
+
+prototypes.__doc__ = "Extract a model's decoded attractors, one PNG each with an index."
+
+
+@contextmanager
+def open_prototypes(
+    name: str,
+    out: Path | None,
+    *,
+    load: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    seed: int,
+    resume: bool,
+    verbose: bool = False,
+    sources: Sequence[str] = (),
+) -> "Iterator[tuple[Run, Autoencoder]]":
+    """The run of a model, with its attractors in the results: those on disk, or found now.
+
+    Args:
+        name: the model.
+        out: the folder; by default `runs/` and the last part of the name.
+        load: how the model is loaded, as `fmprobe.load` takes it.
+        plan: what is asked of the search, as `make_plan` takes it.
+        seed: seed of the starts and of a surrogate decoder that is fitted.
+        resume: whether to go on with a run in the folder.
+        verbose: whether events are printed too.
+        sources: image sources that are tried before anything is computed, so that one that cannot be read costs
+            nothing.
+    """
+    from fmprobe.runs.models import open_model, with_decoder
+
+    o.check_choice("measure", plan.get("measure"), o.MEASURES)
+    o.check_choice("merge", plan.get("merge"), o.MERGES)
+    o.check_choice("polish", plan.get("polish"), ("anderson",))
+    settings = {"load": load, "seed": seed, "resume": resume, "verbose": verbose, "sources": sources}
+    with open_model(name, out, plan, **settings) as (run, model):
+        if "attractors" not in run.results:
+            model = with_decoder(model, seed)
+        run.once("attractors", lambda: _found(run, model, plan, seed), discard=["shards"])
+        yield run, model
+
+
+def _found(run: "Run", model: "Autoencoder", plan: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
+    """The entries of `results.json`, for the main process; all processes find the attractors together."""
+    from fmprobe.probes.prototypes.found import prototypes_of, save_painted
+    from fmprobe.runs.run import head
+    from fmprobe.runs.search import search
+
+    began = time.perf_counter()
+    made, found = search(model, run, plan, seed, "shards", CURVES)
+    if found is None:
+        return None
+    prototypes = prototypes_of(model, *found, seed=made.seed, batch_size=made.batch_size)
+    seconds = round(time.perf_counter() - began, 2)
+    prototypes.save(run.path)
+    shown = save_painted(model, run.path, made.batch_size)
+    protocol = {"starts": "N(0, I)", **asdict(made), "rules": found[0].orbits.protocol["rules"]}
+    entries = {**prototypes.to_dict(), "seconds": seconds, **shown}
+    return {**head(model, protocol), **entries, "total_seconds": run.seconds}
+
+
+COMMANDS = {"probe": probe, "prototypes": prototypes}

@@ -1,0 +1,114 @@
+"""Models as commands load them: small images on a CPU, a surrogate decoder where there is none, a line for each."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fmprobe import loading
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.errors import InputError
+from fmprobe.hub import canonical
+from fmprobe.runs.run import Run, default_out, identity, named
+from fmprobe.sharing import is_main
+from fmprobe.tables import number
+from fmprobe.validation import warning_of
+
+if TYPE_CHECKING:
+    from fmprobe.surrogates.artefact import Surrogate
+
+
+def load_model(name: str, *, image_size: int | None = None, **arguments: Any) -> Autoencoder:
+    """`fmprobe.load` as commands use it: images are small on a CPU, and a local file has no progress bar."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = loading.load(name, image_size=image_size or "fit", **arguments)
+    images = f"images {_times(model.image_shape)}" if model.image_shape else "no images"
+    typer.echo(f"{model.name}: {images}, latents {_times(model.latent_shape)}, {model.device}")
+    if not model.image_shape:
+        if image_size is not None:
+            raise InputError(f"{model.name} takes no images: leave --image-size out")
+        typer.echo(f"latents: {model.provenance['space']}")
+        return model
+    side = model.image_shape[-1]
+    native = (model.provenance.get("preprocessing") or {}).get("size", side)
+    if image_size is None and side < native:
+        typer.echo(f"no accelerator: images of {side} px instead of {native} (--image-size {native} for the full size)")
+    return model
+
+
+@contextmanager
+def open_model(
+    name: str,
+    out: Path | None,
+    asked: Mapping[str, Any],
+    *,
+    load: Mapping[str, Any],
+    seed: int,
+    resume: bool,
+    verbose: bool = False,
+    suffix: str = "",
+    sources: Sequence[str] = (),
+) -> Iterator[tuple[Run, Autoencoder]]:
+    """A run on one model, and the model, which may still lack its decoder.
+
+    Args:
+        name: the model.
+        out: the folder; by default `runs/`, the last part of the name, and `suffix`.
+        asked: what is asked beside the model and the seed, as JSON holds it.
+        load: how the model is loaded, as `fmprobe.load` takes it.
+        seed: seed of the run.
+        resume: whether to go on with a run in the folder.
+        verbose: whether events are printed too.
+        suffix: end of the default folder's name.
+        sources: image sources that are tried before anything is computed.
+    """
+    began = time.perf_counter()
+    model = load_model(name, **load)
+    for source in sources:
+        model.load_images(source, 1)
+    # What was asked, before anything is computed, is the run's identity. Defaults follow from it and the device.
+    manifest = {"model": canonical(name), "seed": seed, **named(load), **asked, **identity(model)}
+    out = out or default_out(name, suffix)
+    with Run.open(out, manifest, began=began, resume=resume, verbose=verbose) as run:
+        yield run, model
+
+
+def with_decoder(model: Autoencoder, seed: int) -> Autoencoder:
+    """The model itself if it has a latent map, else with a surrogate decoder from the cache, or fitted now."""
+    if model.has_latent_map:
+        return model
+    from fmprobe.surrogates.cache import cached_decoder
+    from fmprobe.surrogates.fit import FitSettings
+
+    typer.echo("the encoder has no decoder: fitting one on procedural images (kept for the next time)")
+    settings = replace(FitSettings.for_device(model.device), seed=seed)
+    began = time.perf_counter()
+    decoder, was_cached = cached_decoder(model, settings, progress=is_main())
+    how = "found in the cache" if was_cached else f"fitted in {time.perf_counter() - began:.0f} s"
+    typer.echo(f"decoder {how}; validation: {validation_line(decoder)}")
+    whole = model.with_decoder(decoder)
+    if (warning := warning_of(whole.provenance["decoder"])) is not None:
+        typer.echo(f"\nwarning     {warning}")
+    return whole
+
+
+def validation_line(surrogate: "Surrogate") -> str:
+    """A surrogate's error on held-out images, beside that of each image's own median colour."""
+    rows = surrogate.info["validation"]
+    return "; ".join(f"{name.replace('_', ' ')}: {_errors(row)}" for name, row in rows.items())
+
+
+def _errors(row: Mapping[str, float]) -> str:
+    if "l1" not in row:
+        return f"relative feature error {number(row['feature_error'], '.3f')}"
+    return f"L1 {number(row['l1'], '.3f')} (median colour {number(row['l1_median'], '.3f')})"
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

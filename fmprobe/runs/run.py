@@ -1,0 +1,210 @@
+"""A command's run: one folder, from the moment it is opened until its page is written."""
+
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from fmprobe import __version__
+from fmprobe.autoencoder import Autoencoder
+from fmprobe.errors import InputError
+from fmprobe.files import finite
+from fmprobe.hub import canonical
+from fmprobe.report.page import write_report
+from fmprobe.report.summary import as_table, summary, tables
+from fmprobe.runs.folder import RunFolder, differences
+from fmprobe.runs.sweeps import Work, sweep
+from fmprobe.sharing import is_main, launched, team
+from fmprobe.tables import as_text
+from fmprobe.validation import warnings_in
+
+
+class Run:
+    """A run folder that the processes of this launch work in, which other launches are kept out of.
+
+    All processes go through a command together. The main process writes the results.
+
+    Attributes:
+        path: the folder.
+        results: what `results.json` holds; empty while there is none.
+    """
+
+    def __init__(self, folder: RunFolder, began: float) -> None:
+        self.folder, self.path, self.began = folder, folder.path, began
+        self.results: dict[str, Any] = folder.results or {}
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, out: Path, asked: Mapping[str, Any], *, began: float, resume: bool = True, verbose: bool = False
+    ) -> Iterator["Run"]:
+        """Open a new run, or go on with one of which the same was asked.
+
+        Args:
+            out: the folder.
+            asked: everything that decides the results, as JSON holds it: the run's identity.
+            began: when the command began, by `time.perf_counter`.
+            resume: whether to go on with a run in the folder; otherwise it is thrown away.
+            verbose: whether each event of `events.jsonl` is printed too.
+
+        Raises:
+            InputError: the folder holds something else or another run, another process is at work there, or it cannot
+                be written.
+        """
+        asked = {**asked, "fmprobe": __version__}
+        with team().main_first():
+            folder = RunFolder.open(out, asked, resume) if is_main() else RunFolder(out)
+        folder.heard = (lambda line: typer.echo(line, err=True)) if verbose else None
+        with folder.locked() if is_main() else nullcontext():
+            if is_main():
+                folder.tell("begin", processes=launched())
+            run = cls(folder, began)
+            team().barrier()  # all have read the results that are there
+            yield run
+
+    def once(
+        self,
+        name: str,
+        make: Callable[[], Mapping[str, Any] | None],
+        *,
+        same: Callable[[Any], bool] = bool,
+        what: str = "this run",
+        discard: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """All results, with the entry `name`: what the folder holds, or what `make` gives now.
+
+        Args:
+            name: the entry of `results.json` that says whether the part is done.
+            make: computes the part, all processes together. The main process returns the entries to add.
+            same: whether the entry that is there belongs to what is asked now.
+            what: what the terminal calls the part.
+            discard: folders, of what was found on the way, that are not needed once the part is done.
+        """
+        if same(self.results.get(name)):
+            typer.echo(f"{self.path} holds {what} already (--no-resume runs it again)")
+            self._discard(discard)  # where a kill came just before
+            return self.results
+        return self.put(make() or {}, discard=discard)
+
+    def put(self, entries: Mapping[str, Any], *, discard: Sequence[str] = ()) -> dict[str, Any]:
+        """Add entries to `results.json`, by which the run counts as done; returns all results, in every process.
+
+        Args:
+            entries: as JSON holds them, from the main process.
+            discard: folders, of what was found on the way, that are not needed any more.
+        """
+        if is_main():
+            self.folder.finish({**self.results, **entries})
+            self._discard(discard)
+        team().barrier()
+        self.results = self.folder.results or {}
+        return self.results
+
+    def _discard(self, folders: Sequence[str]) -> None:
+        for name in folders if is_main() else ():
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def shared(self, folder: str, work: Work, conditions: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """Results of named conditions, which the processes draw; each is kept in a folder of the run (see `sweep`)."""
+        yield from sweep(work, conditions, self.path / folder)
+        team().barrier()  # all have read the parts
+
+    def pin(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was decided under this name when the run began; decided now, by the main process, where nothing was."""
+        with team().main_first():
+            return self.folder.pin(name, make)
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Append an event to `events.jsonl`."""
+        self.folder.tell(event, **facts, process=team().rank)
+
+    def pin_circumstances(self, model: Autoencoder, name: str) -> None:
+        """Pin the versions, the kind of device and the decoder that a part begins with.
+
+        The main process looks; what the others fitted together with it differs in the seconds that it took them.
+
+        Raises:
+            InputError: the part was begun under others.
+        """
+        if not is_main():
+            return
+        import torch
+        import transformers
+
+        now = {
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "device": model.device.type,
+            "decoder": model.provenance.get("decoder"),
+            "revision": model.provenance.get("revision"),
+        }
+        pinned = self.folder.pin(f"{name}: circumstances", lambda: now)
+        if (changed := differences(pinned, finite(json.loads(json.dumps(now)))[0])) != "":
+            raise InputError(f"{self.path} was begun otherwise ({changed}): name another --out, or --no-resume")
+
+    @property
+    def seconds(self) -> float:
+        """Time since the command began, in seconds."""
+        return round(time.perf_counter() - self.began, 1)
+
+    def finish(self, *keys: str, beside: Sequence[tuple[str, str]] = ()) -> Path:
+        """Write the page and print the outcome: warnings, the tables of the entries `keys`, and the summary.
+
+        Args:
+            keys: entries of `results.json` whose tables are printed.
+            beside: further lines of the summary.
+        """
+        if is_main():
+            write_report(self.path)
+            for text in warnings_in(self.results):
+                typer.echo(f"\nwarning     {text}")
+            if shown := tables(self.results, *keys):
+                typer.echo("\n" + as_text(shown))
+            report = ("report", str(self.path / "report.html"))
+            typer.echo("\n" + as_table([*summary(self.results), *beside, report]))
+        return self.path
+
+
+def head(model: Autoencoder, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What every `results.json` begins with."""
+    provenance = {**model.provenance, "fingerprint": model.fingerprint}
+    decoder = provenance.pop("decoder")
+    if decoder and decoder.get("kind") == "surrogate":
+        decoder = {**decoder, "warning": model.surrogate_warning}
+    return {
+        "fmprobe": __version__,
+        "command": shlex.join(["fmprobe", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": str(model.device),
+        "model": {
+            "id": provenance.pop("model"),
+            **provenance,
+            "image_shape": list(model.image_shape),
+            "latent_shape": list(model.latent_shape),
+        },
+        "decoder": decoder,
+        "decodes_to_images": model.has_decoder,
+        "protocol": dict(protocol),
+    }
+
+
+def default_out(name: str, suffix: str = "") -> Path:
+    """Where results go when nobody says: `runs/` and the last part of the model's name."""
+    return Path("runs") / f"{Path(canonical(name)).name or 'model'}{suffix}"
+
+
+def named(load: Mapping[str, Any]) -> dict[str, Any]:
+    """How a model is loaded, as a manifest holds it: its decoder under the one name of its folder."""
+    return {**load, **{key: canonical(load[key]) for key in ("decoder",) if load.get(key) is not None}}
+
+
+def identity(model: Autoencoder) -> dict[str, str | None]:
+    """What decides a model's values, as a manifest holds it: a checkpoint or a decoder may change under its name."""
+    decoder = None if model.surrogate is None else model.surrogate.fingerprint
+    return {"fingerprint": model.fingerprint, "decoder_fingerprint": decoder}
