@@ -18,16 +18,17 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from fmprobe.cli.compare_run import tell
 from torch import Tensor
 
 import fmprobe
 from fmprobe.images import SMALL_SETS, load_small_set
 from fmprobe.loading import pick_device
 from fmprobe.probes.alignment.perturbation import perturbed
+from fmprobe.report.summary import tables
 from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
+from fmprobe.tables import as_text
 
 loaded = cache(load_small_set)
 
@@ -111,8 +112,7 @@ def main() -> None:
         settings |= {f"{name}-{k}": {**given, "set": name, "images": n, "k": k} for k in ks}
     for _, found in sweep(partial(compare, out=arguments.out), settings, arguments.out):
         print("\n".join(found["told"]))
-        tell(found["alignment"])
-        print(flush=True)
+        print(as_text(tables(found, "alignment")), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

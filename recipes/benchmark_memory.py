@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 import fmprobe
-from fmprobe.probes.prototypes import run_prototypes
 from fmprobe.runs.folder import RunFolder
 from fmprobe.runs.plan import Plan
+from fmprobe.runs.search import iterated
 from fmprobe.seeding import torch_generator
-from fmprobe.sharing import alone, team
+from fmprobe.sharing import alone
 
 
 def hopfield(patterns: int, dimension: int, seed: int) -> fmprobe.Autoencoder:
@@ -58,16 +58,17 @@ def main() -> None:
     before, began = peak(), time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder.open(Path(scratch) / "run", {"benchmark": "memory"})
-        found = run_prototypes(model, plan, folder, team())
+        found = iterated(model, plan, folder)
         assert found is not None
-        iterated = peak()
-        found.attractors.save(folder.path / "attractors")
+        attractors, _ = found
+        held = peak()
+        attractors.save(folder.path / "attractors")
         size = (folder.path / "attractors" / "attractors.safetensors").stat().st_size
-    orbits = found.attractors.orbits
+    orbits = attractors.orbits
     print(f"{options.starts} starts of dimension {options.dimension}: {orbits.counts()['converged']} converged")
-    print(f"{len(found.attractors)} attractors of {options.patterns} patterns; sweep {found.attractors.merge['sweep']}")
+    print(f"{len(attractors)} attractors of {options.patterns} patterns; sweep {attractors.merge['sweep']}")
     print(f"ends {4e-9 * orbits.ends.numel():.2f} GB, saved {size / 1e9:.2f} GB, {time.perf_counter() - began:.0f} s")
-    print(f"peak memory {before:.2f} GB before, {iterated:.2f} GB with the attractors, {peak():.2f} GB when saved")
+    print(f"peak memory {before:.2f} GB before, {held:.2f} GB with the attractors, {peak():.2f} GB when saved")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@
     python recipes/ood_detection.py --dinov2 ../shared                     # an encoder with a surrogate decoder
     python recipes/ood_detection.py --full                                 # the published protocol; an accelerator
 
-1. data: an in-distribution source, split by content into fit, held-out and test images; sets from elsewhere; controls;
+1. data: an in-distribution source, split by content into fit, held-out and test images; other sets; controls;
 2. detector: the attractors of the fit images; the score is a trajectory's mean distance to the nearest of them;
 3. table: AUROC and FPR95 of that score, of each part alone, of every baseline on the same features, of two-sided and
-   one-class scores fitted on held-out images. Nothing is chosen by the sets from elsewhere.
+   one-class scores fitted on held-out images. Nothing is chosen by the out-of-distribution sets.
 
 The run folder holds results.json, report.html and the detector, ready for `fmprobe score`.
 """
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
-from fmprobe.cli.ood_compare import compare
+from fmprobe.probes.ood import run_ood
 from fmprobe.seeding import generator
 from fmprobe.sharing import is_main, team, together
 
@@ -136,7 +136,7 @@ def main() -> None:
             run = demo(args.out.with_name(args.out.name + "-data"), args.seed)
     run |= {key: value for key in ("data", "ood", "images", "steps") if (value := getattr(args, key))}
     load = {"revision": None, "decoder": args.decoder, "image_size": None, "device": args.device, "dtype": None}
-    compare(
+    run_ood(
         run["model"],
         run["data"],
         run["ood"],
@@ -144,11 +144,7 @@ def main() -> None:
         load=load,
         settings={"steps": run.get("steps"), "max_steps": run.get("max_steps")},
         images=run.get("images"),
-        ood_images=None,
-        controls=True,
-        acceptance=0.95,
         seed=args.seed,
-        resume=True,
     )
 
 

@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fmprobe.cli.weights_run import held_out, tell_curves
 from torch import nn
 
 import fmprobe
+from fmprobe.images import held_out
 from fmprobe.probes.weights.curves import save_reconstructions
 from fmprobe.probes.weights.dictionaries import atoms_of
 from fmprobe.report.plots import weight_curves
+from fmprobe.report.summary import tables
 from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
 from fmprobe.surrogates.cache import cached_decoder
+from fmprobe.tables import as_text
 
 ROOT = Path(__file__).resolve().parents[1]
 STABILITY = 2  # attractors whose Jacobian is examined: what is asked here does not need it
@@ -137,7 +139,7 @@ def probe(name: str, subject: Subject, arguments: argparse.Namespace) -> None:
     protocol = {**search, "images": arguments.images, "atoms": arguments.atoms}
     measure = partial(curves_of, subject=subject, found=found, sources=sources, folder=folder)
     for label, summary in sweep(measure, dict.fromkeys(sources, protocol), folder / "data"):
-        tell_curves(label, summary)
+        print(as_text(tables({"weights": {"data": {label: summary}}}, "weights")), end="\n\n")
 
 
 def curves_of(

@@ -418,7 +418,7 @@ def test_a_module_has_the_same_fingerprint_in_every_process(scaled):
 
 def test_a_decoder_replaced_under_its_name_is_another_run(tiny, tmp_path):
     """The same command with the same words, and another decoder in the folder."""
-    from fmprobe.cli.session import identity
+    from fmprobe.runs.run import identity
 
     model = fmprobe.load(tiny("dinov2"))
     rows = []

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from support.maps import double_well, draws
 
 from fmprobe import AttractorSet, InputError, find_attractors
-from fmprobe.cli.session import default_out
 from fmprobe.files import finite, read_json, write_atomically, write_json
 from fmprobe.hub import canonical
 from fmprobe.runs.folder import RunFolder, differences, read_events
+from fmprobe.runs.run import default_out
 
 
 @pytest.fixture

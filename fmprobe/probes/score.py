@@ -59,6 +59,27 @@ def score(
     their rows.
     """
     check_acceptance(acceptance)
+    how = {"device": device, "verbose": verbose, "resume": resume}
+    return score_source(detector, data, out, acceptance=acceptance, rule=rule, parquet=parquet, **how)
+
+
+def score_source(
+    folder: Path,
+    data: str,
+    out: Path | None,
+    *,
+    acceptance: float | None,
+    rule: str | None,
+    parquet: bool,
+    device: str,
+    resume: bool,
+    verbose: bool,
+) -> Path:
+    """Score every image of a source with the detector of a folder, and write the table; returns the run's folder.
+
+    A file that is no image gets a row that says so, and so does one that the model has no finite latent for. The
+    parquet file holds numbers as float64 and `accepted` as a truth value.
+    """
     from fmprobe.digests import file_digest
     from fmprobe.hub import canonical
     from fmprobe.images import open_images, printable
@@ -66,14 +87,14 @@ def score(
     from fmprobe.runs.run import Run
 
     began = time.perf_counter()
-    fitted = load_detector(detector, device)
+    fitted = load_detector(folder, device)
     decoder = _decoder(fitted)
     if (warning := decoder.get("decoder", {}).get("warning")) is not None:
         typer.echo(f"\nwarning     {warning}")
     found = open_images(data, **fitted.model.image_arguments)
     _check_names([name for name, _ in found])
     decides = {"rule": rule or fitted.rule, "threshold": fitted.threshold(acceptance, rule)}
-    asked = {"detector": file_digest(detector / FACTS), "data": canonical(data), **decides}
+    asked = {"detector": file_digest(folder / FACTS), "data": canonical(data), **decides}
     out = out or Path("runs") / "ood-scores"
     with Run.open(out, asked, began=began, resume=resume, verbose=verbose) as run:
         rows, again = _score_all(run, fitted, found, decides)

@@ -49,7 +49,7 @@ def test_the_table_is_told_and_kept_with_the_pairs(probed):
 
 def test_nothing_on_disk_is_computed_again(probed):
     out, arguments, _ = probed
-    kept = out / "memorization" / "memorization.json"
+    kept = out / "results.json"
     before = kept.stat().st_mtime_ns
     again = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     assert again.exit_code == 0
@@ -57,7 +57,7 @@ def test_nothing_on_disk_is_computed_again(probed):
     assert kept.stat().st_mtime_ns == before
     other = CliRunner().invoke(app, [*map(str, arguments), "--images", "50"], catch_exceptions=False)
     assert "holds this already" not in other.stdout
-    assert json.loads(kept.read_text())["images"] == {"train": 50, "test": 50}
+    assert json.loads(kept.read_text())["memorization"]["images"] == {"train": 50, "test": 50}
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path):

@@ -13,7 +13,6 @@ from support.runs import command
 import fmprobe
 
 SHAPE = (1, 4, 4)
-HOMES = ("session", "compare_run", "weights_run", "ood_compare")  # of load_model
 COMMANDS = {
     "probe": [],
     "weights": ["--data", "{}:train", "--no-null"],
@@ -64,12 +63,9 @@ def images(tmp_path_factory):
 
 def run(spoilt, through, *arguments):
     with ExitStack() as stack:
-        for home in HOMES:
-            made = mock.patch(f"fmprobe.cli.{home}.load_model", side_effect=lambda *_, **__: model_of(spoilt, through))
+        for home in ("runs.models.load_model", "probes.alignment._disturbed"):
+            made = mock.patch(f"fmprobe.{home}", side_effect=lambda *_, **__: model_of(spoilt, through))
             stack.enter_context(made)
-        stack.enter_context(
-            mock.patch("fmprobe.cli.compare_run._disturbed", side_effect=lambda *_: model_of(spoilt, through))
-        )
         return command(*arguments)
 
 

@@ -46,9 +46,9 @@ def loaded(model):
         return examine(detector, images)
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch("fmprobe.cli.ood_compare.load_model", side_effect=lambda *_, **__: model.made))
+        stack.enter_context(mock.patch("fmprobe.runs.models.load_model", side_effect=lambda *_, **__: model.made))
         stack.enter_context(
-            mock.patch("fmprobe.cli.ood_score._load", side_effect=lambda folder, *_: load(folder, model.made))
+            mock.patch("fmprobe.probes.score.load_detector", side_effect=lambda folder, *_: load(folder, model.made))
         )
         stack.enter_context(mock.patch.object(fmprobe.TrajectoryDetector, "examine", counted))
         yield counts

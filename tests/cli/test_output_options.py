@@ -51,7 +51,7 @@ def run(command, out, places, *more):
 
     arguments = [places.get(part, part) for part in RUNS[command].split()]
     where = ["--out", str(out)] if command in WITH["out"] else []
-    with mock.patch("fmprobe.load", loaded), mock.patch("fmprobe.loading.load", loaded):
+    with mock.patch("fmprobe.loading.load", loaded):
         done = CliRunner().invoke(app, [command, *arguments, *where, *more], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done

@@ -50,11 +50,11 @@ def called(target, *arguments):
 def test_beside_a_detector_an_option_acts_or_is_refused_by_its_name(option, capsys):
     written, value = given(option)
     arguments = ["--data", "images", *written] if option != "--data" else written
-    got, code = called("fmprobe.cli.ood_score.score_source", "ood", "--detector", "folder", *arguments)
+    got, code = called("fmprobe.probes.score.score_source", "ood", "--detector", "folder", *arguments)
     if OPTIONS[option].name in SHARED:
         assert got is not None
         assert holds(got, value)
-        assert called("fmprobe.cli.ood_score.score_source", "score", "folder", *arguments)[0] == got
+        assert called("fmprobe.probes.score.score_source", "score", "folder", *arguments)[0] == got
         return
     assert (got, code) == (None, 2)
     (line,) = told(capsys)
@@ -70,8 +70,8 @@ def test_score_offers_nothing_that_its_alias_lacks(option):
 def test_beside_a_model_an_option_acts_or_is_refused_by_its_name(option, capsys):
     written, value = given(option)
     before = [] if option == "--data" else ["--data", "images"]
-    plain, _ = called("fmprobe.cli.ood_compare.compare", "ood", "model", "--data", "images")
-    got, code = called("fmprobe.cli.ood_compare.compare", "ood", "model", *before, *written)
+    plain, _ = called("fmprobe.probes.ood.run_ood", "ood", "model", "--data", "images")
+    got, code = called("fmprobe.probes.ood.run_ood", "ood", "model", *before, *written)
     if got is None:
         assert code == 2
         (line,) = told(capsys)
@@ -85,7 +85,7 @@ def test_what_is_refused_beside_a_model_is_what_scoring_alone_takes(capsys):
     refused = []
     for option in OPTIONS.keys() - ELSEWHERE - {"--detector", "--data"}:
         written, _ = given(option)
-        got, _ = called("fmprobe.cli.ood_compare.compare", "ood", "m", "--data", "d", "--ood", "a=b", *written)
+        got, _ = called("fmprobe.probes.ood.run_ood", "ood", "m", "--data", "d", "--ood", "a=b", *written)
         refused += [option] if got is None else []
     assert sorted(refused) == ["--parquet", "--rule"]
 

@@ -116,7 +116,7 @@ def test_a_working_folder_deleted_on_the_way_is_said_in_one_line(tmp_path):
         "import os, sys\nfrom unittest import mock\nfrom fmprobe.cli import main\n"
         "def load(*_, **__):\n    os.rmdir(os.getcwd())\n    return open('here').read()\n"
         "sys.argv = ['fmprobe', 'probe', 'm']\n"
-        "with mock.patch('fmprobe.cli.session.load_model', load): main()\n"
+        "with mock.patch('fmprobe.runs.models.load_model', load): main()\n"
     )
     (tmp_path / "gone").mkdir()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

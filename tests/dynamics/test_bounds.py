@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.maps import double_well, draws, intermittent, linear, logistic, rotation, uniform
 
 import fmprobe
-from fmprobe.dynamics.fields import Plane, field_at, field_cosine
+from fmprobe.dynamics.fields import Plane, cosine_of, field_at
 from fmprobe.dynamics.floor import rounding_floor
 from fmprobe.dynamics.iterate import stream_orbits
 from fmprobe.dynamics.polish import anderson
@@ -57,7 +57,7 @@ BOUNDED = {
     "polish": anderson,
     "floor": rounding_floor,
     "field": field_at,
-    "cosine": lambda f, z, b: field_cosine(f, f, z, b),
+    "cosine": lambda f, z, b: cosine_of(field_at(f, z, b), field_at(f, z, b)),
     "plane": lambda f, z, b: vector_field(f, PLANE, resolution=4, basins=False, batch_size=b),
     "lipschitz": lambda f, z, b: local_lipschitz(f, z, batch_size=b),
 }

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from support.maps import double_well, draws, rotation
 
 import fmprobe
-from fmprobe.dynamics.fields import Plane, cosine_of, field_at, field_cosine
+from fmprobe.dynamics.fields import Plane, cosine_of, field_at
 
 vector_field: Any = fmprobe.vector_field  # what is None in one result is not in another
 D = 7
@@ -143,8 +143,12 @@ def test_the_cosine_of_two_fields():
     # Around the origin V of a rotation by t is z turned by (t + 180°)/2 exactly: two of them differ by half the angle.
     quarter, third = rotation(1 / 4), rotation(1 / 3)
     expected = torch.full((20,), float(np.cos(np.pi * (1 / 3 - 1 / 4))), dtype=torch.float64)
-    torch.testing.assert_close(field_cosine(quarter, third, latents, batch_size=7), expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(field_cosine(quarter, quarter, latents), torch.ones(20, dtype=torch.float64))
+    torch.testing.assert_close(
+        cosine_of(field_at(quarter, latents, 7), field_at(third, latents, 7)), expected, atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        cosine_of(field_at(quarter, latents), field_at(quarter, latents)), torch.ones(20, dtype=torch.float64)
+    )
     assert cosine_of(torch.zeros(1, 3), torch.ones(1, 3)).isnan().all()
     torch.testing.assert_close(field_at(lambda z: 3 * z, latents, 3), 2 * latents)
 

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import fmprobe
 from fmprobe.cli import app
 from fmprobe.dynamics.protocols import FOR_DEVICE, FOUNDATION, SMALL, protocol_for
-from fmprobe.probes import convergence, prototypes
+from fmprobe.probes import convergence
+from fmprobe.runs import plan as plans
 from fmprobe.surrogates import report as surrogates
 
 SHAPE = (1, 16, 16)
@@ -39,7 +40,6 @@ DOORS = {
         0, torch.nn.Linear(1, 1)
     ),
     "TrajectoryDetector": lambda model: fmprobe.TrajectoryDetector(model).fit(IMAGES, progress=False),
-    "find_prototypes": lambda model: prototypes.find_prototypes(model, prototypes.make_plan(model, 4)),
 }
 
 
@@ -94,9 +94,9 @@ def test_a_result_names_what_was_followed(protocol):
     assert name() == name(**own) == protocol.name
     for other in ({"tol": 1e-3}, {"tol": 0.0}, {"measure": "rms"}, {"max_steps": 7}):
         assert name(**other) == "as given"
-    lowered = prototypes.make_plan(model, 4)
+    lowered = plans.make_plan(model, 4)
     assert (lowered.name == protocol.name) == (lowered.max_steps == protocol.max_steps)
-    assert prototypes.make_plan(model, 4, 7).name == "as given"
+    assert plans.make_plan(model, 4, 7).name == "as given"
     assert protocol.named(**{**own, "max_steps": 150}, reason=FOR_DEVICE) == (
         f"{protocol.name}; max_steps lowered to 150 for this device"
     )
@@ -104,7 +104,7 @@ def test_a_result_names_what_was_followed(protocol):
 
 def test_a_slow_cpu_takes_fewer_steps_and_says_so():
     with mock.patch("fmprobe.runs.plan._seconds_per_row", return_value=0.01):
-        plan = prototypes.make_plan(model_of(FOUNDATION), 64)
+        plan = plans.make_plan(model_of(FOUNDATION), 64)
     assert plan.max_steps == int(150 / (64 * 0.01))
     assert plan.name == f"{FOUNDATION.name}; max_steps lowered to {plan.max_steps} for this device"
     assert plan.tol == FOUNDATION.tol
@@ -144,11 +144,12 @@ def test_a_report_on_surrogates_follows_the_protocol_of_the_encoder(tiny_dinov2)
 
 
 COMMANDS = {  # that search for attractors, and the door that each gives its rule to
-    "probe m": "fmprobe.probes.prototypes.run_prototypes",
-    "prototypes m": "fmprobe.probes.prototypes.run_prototypes",
-    "weights m --data D": "fmprobe.probes.prototypes.run_prototypes",
-    "memorization m --data D": "fmprobe.probes.prototypes.run_prototypes",
-    "compare m k --data D": "fmprobe.compare",
+    "probe m": "fmprobe.runs.search.iterated",
+    "prototypes m": "fmprobe.runs.search.iterated",
+    "weights m --data D": "fmprobe.runs.search.iterated",
+    "memorization m --data D": "fmprobe.runs.search.iterated",
+    "field m": "fmprobe.runs.search.iterated",
+    "compare m k --data D": "fmprobe.probes.alignment.comparison.compare",
     "ood m --data D": "fmprobe.probes.ood.probe.fitted",
 }
 
@@ -174,7 +175,7 @@ def test_the_defaults_of_every_command_are_the_protocol_of_the_model(command, pr
 
     arguments = [str(places.get(part, part)) for part in command.split()]
     with (
-        mock.patch("fmprobe.load", loaded),
+        mock.patch("fmprobe.loading.load", loaded),
         mock.patch("fmprobe.runs.plan._seconds_per_row", return_value=1e-9),
         mock.patch("fmprobe.probes.alignment.perturbation.perturbed_checkpoint", return_value=tmp_path),
         mock.patch(COMMANDS[command], side_effect=Reached) as door,

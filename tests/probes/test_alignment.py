@@ -15,7 +15,7 @@ import fmprobe
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.probes.alignment.comparison import basin_agreement, pair_jaccard
 from fmprobe.probes.alignment.latent_maps import fit_linear, fit_orthogonal, fit_relative
-from fmprobe.probes.alignment.page import notes
+from fmprobe.probes.alignment.page import comparison
 from fmprobe.probes.alignment.perturbation import perturb, perturbed, perturbed_checkpoint
 
 D = 4
@@ -196,7 +196,7 @@ def test_a_network_of_constant_latents_is_compared_and_said_to_be_one():
     for pair in ((still, wells(TURN)), (wells(TURN), still), (still, still)):
         found = compare(*pair, IMAGES[:30], max_steps=20)
         json.dumps(found.to_dict(), allow_nan=False)
-        assert any("do not vary" in note for note in notes(found.to_dict())) == (pair[0] is still)
+        assert ("do not vary" in comparison(found.to_dict())[0].lead) == (pair[0] is still)
         rows = found.subject["maps"]
         assert all(row["cosine"]["known"] == 0 for row in rows.values())
         assert [rows[name].get("rank") == 0 for name in ("orthogonal", "linear")] == [pair[0] is still] * 2

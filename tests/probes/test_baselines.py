@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from fmprobe.cli.weights_run import held_out
 from support.maps import draws
 from torch import nn
 
 import fmprobe
+from fmprobe.images import held_out
 from fmprobe.probes.alignment.perturbation import perturb, perturbed
 from fmprobe.probes.contraction import noise_images, std_ratio
 from fmprobe.probes.memorization.coefficient import NULLS, _noise_images, _ranks

@@ -7,11 +7,10 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from support.prototypes import prototypes
 
 import fmprobe
-from fmprobe.probes.prototypes import find_prototypes
 from fmprobe.probes.prototypes.film import Film, film
-from fmprobe.runs.plan import make_plan
 
 SEARCH = {"tol": 1e-4, "max_steps": 60}
 WELLS = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
@@ -44,10 +43,6 @@ def images(n=20, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).random((n, 1, 2, 4), dtype="float32"))
 
 
-def plan(model, batch_size):
-    return make_plan(model, 9, batch_size=batch_size, **SEARCH)
-
-
 def attractors(model, batch_size):
     return fmprobe.find_attractors(model, 9, batch_size=batch_size, progress=False, **SEARCH)
 
@@ -74,7 +69,7 @@ PROBES = {
     "polished": lambda m, b: (
         fmprobe.find_attractors(m, 9, batch_size=b, polish="anderson", progress=False, **SEARCH).latents
     ),
-    "prototypes": lambda m, b: find_prototypes(m, plan(m, b)).images,
+    "prototypes": lambda m, b: prototypes(m, 9, batch_size=b, **SEARCH).images,
     "film": lambda m, b: cast(Film, film(m, attractors(m, b), batch_size=b)).frames,
     "weights": lambda m, b: weights(m, b).to_dict(),
     "memorization": lambda m, b: fmprobe.probe_memorization(

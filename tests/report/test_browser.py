@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from support.reports import add, ood_facts, prototypes_run, with_the_rest, with_weights
 
+from fmprobe.registry import sections
 from fmprobe.report.page import write_report
-from fmprobe.report.sections import SECTIONS
+from fmprobe.report.surrogate import QUALITY
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -75,7 +76,7 @@ def _look(driver, width: str, scheme: str) -> None:
 def test_the_page_is_small_and_complete(page, shown):
     assert page.stat().st_size < 5_000_000
     titles = [heading.text for heading in shown.find_elements("css selector", "h2")]
-    assert titles == ["At a glance", *(section.title for section in SECTIONS), "Protocol and provenance"]
+    assert titles == ["At a glance", *(section.title for section in (*sections(), QUALITY)), "Protocol and provenance"]
     for link in shown.find_elements("css selector", "nav a"):
         assert shown.find_element("id", link.get_dom_attribute("href").removeprefix("#")).is_displayed()
 

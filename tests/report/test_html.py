@@ -12,9 +12,9 @@ from support.reports import add, head, ood_facts, prototypes_run, with_the_rest,
 import fmprobe
 from fmprobe.files import read_json
 from fmprobe.pictures import save_frames, to_picture
+from fmprobe.registry import sections
 from fmprobe.report import page as html
 from fmprobe.report.page import write_report
-from fmprobe.report.sections import SECTIONS
 from fmprobe.report.summary import summary
 
 
@@ -96,7 +96,7 @@ def test_no_change_of_any_value_ends_in_a_traceback(folder, monkeypatch):
     rng = random.Random(0)
     refused = []
     for place in rng.sample(places, 40):
-        monkeypatch.setattr(html, "SECTIONS", [section for section in SECTIONS if section.key == place[0]])
+        monkeypatch.setattr(html, "registered", lambda key=place[0]: [s for s in sections() if s.key == key])
         changed = deepcopy(whole)
         parent: Any = changed  # descends to what holds the value
         for key in place[:-1]:

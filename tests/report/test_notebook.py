@@ -3,12 +3,11 @@
 import pytest
 import torch
 from matplotlib.figure import Figure
+from support.prototypes import prototypes
 from support.reports import ood_facts
 
 import fmprobe
 from fmprobe.probes.ood.probe import OODResult
-from fmprobe.probes.prototypes import find_prototypes
-from fmprobe.runs.plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def attractors(model):
 
 def results(model, attractors):
     yield attractors
-    yield find_prototypes(model, make_plan(model, 4, 50), progress=False)
+    yield prototypes(model, 4, max_steps=50)
     yield fmprobe.probe_weights(model, attractors, torch.rand(2, 1, 1, 2), [1], ends=True)
     yield fmprobe.probe_memorization(model, torch.rand(4, 1, 1, 2), attractors=attractors)
     yield fmprobe.vector_field(model, resolution=3)

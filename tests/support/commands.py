@@ -106,7 +106,7 @@ class Observed:
     def _doors(self) -> dict[str, Any]:
         """The library's functions behind the commands: each call is kept, and the longer ones end there."""
         from fmprobe.probes.ood.detector import TrajectoryDetector as Detector
-        from fmprobe.probes.prototypes import run_prototypes
+        from fmprobe.runs.search import iterated
 
         def record(name: str, then: Callable[..., Any]) -> Callable[..., Any]:
             def recorded(*given: Any, **named: Any) -> Any:
@@ -121,23 +121,28 @@ class Observed:
         def nothing(*_: Any, **__: Any) -> None:
             return None
 
-        ends = ("fit_decoder", "compare", "probe_weights", "probe_memorization", "probes.ood.probe.fitted")
+        ends = (
+            "fit_decoder",
+            "probes.alignment.comparison.compare",
+            "probes.field.vector_field",
+            "probes.memorization.coefficient.probe_memorization",
+            "probes.ood.probe.fitted",
+            "probes.weights.curves.probe_weights",
+        )
         kept = {
-            "load": stub,
             "loading.load": stub,
-            "probes.prototypes.run_prototypes": run_prototypes,
-            "probes.perturbation.perturbed_checkpoint": lambda *_, **__: Path("k"),
+            "runs.search.iterated": iterated,
+            "probes.alignment.perturbation.perturbed_checkpoint": lambda *_, **__: Path("k"),
             "surrogates.pixel.PixelDecoder.load": nothing,
             "probes.ood.detector.TrajectoryDetector.threshold": Detector.threshold,
             "probes.ood.detector.TrajectoryDetector.examine": Detector.examine,
             **dict.fromkeys(ends, stop),
         }
         unwatched = {
-            "probes.prototypes._seconds_per_row": lambda *_: 1e-4,
-            "probes.prototypes._peak_memory": lambda *_: 0,
-            "report.pictures.save_prototypes": nothing,
-            "report.pictures.save_film": nothing,
-            "report.html.write_report": nothing,
+            "runs.plan._seconds_per_row": lambda *_: 1e-4,
+            "runs.plan._peak_memory": lambda *_: 0,
+            "probes.prototypes.found.Prototypes.save": nothing,
+            "runs.run.write_report": nothing,
         }
         doors = {name: record(name, then) for name, then in kept.items()} | unwatched
         return {f"fmprobe.{name}": double for name, double in doors.items()}

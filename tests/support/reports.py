@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fmprobe.probes.prototypes import COLUMNS
+from fmprobe.probes.prototypes.found import COLUMNS
 
 STATUSES = ("converged", "cycle", "slow", "wandering", "diverged")
 
@@ -127,6 +127,7 @@ def with_the_rest(folder: Path) -> Path:
             "nearest_cosine": [0.9],
             "errors": {"train": 0.1},
             "rank": {"attractors": 1, "train_images": 1},
+            "images": {"train": 6, "test": 6},
             "bound": None,
             "warning": "f may be near constant",
         },

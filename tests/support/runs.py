@@ -47,7 +47,7 @@ def command(*arguments: object) -> int:
 
 def probe(out: Path, *options: object, seconds: float = 0.0, n: int = STARTS) -> int:
     """`fmprobe probe` with these options on the slow model."""
-    with mock.patch("fmprobe.cli.session.load_model", return_value=slow_model(seconds)):
+    with mock.patch("fmprobe.runs.models.load_model", return_value=slow_model(seconds)):
         return command("probe", "slow", "-o", out, "-n", n, "--max-steps", 200, "--batch-size", 8, *options)
 
 

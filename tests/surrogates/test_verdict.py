@@ -7,15 +7,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from support.prototypes import prototypes
 from support.surrogates import QUICK, quick
 
 import fmprobe
 from fmprobe.attractors import AttractorSet
 from fmprobe.cli import app
-from fmprobe.probes.prototypes import find_prototypes
 from fmprobe.procedural import procedural_images
 from fmprobe.report.summary import summary
-from fmprobe.runs.plan import make_plan
 from fmprobe.surrogates.fit import FitSettings
 from fmprobe.validation import warning_of
 
@@ -72,7 +71,7 @@ def test_every_result_shows_it_in_a_notebook_before_what_was_found(bad, encoder,
     assert shows(found)
     found.save(tmp_path)
     assert AttractorSet.load(tmp_path).warning == found.warning
-    assert shows(find_prototypes(bad, make_plan(bad, 2, 2), progress=False))
+    assert shows(prototypes(bad, 2, max_steps=2))
     assert shows(fmprobe.probe_weights(bad, found, images, [1], ends=True))
     assert shows(fmprobe.probe_memorization(bad, images, attractors=found))
     assert shows(fmprobe.probe_residuals(bad, n=2, steps=2))
