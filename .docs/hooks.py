@@ -24,12 +24,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         for here, there in LINKS.items():
             text = text.replace(f"]({here}", f"]({there}")
         return re.sub(r"\[(CITATION\.cff)\]\(\1\)", r"\1", text)
-    made = {"reference": reference, "commands": commands}.get(page.meta.get("made"))
+    made = {"reference": reference, "commands": commands, "glossary": glossary}.get(page.meta.get("made"))
     return markdown + made() if made else markdown
 
 
 def reference() -> str:
-    """Every public name, by room."""
+    """Every public name, by module."""
     homes = sorted((fmprobe._HOMES[name], name) for name in fmprobe.__all__)
     text = ""
     for room, names in groupby(homes, key=lambda pair: pair[0].split(".")[1]):
@@ -38,7 +38,7 @@ def reference() -> str:
 
 
 def commands() -> str:
-    """What --help says of every command."""
+    """The --help of every command."""
     import typer
     from typer.testing import CliRunner
 
@@ -50,3 +50,10 @@ def commands() -> str:
         shown = CliRunner().invoke(app, [name, "--help"], prog_name="fmprobe", terminal_width=100)
         text += f"\n## {name}\n\n```text\n{shown.output.strip()}\n```\n"
     return text
+
+
+def glossary() -> str:
+    """Every term that results use."""
+    from fmprobe.glossary import TERMS
+
+    return "".join(f"\n## {term}\n\n{meaning}\n" for term, meaning in TERMS.items())

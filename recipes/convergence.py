@@ -51,7 +51,7 @@ def main() -> None:
     draws = torch_generator(arguments.seed, "convergence recipe: uniform starts")
     starts = {
         "uniform": 16 * torch.rand(arguments.starts, arguments.k, generator=draws).to(model.device) - 8,
-        "train": model.encode(images[: arguments.starts].to(model.device)),
+        "train": model.encode(images[: arguments.starts]),
     }
     print("| starts | attractors | rho | points | Pearson | Spearman | median measured / estimated | left out |")
     print("|" + "---|" * 8)

@@ -60,7 +60,7 @@ def measured(_: str, settings: dict[str, Any]) -> dict[str, Any]:
     train = train[: arguments.n]
     model = trained(train, arguments.k, arguments)
     starts = {
-        "train": model.encode(train[: arguments.starts].to(model.device)),
+        "train": model.encode(train[: arguments.starts]),
         "noise": model.sample_latents(arguments.starts, arguments.seed),
     }
     found = {}

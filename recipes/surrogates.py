@@ -70,7 +70,7 @@ def main() -> None:
         shown = some(sets)
         with torch.no_grad():
             whole = model.with_decoder(decoder)
-            painted[name] = whole.decode(whole.encode(shown.to(model.device))).cpu()
+            painted[name] = whole.decode(whole.encode(shown)).cpu()
     if is_main():
         save_sheet(arguments.out / "reconstructions.png", some(sets), painted)
 

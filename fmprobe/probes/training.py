@@ -201,11 +201,10 @@ class AttractorTracker:
         return error if np.isfinite(error) else None
 
     def _encode(self, model: Autoencoder, images: Tensor) -> Tensor:
-        return torch.cat([model.encode(block) for block in images.to(model.device).split(self.batch_size)])
+        return model.encode(images, self.batch_size)
 
     def _decode(self, model: Autoencoder, found: AttractorSet) -> Tensor:
-        blocks = [model.decode(block).cpu() for block in found.latents.split(self.batch_size) if len(block)]
-        return torch.cat(blocks) if blocks else torch.zeros(0, *model.image_shape)
+        return model.decode(found.latents, self.batch_size).cpu()
 
 
 class _Counted:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fmprobe.errors import InputError
 from fmprobe.files import write_atomically
+from fmprobe.glossary import TERMS
 from fmprobe.registry import sections as registered
 from fmprobe.report.finished import FinishedRun
 from fmprobe.report.rendering import render, text_of
@@ -63,6 +64,7 @@ def make_page(runs: Sequence[FinishedRun]) -> str:
         sections=sections,
         commands=[(label, run.results.get("command", "not recorded")) for run, label in zip(runs, labels, strict=True)],
         facts=_facts(runs),
+        terms=TERMS,
         style=text_of("style.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from fmprobe.glossary import TERMS, anchor
 from fmprobe.tables import number, rounded
 
 if TYPE_CHECKING:
@@ -37,7 +38,13 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"rounded": rounded, "percent": percent, "number": number}
+    environment.filters |= {
+        "rounded": rounded,
+        "percent": percent,
+        "number": number,
+        "linked": linked,
+        "anchor": anchor,
+    }
     return environment
 
 
@@ -97,3 +104,19 @@ def to_svg(figure: "Figure", title: str, prefix: str | None = None) -> str:
     viewbox = re.search(r'viewBox="[\d. ]*"', svg)
     head = f'<svg {viewbox[0] if viewbox else ""} role="img" aria-labelledby="{prefix}-title">'
     return f'{head}<title id="{prefix}-title">{title}</title>{svg[svg.index(">") + 1 :]}'
+
+
+def linked(text: str) -> "Markup":
+    """Text whose terms, at their first mention, link to the page's glossary by their titles."""
+    from markupsafe import Markup, escape
+
+    left = {term.lower(): term for term in TERMS}
+    longest = sorted(left, key=len, reverse=True)
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, longest))})(?=s?\b)", re.IGNORECASE)
+
+    def link(found: re.Match[str]) -> str:
+        if (term := left.pop(found[0].lower(), None)) is None:
+            return found[0]
+        return f'<a class="term" href="#{anchor(term)}" title="{escape(TERMS[term])}">{found[0]}</a>'
+
+    return Markup(pattern.sub(link, str(escape(text))))

@@ -1,4 +1,4 @@
-"""Options that several commands share, spelled once."""
+"""Options that several commands share."""
 
 import functools
 import inspect
@@ -36,33 +36,68 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", parser=folder, metavar="PATH", help="Folder for the results. [default: runs/MODEL]"),
 ]
-Starts = Annotated[int | None, typer.Option("--starts", "-n", min=1, help="Starts from N(0, I). [default: by device]")]
-MaxSteps = Annotated[int | None, typer.Option(min=1, help="Step limit of an orbit. [default: 500, less on a slow CPU]")]
-Tol = Annotated[
-    float | None, typer.Option(min=0, callback=finite, help="An orbit converges below this step. [default: 1e-5]")
+Starts = Annotated[
+    int | None, typer.Option("--starts", "-n", min=1, help="Number of starts drawn from N(0, I). [default: by device]")
 ]
-Measure = Annotated[str | None, typer.Option(help="Of a step: squared, relative or rms. [default: squared]")]
-Merge = Annotated[str | None, typer.Option(help="Of attractors: relative or cosine. [default: relative]")]
+MaxSteps = Annotated[
+    int | None, typer.Option(min=1, help="Largest number of steps of an orbit. [default: 500, fewer on a slow CPU]")
+]
+Tol = Annotated[
+    float | None,
+    typer.Option(min=0, callback=finite, help="Step size below which an orbit has converged. [default: 1e-5]"),
+]
+Measure = Annotated[
+    str | None,
+    typer.Option(help="How the step size is measured against --tol: squared, relative or rms. [default: squared]"),
+]
+Merge = Annotated[
+    str | None,
+    typer.Option(
+        help="Distance by which two end points count as one attractor: relative or cosine. [default: relative]"
+    ),
+]
 MergeThreshold = Annotated[
     float | None,
-    typer.Option(min=0, callback=finite, help="Distance below which two ends are one attractor. [default: 0.01]"),
+    typer.Option(
+        min=0, callback=finite, help="Distance below which two end points count as one attractor. [default: 0.01]"
+    ),
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Latents in flight at once. [default: by device]")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, float16 or bfloat16. [default: float32]")]
-DeviceMap = Annotated[str | None, typer.Option(help="auto: spread a model too large for one device. [default: none]")]
-Autocast = Annotated[str | None, typer.Option(help="Of f alone: bfloat16 or float16; latents stay float32.")]
-Compile = Annotated[str | None, typer.Option(help="f by torch.compile with this backend, such as inductor.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Number of latents iterated together. [default: by device]")]
+Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Precision of the weights: float32, float16 or bfloat16. [default: float32]")
+]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="auto: spread a model that is too large for one device. [default: none]")
+]
+Autocast = Annotated[
+    str | None, typer.Option(help="Precision of f alone: bfloat16 or float16. Latents stay in float32.")
+]
+Compile = Annotated[str | None, typer.Option(help="Backend of torch.compile for f, such as inductor.")]
 Polish = Annotated[str | None, typer.Option(help="anderson: take attractors to the rounding floor of f.")]
-Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bit for bit, in any batch; slower.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell every event of events.jsonl as it happens.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the starts and of a decoder that is fitted.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Give bit-identical results for any batch size (slower).")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every event of events.jsonl as it happens.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=2**63 - 1, help="Random seed for the noise starts and for fitting a surrogate decoder."),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-Decoder = Annotated[str | None, typer.Option(help="Folder or hub id of a surrogate decoder made by fit-decoder.")]
-ImageSize = Annotated[int | None, typer.Option(min=1, help="Pixels a side. [default: the processor's; on a CPU 112]")]
-Tokens = Annotated[str | None, typer.Option(help="What makes z: patch, cls, pooled or all. [default: the family's]")]
-UseEnds = Annotated[bool, typer.Option("--use-ends", help="Take where orbits are after the last step, settled or not.")]
-Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with a run in the folder, or start anew.")]
+Decoder = Annotated[str | None, typer.Option(help="Folder or hub id of a surrogate decoder that fit-decoder made.")]
+ImageSize = Annotated[
+    int | None, typer.Option(min=1, help="Image side in pixels. [default: the processor's; on a CPU 112]")
+]
+Tokens = Annotated[
+    str | None, typer.Option(help="Tokens that make up z: patch, cls, pooled or all. [default: the family's]")
+]
+UseEnds = Annotated[
+    bool,
+    typer.Option("--use-ends", help="Use the latents after the last step, converged or not, instead of attractors."),
+]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue the run in the folder, or start it anew.")]
+
+MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")  # what --measure and --merge take
 
 Group = dict[str, tuple[Any, Any]]  # annotation and default of each option, by the key of what is gathered
 
@@ -79,7 +114,7 @@ LOAD: Group = {
     "compile": (Compile, None),
     "deterministic": (Deterministic, False),
 }
-# How orbits are followed and attractors told apart, as `make_plan` takes it.
+# How orbits are iterated and attractors merged, as `make_plan` takes it.
 ORBITS: Group = {
     "max_steps": (MaxSteps, None),
     "tol": (Tol, None),
@@ -121,9 +156,6 @@ def grouped(**groups: Group) -> Callable[[Callable[..., Any]], Callable[..., Any
         return run
 
     return decorate
-
-
-MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")
 
 
 def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:

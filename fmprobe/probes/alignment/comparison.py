@@ -162,8 +162,7 @@ class _Side:
     def __init__(self, model: Autoencoder, images: Tensor, fitted: int, settings: _Settings) -> None:
         self.model, self.settings = model, settings
         with torch.no_grad():
-            blocks = [model.encode(x).flatten(1).cpu() for x in images.split(settings.batch_size)]
-        latents = torch.cat(blocks)
+            latents = model.encode(images, settings.batch_size).flatten(1).cpu()
         if not bool(latents.isfinite().all()):
             raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
         self.fit, self.held_out = latents[:fitted], latents[fitted:]

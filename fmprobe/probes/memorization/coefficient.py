@@ -104,16 +104,16 @@ def probe_memorization(
     train, test = train.cpu(), None if test is None else test.cpu()
     sets = {"train": train} if test is None else {"train": train, "test": test}
     with torch.no_grad():
-        decoded = _decoded(model, latents, batch_size)
-        codes = {name: _encoded(model, images, batch_size) for name, images in sets.items()}
+        decoded = model.decode(latents, batch_size).cpu()
+        codes = {name: model.encode(images, batch_size).cpu() for name, images in sets.items()}
         if not all(bool(rows.isfinite().all()) for rows in codes.values()):
             raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
-        rebuilt = {name: _decoded(model, rows, batch_size) for name, rows in codes.items()}
+        rebuilt = {name: model.decode(rows, batch_size).cpu() for name, rows in codes.items()}
         rows = {
             subject: decoded,
             "test images": test,
             "reconstructed test images": rebuilt.get("test"),
-            "decoded starts": _decoded(model, model.sample_latents(NULLS, seed), batch_size),
+            "decoded starts": model.decode(model.sample_latents(NULLS, seed), batch_size).cpu(),
             "noise images": _noise_images(model, seed),
             "mean image": train.mean(0, keepdim=True),
         }
@@ -234,16 +234,6 @@ def _warning(attractors: AttractorSet) -> str | None:
     if len(radius) and float(radius.max()) <= SMALL_RADIUS:
         signs.append(f"no spectral radius exceeds {float(radius.max()):.2g}")
     return f"f may be near constant where these starts lie: {', '.join(signs)}" if signs else None
-
-
-def _encoded(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([model.encode(block).cpu() for block in images.split(batch_size)])
-
-
-def _decoded(model: Autoencoder, latents: Tensor, batch_size: int) -> Tensor:
-    """On the CPU, `(0, *image_shape)` for no latents."""
-    blocks = [model.decode(block).cpu() for block in latents.split(batch_size) if len(block)]
-    return torch.cat(blocks) if blocks else torch.zeros(0, *model.image_shape)
 
 
 def _noise_images(model: Autoencoder, seed: int) -> Tensor:

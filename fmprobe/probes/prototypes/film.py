@@ -56,7 +56,7 @@ def film(model: Autoencoder, attractors: AttractorSet, seed: int = 0, batch_size
     f, frames = apart(model.latent_map, batch_size), []
 
     def paint(latents: Tensor) -> None:
-        frames.append(torch.cat([model.decode(part).cpu() for part in latents.split(batch_size)]))
+        frames.append(model.decode(latents, batch_size).cpu())
 
     with torch.no_grad():
         for step in range(steps[-1] + 1):

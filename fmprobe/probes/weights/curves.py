@@ -94,13 +94,13 @@ def probe_weights(
     for k in atoms or ():
         check_counts(atoms=k)
     with torch.no_grad():
-        latents = _encode(model, images, batch_size)
+        latents = model.encode(images, batch_size).flatten(1)
         if not bool(latents.isfinite().all()):
             raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
         reference = (
             None
             if reference_images is None or not len(reference_images)
-            else _encode(model, reference_images, batch_size)
+            else model.encode(reference_images, batch_size).flatten(1)
         )
         found = make_dictionaries(
             model, attractors, ends=ends, seed=seed, null_attractors=null_attractors, reference=reference
@@ -167,10 +167,6 @@ def _shared(images: Tensor, others: Tensor) -> int:
     """How many of the images are among the others."""
     there = {digest(image) for image in others}
     return sum(digest(image) in there for image in images)
-
-
-def _encode(model: Autoencoder, images: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([model.encode(part).flatten(1) for part in images.split(batch_size)])
 
 
 def _reconstructions(dictionary: Tensor, latents: Tensor, levels: list[int]) -> list[Tensor]:
