@@ -42,7 +42,10 @@ def values(entry: Mapping[str, Any]) -> list[Table]:
     ]
     if entry["rank"]["attractors"] is not None:
         names = {"attractors": entry["subject"], "train_images": "as many training images"}
-        facts += [(f"rank at 90% of variance, {names.get(name, name)}", rank) for name, rank in entry["rank"].items()]
+        facts += [
+            (f"rank at 90% of variance, {names.get(name, name.replace('_', ' '))}", rank)
+            for name, rank in entry["rank"].items()
+        ]
     facts += [(f"bound of the error, {part} images", _bound(terms)) for part, terms in (entry["bound"] or {}).items()]
     title = f"nearest of {entry['images']['train']} training images, mean ± deviation"
     return [

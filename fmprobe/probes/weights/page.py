@@ -73,7 +73,7 @@ def _errors(source: str, curves: Mapping[str, Any], metric: str) -> Table:
         rows.append([name, "", "", *[Cell(curves[key][metric]["mean"], ".4f")] * len(levels), ""])
     absent = "; ".join(f"{name}: absent, {reason}" for name, reason in curves["absent"].items())
     title = f"{source}: {label} of {curves['images']} images by number of atoms".removeprefix(": ")
-    head = ["dictionary", "atoms", "effective rank", *map(str, levels), f"than {curves['subject']}"]
+    head = ["dictionary", "atoms", "effective rank", *map(str, levels), f"against {curves['subject']}"]
     return Table(title, rows, head, absent)
 
 
