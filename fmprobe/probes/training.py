@@ -1,4 +1,4 @@
-"""Training dynamics: how attractors form while an autoencoder learns, measured from a callback that changes nothing."""
+"""Training dynamics: how attractors form while an autoencoder learns, measured from a callback."""
 
 import json
 import random
@@ -28,17 +28,33 @@ KINDS = ("train", "test", "noise")
 class AttractorTracker:
     """A callback that measures, at chosen epochs, where the latent map leads (Fumero et al., ICLR 2026, fig. 3).
 
-    Plain loops and `train_autoencoder(callback=…)` call it, `tracker(epoch, model)`; loops under accelerate too, with
-    the prepared model, on every process: the first measures. A transformers Trainer takes `tracker.for_trainer()`.
-    Training with it gives the same weights as without: modes, gradients and random states are as before.
+    A plain loop and `train_autoencoder(callback=…)` call `tracker(epoch, model)`. A loop under accelerate calls it with
+    the prepared model, on every process, and the first process measures. A transformers Trainer takes
+    `tracker.for_trainer()`. Training gives the same weights as without the tracker: modes, gradients and random states
+    are left as they were.
 
-    `train`, `test`: images `(N, *image_shape)`. `starts`: the budget, as many draws of N(0, I) by `seed`, and at most
-    as many of the training and of the test images, spread evenly. `epochs`: every so many, or the chosen ones.
-    `path`: a file to which each record is appended as a line of JSON at once; `records` keeps them too. `adapt`: makes
-    an Autoencoder of the model in training, by default its own `autoencoder()`. `tol`, `measure`, `max_steps` and
-    `batch_size` as in `find_attractors`; ends are one attractor where cos > 1 - `threshold` (the paper's 0.99). Raises
-    InputError for no images or starts, images of two shapes, or that hold no finite floats, ValueError for settings as
-    `find_attractors` does; WriteError where the file cannot be written.
+    Args:
+        train: training images `(N, *image_shape)`.
+        test: images that the model is not trained on.
+        starts: number of draws of N(0, I), and largest number of training and of test images, spread evenly.
+        epochs: the chosen epochs, or a number: every so many epochs.
+        path: file to which each record is appended at once, as a line of JSON.
+        adapt: makes an Autoencoder of the model in training; by default the model's own `autoencoder()`.
+        seed: seed of the starts.
+        tol: as in `find_attractors`.
+        measure: as in `find_attractors`.
+        max_steps: as in `find_attractors`.
+        batch_size: largest number of rows in one call of the model.
+        threshold: two ends are one attractor where cos > 1 - `threshold` (the paper's 0.99).
+        stability_cap: largest number of attractors whose Jacobian is examined.
+
+    Attributes:
+        records: the records so far.
+
+    Raises:
+        InputError: there are no images or starts, the images have two shapes, or they hold no finite floats.
+        ValueError: a setting makes no sense, as in `find_attractors`.
+        WriteError: the file cannot be written.
     """
 
     def __init__(
@@ -119,23 +135,26 @@ class AttractorTracker:
         return TrackerCallback()
 
     def measure(self, model: Autoencoder) -> dict[str, Any]:
-        """One record, JSON-ready; what cannot be said, where nothing settled, is None.
+        """One record, as JSON holds it. What cannot be said, since no orbit settled, is None.
 
-        For each kind of start: `starts`, `status`, `converged` (share), `count` of distinct attractors (None where all
-        are unresolved), `distinct`, the count over the starts, and the median of the `steps`. `chamfer`: similarity of
-        the sets from training and noise starts, 1 for equal sets. `matched`: share of each set that has a member of the
-        other within the threshold. `fpr95`: noise trajectories taken for training ones, by mean distance to the
-        training attractors. `memorization`: by kind, as in `probe_memorization`; `rank` likewise. `spectral_radius` of
-        the first training attractors. `cost`: rows of f computed, products with its derivatives not counted, and, from
-        `__call__`, seconds.
+        Returns:
+            For each kind of start ("train", "test", "noise"): `starts`, `status`, `converged` (a share), `count` of
+            distinct attractors (None where all are unresolved), `distinct` (the count over the starts), and the median
+            of the `steps`.
+
+            Then `chamfer`, the similarity of the sets from training and from noise starts (1 for equal sets);
+            `matched`, the share of each set that has a member of the other within the threshold; `fpr95`, the share of
+            noise trajectories taken for training ones by their mean distance to the training attractors;
+            `memorization`, by kind, as in `probe_memorization`; `rank` likewise; `test_error`; `spectral_radius` of the
+            first training attractors; and `cost`: rows of f computed, without products with its derivatives.
         """
         f = _Counted(model.latent_map)
         rule = model.protocol.chosen(**{key: self.orbits[key] for key in ("tol", "measure", "max_steps")})
         orbits = {**self.orbits, **rule}
         with torch.no_grad():
             latents = {
-                "train": self._encode(model, self._spread(self.train)),
-                "test": self._encode(model, self._spread(self.test)),
+                "train": model.encode(self._spread(self.train), self.batch_size),
+                "test": model.encode(self._spread(self.test), self.batch_size),
                 "noise": model.sample_latents(self.starts, self.seed),
             }
             test_error = self._error(model, self.test)
@@ -146,7 +165,11 @@ class AttractorTracker:
             if len(usable[kind])
         }
         with torch.no_grad():
-            images = {kind: self._decode(model, found[kind]) for kind in ("train", "noise") if kind in found}
+            images = {
+                kind: model.decode(found[kind].latents, self.batch_size).cpu()
+                for kind in ("train", "noise")
+                if kind in found
+            }
             fpr95 = self._fpr95(f, usable, found.get("train"), orbits)
         radius = found["train"].spectral_radius if "train" in found else torch.zeros(0)
         radius = radius[radius.isfinite()]
@@ -166,7 +189,7 @@ class AttractorTracker:
         return images[spread(len(images), min(self.starts, len(images)))]
 
     def _compare(self, found: dict[str, AttractorSet]) -> dict[str, Any]:
-        """Of the attractors from training images and from noise."""
+        """How far the attractors from training images and from noise agree."""
         sets = [found[kind].latents.flatten(1) for kind in ("train", "noise") if kind in found]
         if len(sets) < 2 or not all(map(len, sets)):
             return {"chamfer": None, "matched": None}
@@ -199,12 +222,6 @@ class AttractorTracker:
             total += float((model.decode(model.encode(block)) - block).double().square().sum())
         error = total / images.numel()
         return error if np.isfinite(error) else None
-
-    def _encode(self, model: Autoencoder, images: Tensor) -> Tensor:
-        return model.encode(images, self.batch_size)
-
-    def _decode(self, model: Autoencoder, found: AttractorSet) -> Tensor:
-        return model.decode(found.latents, self.batch_size).cpu()
 
 
 class _Counted:

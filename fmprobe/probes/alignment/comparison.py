@@ -21,24 +21,27 @@ from fmprobe.probes.alignment.latent_maps import FITS, ORTHOGONAL, LatentMap, Re
 from fmprobe.probes.result import Result
 from fmprobe.seeding import generator
 
-FIT_SHARE = 2 / 3  # of the images, on which the maps are fitted; the others are measured on
+FIT_SHARE = 2 / 3  # share of the images that the maps are fitted on; the others are held out
 LEAST = 12  # images
-SHUFFLES = 200  # of basins, for the chance level of the Jaccard index
+SHUFFLES = 200  # random permutations of the basins, for the chance level of the Jaccard index
 DRIFT_STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
-JACOBIANS = 8  # attractors of a network whose stability is examined
+JACOBIANS = 8  # largest number of attractors of a network whose stability is examined
 
 
 @dataclass(frozen=True)
 class Alignment(Result):
     """How well the fields of two networks agree, beside what chance and an almost equal network give.
 
-    `subject`: A against B. `null`: A against the architecture of B with random weights. `ceiling`: A against itself
-    with its weights a little disturbed. Each is a dict: `maps`, by name, with `fit_error` (squared error of the map on
-    held-out images over their variance; 0 perfect, 1 as bad as the mean), `cosine` of the fields at held-out images,
-    `basins` (`adjusted_rand`, `jaccard` of pairs of images that share a basin and its `jaccard_chance`, None with a
-    `reason` where orbits do not settle or there is but one basin) and `chamfer` of the attractor sets in units of the
-    spread of held-out images; `drift` of relative representations along the iteration; `orbits` of either network.
-    `absent`: why something is missing.
+    Attributes:
+        subject: A compared with B. Its entry `maps` holds, by map between the latent spaces: `fit_error`, the squared
+            error of the map on held-out images over their variance (0 is perfect, 1 as bad as the mean); `cosine` of
+            the fields at held-out images; `basins`, see `basin_agreement`; and `chamfer`, the distance of the attractor
+            sets in units of the spread of held-out images. Its entry `drift` compares relative representations along
+            the iteration; `orbits` counts how the orbits of either network ended.
+        null: the same of A and the architecture of B with random weights.
+        ceiling: the same of A and A with slight noise on its weights.
+        absent: why something is missing, by its name.
+        protocol: the settings that decided the figures.
     """
 
     key: ClassVar[str] = "alignment"
@@ -95,20 +98,34 @@ def compare(
 ) -> Alignment:
     """Compare the latent vector fields of two networks (Fumero et al., ICLR 2026, sec. 6, asks for it).
 
-    `images` `(n, *image_shape)`, of which two thirds, drawn by `seed`, fit the maps between latents and the others are
-    measured on; `images_b`: the same pictures as B takes them, where it takes others. `maps`: of "orthogonal" (left out
-    by default where dimensions differ), "linear" and "relative". Steps of A, mapped, are held against steps of B at
-    the mapped points (or, for "relative", at the same images), and so are the basins; attractors are those that the
-    held-out images lead to, in each network. `null`: a network like B with random weights; `ceiling`: one like A with a
-    little weight noise (`fmprobe.probes.alignment.perturbation`); both undergo the same as B, maps included. `compute`
-    calls the functions that it is given and returns, by their names, what they do: where processes share them, say.
+    Maps between the latent spaces are fitted on two thirds of the images. On the others, each mapped step of A is
+    compared with B's step at the mapped point (for "relative" at the same image), and so are the basins of attraction.
+    The attractors are those that the held-out images lead to, in each network.
 
-    `tol`, `measure` and `max_steps` are by default those of the paper's protocol for this kind of models, the looser
-    where they are of two kinds; `merge` and `merge_threshold` as in `find_attractors`.
+    Args:
+        model_a: the network A.
+        model_b: the network B.
+        images: images `(n, *image_shape)` of A.
+        images_b: the same pictures as B takes them, where it takes others.
+        null: a network like B with random weights.
+        ceiling: one like A with a little weight noise (`fmprobe.probes.alignment.perturbation`).
+        maps: some of "orthogonal" (left out by default where dimensions differ), "linear" and "relative".
+        anchors: number of images that relative representations are relative to.
+        drift_steps: steps of the iteration at which these are compared.
+        tol: tolerance, by default that of the paper's protocol for this kind of models, the looser of two.
+        measure: measure of a step, with the same default.
+        max_steps: limit of the steps, with the same default.
+        batch_size: largest number of rows in one call of a network.
+        merge: as in `find_attractors`.
+        merge_threshold: as in `find_attractors`.
+        seed: seed of the choice of the images that are fitted on.
+        compute: calls the functions that it is given and returns what they return, by their names. Processes may share
+            them here.
 
-    Raises InputError where a network has no latent map or takes no images, for fewer than 12 images, for unknown maps,
-    where an orthogonal map is asked for between different dimensions, and for latents that are not finite; ValueError
-    for numbers that make no sense.
+    Raises:
+        InputError: a network has no latent map or takes no images, there are fewer than 12 images, a map is unknown, an
+            orthogonal map is asked for between different dimensions, or a latent is not finite.
+        ValueError: a number makes no sense.
     """
     _check(model_a, model_b, images, images_b, maps)
     check_counts(2, anchors=anchors)
@@ -157,7 +174,7 @@ def compare(
 
 
 class _Side:
-    """One network: its latents of the images, flat, on the CPU, and where those of the held-out ones lead."""
+    """One network: the latents of its images, flat and on the CPU, and where the held-out ones lead."""
 
     def __init__(self, model: Autoencoder, images: Tensor, fitted: int, settings: _Settings) -> None:
         self.model, self.settings = model, settings
@@ -168,6 +185,7 @@ class _Side:
         self.fit, self.held_out = latents[:fitted], latents[fitted:]
 
     def shaped(self, flat: Tensor) -> Tensor:
+        """Flat latents in their own shape, on the model's device."""
         return flat.reshape(-1, *self.model.latent_shape).to(self.model.device)
 
     def steps_at(self, flat: Tensor) -> Tensor:
@@ -175,11 +193,12 @@ class _Side:
         return field_at(self.model.latent_map, self.shaped(flat), self.settings.batch_size).flatten(1).cpu()
 
     def attractors_from(self, flat: Tensor) -> AttractorSet:
+        """What flat latents lead to."""
         return find_attractors(self.model, starts=self.shaped(flat), **self.settings.search)
 
     @cached_property
     def attractors(self) -> AttractorSet:
-        """Those that the held-out images lead to."""
+        """What the held-out images lead to."""
         return self.attractors_from(self.held_out)
 
     @cached_property
@@ -216,6 +235,7 @@ def _compare(a: _Side, b: _Side, settings: _Settings) -> dict[str, Any]:
 
 
 def _under_map(a: _Side, b: _Side, latent_map: LatentMap) -> dict[str, Any]:
+    """All figures of one pair of networks under one map."""
     points = latent_map.counterpart(a.held_out, b.held_out)
     own = points is b.held_out
     start_a, start_b = latent_map.from_a(a.held_out), latent_map.from_b(points)
@@ -240,9 +260,9 @@ def _under_map(a: _Side, b: _Side, latent_map: LatentMap) -> dict[str, Any]:
 def basin_agreement(a: Tensor, b: Tensor, shuffles: int = SHUFFLES) -> dict[str, Any]:
     """Adjusted Rand index (Hubert and Arabie 1985) and Jaccard index of pairs, of two labellings `(n,)`; -1 is none.
 
-    Only starts that settled in both count. The chance level of the Jaccard index is its mean over `shuffles` random
-    permutations of one labelling. Both are None, with the `reason`, where fewer than two starts settled in both or
-    either labelling has one basin, on which everything would agree.
+    Only starts whose orbits settled in both networks count. The chance level of the Jaccard index is its mean over
+    `shuffles` random permutations of one labelling. Both indices are None, with the `reason`, where fewer than two
+    starts settled in both, or where a labelling has one basin, on which everything would agree.
     """
     from sklearn.metrics import adjusted_rand_score
 
@@ -288,13 +308,14 @@ def _drift(a: _Side, b: _Side, relative: Relative) -> dict[str, Any]:
 
 
 def _chamfer(a: Tensor, b: Tensor, spread: float) -> float | None:
-    """In units of `spread`; None where a set is empty."""
+    """Chamfer distance of two sets in units of `spread`; None where a set is empty."""
     if not len(a) or not len(b) or not spread > 0:
         return None
     return chamfer(a, b, "euclidean") / spread
 
 
 def _share(error: Tensor, whole: Tensor) -> float | None:
+    """Squared norm of the error over that of the whole; None where it is not finite."""
     total = float(whole.double().square().sum())
     share = float(error.double().square().sum()) / total if total > 0 else float("nan")
     return share if np.isfinite(share) else None

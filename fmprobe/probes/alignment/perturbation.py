@@ -20,9 +20,11 @@ Network = TypeVar("Network", bound=nn.Module)
 def perturb(tensors: Mapping[str, Tensor], noise: float = NOISE, seed: int = 0) -> dict[str, Tensor]:
     """Each floating-point tensor plus `noise` times its root mean square times N(0, 1), in its own precision.
 
-    The noise of a tensor depends on `seed` and its name alone, so that it does not matter which files hold it. Running
-    means and variances of a batch norm stay: they are no weights, and a variance could become negative. Raises
-    InputError for noise that is negative or not finite.
+    The noise of a tensor depends on `seed` and on its name alone, so that it does not matter which files hold it. The
+    running means and variances of a batch norm stay: they are no weights, and a variance could become negative.
+
+    Raises:
+        InputError: the noise is negative or not finite.
     """
     if not 0 <= noise < math.inf:
         raise InputError(f"weight noise must be finite and from 0 up, got {noise}")
@@ -39,7 +41,7 @@ def perturb(tensors: Mapping[str, Tensor], noise: float = NOISE, seed: int = 0) 
 
 
 def perturbed(module: Network, noise: float = NOISE, seed: int = 0) -> Network:
-    """A copy of a torch module with its weights disturbed, as `perturb`."""
+    """A copy of a torch module whose weights have noise added, as `perturb` adds it."""
     twin = copy.deepcopy(module)
     twin.load_state_dict(perturb(twin.state_dict(), noise, seed))
     return twin
@@ -48,9 +50,17 @@ def perturbed(module: Network, noise: float = NOISE, seed: int = 0) -> Network:
 def perturbed_checkpoint(
     name: str, folder: Path, *, revision: str | None = None, noise: float = NOISE, seed: int = 0
 ) -> Path:
-    """A copy of a checkpoint in `folder` with its weights disturbed, to be loaded by that name; returns `folder`.
+    """A copy of a checkpoint in `folder` with noise on its weights, to be loaded by that name; returns `folder`.
 
-    `name`: hub id or local folder in Hugging Face layout. Raises InputError where there is no such model.
+    Args:
+        name: hub id or local folder in Hugging Face layout.
+        folder: where the copy goes.
+        revision: branch, tag or commit of a hub id.
+        noise: strength of the noise, relative to the root mean square of each tensor.
+        seed: seed of the noise.
+
+    Raises:
+        InputError: there is no such model.
     """
     import shutil
 

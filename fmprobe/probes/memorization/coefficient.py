@@ -22,7 +22,7 @@ from fmprobe.probes.weights.dictionaries import atoms_of, check_space
 from fmprobe.seeding import generator
 
 MEASURES = ("cosine", "centred cosine", "euclidean")
-NULLS = 256  # decoded noise starts and noise images that the attractors are held against
+NULLS = 256  # number of decoded noise starts, and of noise images, that the attractors are compared with
 EXPLAINED = 0.9  # share of the variance that the rank is counted at (fig. 13)
 FEW_STEPS, SMALL_RADIUS = 3, 0.05  # median steps and largest spectral radius up to which f counts as near constant
 
@@ -31,14 +31,23 @@ FEW_STEPS, SMALL_RADIUS = 3, 0.05  # median steps and largest spectral radius up
 class Memorization(Result):
     """How near decoded attractors are to training images, beside what is as near without memory.
 
-    `subject`: what was decoded, "attractors" or "ends after T steps", of which there are `count`. `levels`: by measure
-    ("cosine", larger is nearer; "centred cosine", of the images less the training mean; "euclidean", smaller is nearer)
-    and by row, mean, deviation and number of the values at the nearest training image; None where there is nothing.
-    Rows: the subject; "test images"; "reconstructed test images"; "decoded starts", D of N(0, I); "noise images", of
-    uniform pixels; "mean image" of the training set. `nearest`: for each of the subject the training image nearest by
-    cosine, -1 for one that is not finite, and `nearest_cosine` its value. `errors`: mean squared error a pixel of
-    D(E(x)). `rank`: see `rank_at`. `bound`: see `bound_terms`. `warning`: that there is no attractor, or why f may be
-    near constant, so that the values say little. `decoded` `(count, *image_shape)` is not in `to_dict`.
+    Attributes:
+        subject: what was decoded, "attractors" or "ends after T steps".
+        count: how many of them there are.
+        levels: by measure and by row, the mean, deviation and number of the values at the nearest training image; None
+            where there is nothing. Measures: "cosine" (larger is nearer), "centred cosine" (of the images less the
+            training mean) and "euclidean" (smaller is nearer). Rows: the subject, "test images", "reconstructed test
+            images", "decoded starts" (D of N(0, I)), "noise images" (of uniform pixels) and "mean image" (of the
+            training set).
+        nearest: for each of the subject, the training image nearest by cosine; -1 for one that is not finite.
+        nearest_cosine: the value there.
+        errors: mean squared error a pixel of D(E(x)), by part.
+        rank: see `rank_at`.
+        bound: see `bound_terms`.
+        orbits: summary of the orbits.
+        images: number of images, by part.
+        warning: that there is no attractor, or why f may be near constant, so that the values say little.
+        decoded: the decoded attractors `(count, *image_shape)`, which `to_dict` leaves out.
     """
 
     key: ClassVar[str] = "memorization"
@@ -78,23 +87,26 @@ def probe_memorization(
     batch_size: int = 256,
     **search: Any,
 ) -> Memorization:
-    """mem(z*) = max over training images x of cos(D(z*), x) (Fumero et al., ICLR 2026, sec. 4, fig. 2, 13, 14).
+    """Memorization coefficient, mem(z*) = max over training images x of cos(D(z*), x), and what goes with it.
 
-    `train`, `test`: images `(N, *image_shape)` in [0, 1]. `attractors`: those of `find_attractors`, or found now from
-    `n` draws of N(0, I) by `seed`, `search` being further arguments of it. `ends`: take the distinct last latents of
-    all finite orbits, settled or not. Where nothing converged the values are None and the count 0.
+    Fumero et al., ICLR 2026, sec. 4, fig. 2, 13, 14. Where no orbit converged the values are None and the count is 0.
 
-    Raises InputError for no images, latents of them that are not finite, a model that has no decoder, attractors of
-    another latent space, or a search asked for beside `attractors` that are given.
+    Args:
+        model: the model that may have stored images.
+        train: training images `(N, *image_shape)` in [0, 1].
+        test: images that the model was not trained on.
+        attractors: its attractors; by default they are found now.
+        n: number of starts of the search, drawn from N(0, I).
+        seed: seed of the starts and of the nulls.
+        ends: whether the distinct last latents of all finite orbits are taken, settled or not.
+        batch_size: largest number of rows in one call of the model.
+        search: further arguments of `find_attractors`.
+
+    Raises:
+        InputError: there are no images, a latent of them is not finite, the model has no decoder, the attractors lie in
+            another latent space, or a search is asked for although attractors are given.
     """
-    model.check_images(train, "training images")
-    if test is not None:
-        model.check_images(test, "test images")
-    if not len(train) or (test is not None and not len(test)):
-        raise InputError("memorization needs training images, and test images where they are given: got none")
-    if attractors is not None and (n is not None or search):
-        asked = ", ".join([*(["n"] if n is not None else []), *search])
-        raise InputError(f"attractors are given, so nothing is searched: leave out {asked}, or the attractors")
+    _check(model, train, test, attractors is not None, asked=[*(["n"] if n is not None else []), *search])
     if attractors is None:
         attractors = find_attractors(model, n, seed=seed, batch_size=batch_size, **search)
     check_space(model, attractors)
@@ -137,13 +149,28 @@ def probe_memorization(
     ).about(model)
 
 
+def _check(model: Autoencoder, train: Tensor, test: Tensor | None, given: bool, asked: Sequence[str]) -> None:
+    """Raise InputError for images that the model does not take, or a search beside attractors that are given."""
+    model.check_images(train, "training images")
+    if test is not None:
+        model.check_images(test, "test images")
+    if not len(train) or (test is not None and not len(test)):
+        raise InputError("memorization needs training images, and test images where they are given: got none")
+    if given and asked:
+        asked_for = ", ".join(asked)
+        raise InputError(f"attractors are given, so nothing is searched: leave out {asked_for}, or the attractors")
+
+
 def bound_terms(images: Tensor, rebuilt: Tensor, codes: Tensor, attractors: Tensor, decoded: Tensor) -> dict[str, Any]:
     """The terms of ||x - F(x)||^2 <= 2 ||x - D(P(E(x)))||^2 + 2 L_D^2 ||E(x) - P(E(x))||^2, P = nearest attractor.
 
-    Fumero et al., ICLR 2026, prop. 3.2, A.8, where the factor 2 is missing that (a+b)^2 <= 2a^2 + 2b^2 needs. Means
-    over the images of squared norms: `error`, the left side, `prototype_error` and `coverage_error`; `lipschitz`, the
-    largest ||D(E(x)) - D(P(E(x)))|| / ||E(x) - P(E(x))|| on these images, a lower estimate of L_D (None where all lie
-    on attractors); `factor`, 2; `holds_as_printed`, the share of images for which the bound holds without it.
+    Fumero et al., ICLR 2026, prop. 3.2, A.8. The factor 2 is missing there, which (a+b)^2 <= 2a^2 + 2b^2 needs.
+
+    Returns:
+        Means over the images of squared norms: `error` (the left side), `prototype_error` and `coverage_error`. Then
+        `lipschitz`, the largest ||D(E(x)) - D(P(E(x)))|| / ||E(x) - P(E(x))|| on these images, a lower estimate of L_D
+        (None where all lie on attractors); `factor`, 2; and `holds_as_printed`, the share of images for which the bound
+        holds without the factor.
     """
     distance, index = nearest(codes.flatten(1), attractors.flatten(1))
     coverage = distance.double().square()
@@ -166,9 +193,15 @@ def bound_terms(images: Tensor, rebuilt: Tensor, codes: Tensor, attractors: Tens
 
 
 def rank_at(rows: Tensor, share: float = EXPLAINED, centred: bool = True) -> int:
-    """Number of singular values of `rows` `(m, d)`, less their mean if `centred`, that explain `share` of the variance.
+    """Number of principal components that explain a share of the variance (Fumero et al., ICLR 2026, fig. 13).
 
-    Fumero et al., ICLR 2026, fig. 13. 0 for rows that do not vary (or are zero).
+    Args:
+        rows: rows `(m, d)`.
+        share: share of the variance.
+        centred: whether the mean of the rows is taken off first.
+
+    Returns:
+        The number; 0 for rows that do not vary (or are zero).
     """
     rows = rows.double()
     size = float(rows.square().sum())
@@ -182,9 +215,9 @@ def rank_at(rows: Tensor, share: float = EXPLAINED, centred: bool = True) -> int
 
 
 def _ranks(decoded: Tensor, train: Tensor) -> dict[str, float | None]:
-    """Of the decoded attractors, centred and as they are, and of as many training images, which is what could be.
+    """Ranks of the decoded attractors, centred and as they are, and of as many training images for comparison.
 
-    Nan where one of the decoded is not finite.
+    A rank is nan where one of the decoded images is not finite.
     """
     rows = decoded.flatten(1)
     images = train[spread(len(train), min(len(rows), len(train)))].flatten(1)
@@ -199,7 +232,7 @@ def _ranks(decoded: Tensor, train: Tensor) -> dict[str, float | None]:
 
 
 def _values(measure: str, rows: dict[str, Tensor | None], train: Tensor) -> dict[str, tuple[Tensor, Tensor] | None]:
-    """Of each row's images the value at the nearest training image, and which that is."""
+    """The value of each image at its nearest training image, and which image that is, row by row."""
     flat = train.flatten(1)
     shift = flat.mean(0) if measure == "centred cosine" else torch.zeros_like(flat[0])
     kind = "euclidean" if measure == "euclidean" else "cosine"

@@ -1,4 +1,4 @@
-"""A film of a few orbits: what the decoder paints at chosen steps on the way from noise to where they end."""
+"""A film of a few orbits, decoded at chosen steps on the way from noise to where they end."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +12,21 @@ from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.orbits import Status
 from fmprobe.probes.weights.dictionaries import check_seed_of
 
-STARTS = 6  # that are shown
-AMONG = 32  # the first starts, of which these are taken
+STARTS = 6  # number of starts that are shown
+AMONG = 32  # they are taken from so many, the first
 STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 @dataclass(frozen=True)
 class Film:
-    """Decoded trajectories: `frames` `(starts, steps, C, H, W)`, not clamped; an orbit that has ended stays at its end.
+    """Decoded trajectories of a few starts.
 
-    `starts`: their numbers. `steps`: of the frames; the last frame shows the orbit's end, whenever that was. `ended`:
-    the step at which each ended. `status`: how, by name.
+    Attributes:
+        frames: images `(starts, steps, C, H, W)`, not clamped. An orbit that has ended stays at its end.
+        starts: numbers of the starts.
+        steps: steps that the frames show; one more frame, the last, shows each orbit's end.
+        ended: the step at which each orbit ended.
+        status: how it ended, by name.
     """
 
     frames: Tensor
@@ -37,11 +41,21 @@ class Film:
 
 
 def film(model: Autoencoder, attractors: AttractorSet, seed: int = 0, batch_size: int = STARTS) -> Film | None:
-    """Follow a few of the N(0, I) starts of `attractors` again, under the same `seed`, and decode them.
+    """Iterate a few of the N(0, I) starts of `attractors` again and decode them.
 
-    `batch_size` bounds every call of the model. Among the first starts one of every status is taken before a second of
-    any. None where the model has no images or there are no starts. Raises InputError where the starts were drawn by
-    another seed.
+    Among the first starts, one of every status is taken before a second of any.
+
+    Args:
+        model: the model.
+        attractors: what its search found.
+        seed: seed of the search's starts.
+        batch_size: largest number of rows in one call of the model.
+
+    Returns:
+        The film; None where the model has no images or there are no starts.
+
+    Raises:
+        InputError: the starts were drawn by another seed.
     """
     check_seed_of(attractors, seed)
     orbits = attractors.orbits

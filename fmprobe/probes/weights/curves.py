@@ -1,6 +1,6 @@
-"""Weight probing without data: how well do a model's attractors, as a dictionary, reconstruct images never shown?"""
+"""Weight probing without data: how well do attractors, as a dictionary, reconstruct other images?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from fmprobe.files import write_atomically
 from fmprobe.images import spread
 from fmprobe.pictures import save_frames, to_picture
 from fmprobe.probes.result import Result
-from fmprobe.probes.weights.dictionaries import bootstrap, effective_rank, make_dictionaries
+from fmprobe.probes.weights.dictionaries import Dictionaries, bootstrap, effective_rank, make_dictionaries
 
 RESAMPLES = 1000
 PICTURES, PICTURE_LEVELS = 4, 8  # images whose reconstructions are kept, and levels at which, at most
@@ -31,14 +31,22 @@ LEAST_MSE = 1e-10  # a perfect image counts as 100 dB
 class WeightCurves(Result):
     """Error of sparse reconstructions against the number of atoms, for the model's atoms and for every baseline.
 
-    `subject`: what the model's atoms are, "attractors" or "ends after T steps". `levels`: numbers of atoms.
-    `dictionaries`: by name, the subject first, `count` of atoms, `effective_rank`, and by metric one row a level with
-    `mean`, `low` and `high` (95% bootstrap interval over images); of baselines also `excess` and `latent_excess`: their
-    image and latent MSE minus the subject's, image by image, so that an interval above zero means that the subject
-    wins. Image MSE is in [0, 1] after clamping, PSNR in dB, latent MSE in the model's space. `own`: the same of
-    D(E(x)), with nothing left out; `zero`: of D(0), with no atom at all, which is what a code of useless atoms comes
-    to. `absent`: why a baseline is missing. `pictures`: by name `(levels, images, C, H, W)` at `picture_levels`, and
-    "image" and "D(E(x))" `(1, images, C, H, W)`.
+    Image MSE is in [0, 1] after clamping, PSNR in dB, latent MSE in the model's space.
+
+    Attributes:
+        subject: what the model's atoms are, "attractors" or "ends after T steps".
+        levels: numbers of atoms.
+        images: number of images.
+        own: errors of D(E(x)), the reconstruction with nothing left out.
+        zero: error of D(0), the reconstruction without any atom (the floor for a useless dictionary).
+        dictionaries: by name, the subject first: the `count` of atoms, their `effective_rank`, and by metric one row a
+            level with `mean`, `low` and `high` (95% bootstrap interval over images). Baselines also have `excess` and
+            `latent_excess`: their image and latent MSE minus the subject's, image by image, so that an interval above
+            zero means that the subject wins.
+        absent: why a baseline is missing, by its name.
+        protocol: the settings that decided the figures.
+        picture_levels: numbers of atoms at which pictures are kept.
+        pictures: reconstructions `(levels, images, C, H, W)` by dictionary; "image" and "D(E(x))" have one level.
     """
 
     key: ClassVar[str] = "weights"
@@ -71,37 +79,39 @@ def probe_weights(
     seed: int = 0,
     batch_size: int = 32,
 ) -> WeightCurves:
-    """Reconstruct encoded `images` `(B, *image_shape)` from attractors (Fumero et al., ICLR 2026, sec. 4, fig. 4, 7-9).
+    """Reconstruct encoded images from a model's attractors (Fumero et al., ICLR 2026, sec. 4, fig. 4, 7-9).
 
-    Latents, flattened, are coded by Orthogonal Matching Pursuit with the numbers of `atoms` given (default: powers of
-    two) and decoded. All dictionaries have as many atoms as the model has distinct attractors, at most the latent's
-    dimension; numbers of atoms beyond that become it. `ends`: take the distinct last latents of all finite orbits,
-    settled or not. Baselines: a random orthonormal basis (the paper's), Gaussian atoms of the same norms, the starts
-    that the atoms came from (N(0, I) under `seed`, which must be that of the search), `null_attractors` of the same
-    architecture with random weights, and the mean and principal components of `reference_images`, which see data and
-    should be none of `images`: `protocol["reference_images_shown"]` is the number of those that are.
+    Flattened latents are coded by Orthogonal Matching Pursuit and decoded. All dictionaries have as many atoms as the
+    model has distinct attractors, at most the latent's dimension.
 
-    Raises InputError where there are no atoms or no images, latents that are not finite, attractors of another latent
-    space or of a search under another seed, ValueError for numbers below 1.
+    The baselines are a random orthonormal basis (the paper's), Gaussian atoms of the same norms, the starts that the
+    atoms came from, the attractors of random weights, and the mean and principal components of other images.
+
+    Args:
+        model: the model whose latents are reconstructed.
+        attractors: its attractors.
+        images: images `(B, *image_shape)` in [0, 1].
+        atoms: numbers of atoms, by default powers of two. Numbers beyond the count of atoms become that count.
+        ends: whether the atoms are the distinct last latents of all finite orbits, settled or not.
+        null_attractors: attractors of the same architecture with random weights.
+        reference_images: images for the principal components, which should be none of `images`.
+            `protocol["reference_images_shown"]` is the number of those that are.
+        seed: seed of the baselines and of the resampling; it must be that of the search for the attractors.
+        batch_size: largest number of rows in one call of the model.
+
+    Raises:
+        InputError: there are no atoms or no images, a latent is not finite, or the attractors lie in another latent
+            space or were found under another seed.
+        ValueError: a number is below 1.
     """
-    model.check_images(images)
-    if reference_images is not None:
-        model.check_images(reference_images, "reference images")
-    if not len(images) or (atoms is not None and (not atoms or min(atoms) < 1)):
-        raise InputError(f"weight probing needs images and numbers of atoms from 1 up, got {len(images)} and {atoms}")
-    check_counts(batch_size=batch_size)
-    check_seed(seed)
-    for k in atoms or ():
-        check_counts(atoms=k)
+    _check(model, images, atoms, reference_images, seed, batch_size)
     with torch.no_grad():
         latents = model.encode(images, batch_size).flatten(1)
         if not bool(latents.isfinite().all()):
             raise InputError(f"{model.name} gives latents of the images that are not finite: try dtype float32")
-        reference = (
-            None
-            if reference_images is None or not len(reference_images)
-            else model.encode(reference_images, batch_size).flatten(1)
-        )
+        reference = None
+        if reference_images is not None and len(reference_images):
+            reference = model.encode(reference_images, batch_size).flatten(1)
         found = make_dictionaries(
             model, attractors, ends=ends, seed=seed, null_attractors=null_attractors, reference=reference
         )
@@ -112,22 +122,11 @@ def probe_weights(
         own, picture = measure(latents)
         zero, _ = measure(torch.zeros_like(latents))
         pictures = {"image": images[None, measure.shown].cpu(), "D(E(x))": picture[None]}
-        series: dict[str, list[dict[str, np.ndarray]]] = {}
+        series = {}
         for name, dictionary in found.atoms.items():
-            series[name], kept = [], []
-            for k, reconstructed in zip(levels, _reconstructions(dictionary, latents, levels), strict=True):
-                values, picture = measure(reconstructed)
-                series[name].append(values)
-                kept += [picture] if k in shown else []
-            pictures[name] = torch.stack(kept)
-    rows = {
-        name: {
-            "count": len(found.atoms[name]),
-            "effective_rank": round(effective_rank(found.atoms[name]), 2),
-            **_summary(values, series[found.subject] if name != found.subject else None, seed),
-        }
-        for name, values in series.items()
-    }
+            measured = [measure(rows) for rows in _reconstructions(dictionary, latents, levels)]
+            series[name] = [values for values, _ in measured]
+            pictures[name] = torch.stack([kept for k, (_, kept) in zip(levels, measured, strict=True) if k in shown])
     protocol = {
         "asked": list(atoms) if atoms else None,
         "resamples": RESAMPLES,
@@ -137,8 +136,51 @@ def probe_weights(
     }
     whole, nothing = (bootstrap(values, RESAMPLES, seed) for values in (own, zero))
     return WeightCurves(
-        found.subject, levels, len(images), whole, nothing, rows, found.absent, protocol, shown, pictures
+        subject=found.subject,
+        levels=levels,
+        images=len(images),
+        own=whole,
+        zero=nothing,
+        dictionaries=_rows(found, series, seed),
+        absent=found.absent,
+        protocol=protocol,
+        picture_levels=shown,
+        pictures=pictures,
     ).about(model)
+
+
+def _check(
+    model: Autoencoder,
+    images: Tensor,
+    atoms: Sequence[int] | None,
+    reference_images: Tensor | None,
+    seed: int,
+    batch_size: int,
+) -> None:
+    """Raise InputError or ValueError for arguments of `probe_weights` that make no sense."""
+    model.check_images(images)
+    if reference_images is not None:
+        model.check_images(reference_images, "reference images")
+    if not len(images) or (atoms is not None and (not atoms or min(atoms) < 1)):
+        raise InputError(f"weight probing needs images and numbers of atoms from 1 up, got {len(images)} and {atoms}")
+    check_counts(batch_size=batch_size)
+    check_seed(seed)
+    for k in atoms or ():
+        check_counts(atoms=k)
+
+
+def _rows(
+    found: Dictionaries, series: Mapping[str, list[dict[str, np.ndarray]]], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Of each dictionary its size, its rank, and its errors by metric and level."""
+    return {
+        name: {
+            "count": len(found.atoms[name]),
+            "effective_rank": round(effective_rank(found.atoms[name]), 2),
+            **_summary(values, series[found.subject] if name != found.subject else None, seed),
+        }
+        for name, values in series.items()
+    }
 
 
 class _Measure:
@@ -191,13 +233,11 @@ def _summary(
     return {metric: [level[metric] for level in levels] for metric in levels[0]}
 
 
-def save_levels(curves: "WeightCurves", path: Path) -> dict[str, Any]:
+def save_levels(curves: WeightCurves, path: Path) -> dict[str, Any]:
     """Reconstructions as frames, for a slider: a row an image of a dictionary, a column a level.
 
     Returns what `results.json` says of them: `rows` (dictionaries, "image" and "D(E(x))" first), `images`, `levels`.
     """
-    import torch
-
     levels = curves.picture_levels
     shown = {name: kept.expand(len(levels), *kept.shape[1:]) for name, kept in curves.pictures.items()}
     save_frames(torch.cat([kept.transpose(0, 1) for kept in shown.values()]), path)
@@ -205,7 +245,7 @@ def save_levels(curves: "WeightCurves", path: Path) -> dict[str, Any]:
     return {"picture": path.name, "rows": list(shown), "images": images, "levels": levels}
 
 
-def save_reconstructions(curves: "WeightCurves", path: Path) -> None:
+def save_reconstructions(curves: WeightCurves, path: Path) -> None:
     """One sheet: a row a dictionary, for each image one column a level of three; the images themselves on top."""
     from matplotlib.figure import Figure
 
