@@ -16,7 +16,7 @@ from fmprobe.dynamics.distances import Dissimilarity, euclidean
 from fmprobe.dynamics.paging import forget
 
 BLOCK = 256  # points read at a time
-SLACK = 1e-3  # share of a distance that rounding may add or take away
+SLACK = 1e-3  # largest relative error of a distance by rounding
 
 
 class Points:
@@ -99,7 +99,7 @@ def cover(points: Points, reach: float, most: float = math.inf) -> Cover | None:
 
 
 def _nearest(points: Points, block: Dissimilarity, leaders: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """Group of the nearest leader of each point in a block, -1 where none is in reach, and the distance to that leader."""
+    """Of each point of a block the group of its nearest leader, -1 where none is in reach, and the distance to it."""
     sizes = points.sizes(block)
     group = torch.full_like(sizes, -1, dtype=torch.long)
     best, away = torch.full_like(sizes, reach), torch.zeros_like(sizes)
