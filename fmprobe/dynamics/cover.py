@@ -1,9 +1,9 @@
-"""Single linkage of more points than can be compared pair by pair: exact, by groups around leaders.
+"""Exact single linkage of more points than can be compared pair by pair: points are grouped around leaders first.
 
-Points within half the threshold of a leader are linked to it, so groups are linked as wholes. Two groups are linked if
-their leaders are; they cannot be if their leaders lie farther apart than the threshold and both radii; only between is
-the smallest distance of their members looked for. Ends of one attractor scatter by less than half the threshold, so
-there are about as many groups as attractors.
+All points of a group lie within half the threshold of its leader, so they are linked. Two groups are linked if their
+leaders are. If the leaders are farther apart than the threshold plus both radii, the groups are not linked. In between,
+the closest pair of members decides. Ends of one attractor scatter by less than half the threshold, so there are about
+as many groups as attractors.
 """
 
 import math
@@ -15,12 +15,19 @@ from torch import Tensor
 from fmprobe.dynamics.distances import Dissimilarity, euclidean
 from fmprobe.dynamics.paging import forget
 
-BLOCK = 256  # points taken at a time
-SLACK = 1e-3  # of a distance, by which rounding may have shortened it
+BLOCK = 256  # points read at a time
+SLACK = 1e-3  # largest relative error of a distance by rounding
 
 
 class Points:
-    """Rows `members` of `ends` `(n, *latent_shape)`, read in blocks, under a measure of `Dissimilarity`."""
+    """Some rows of a tensor that may lie on disk, read in blocks, under a measure of `Dissimilarity`.
+
+    Args:
+        ends: All rows, `(n, *latent_shape)`.
+        members: Indices of the rows that are the points.
+        measure: "relative" or "cosine".
+        scale: The `typical_size` of the rows' coordinates.
+    """
 
     def __init__(self, ends: Tensor, members: Tensor, measure: str, scale: float) -> None:
         self.ends, self.members, self.measure, self.scale = ends.flatten(1), members, measure, scale
@@ -29,25 +36,30 @@ class Points:
         return len(self.members)
 
     def at(self, places: Tensor) -> Dissimilarity:
-        """The points at some places, copied."""
+        """A copy of the points at some places among the members."""
         rows = self.ends[self.members[places]]
         forget(self.ends)
         return Dissimilarity(rows, self.measure, self.scale)
 
     def reach(self, threshold: float) -> float:
-        """The Euclidean distance that a threshold means, in units of `sizes`."""
+        """The threshold as a Euclidean distance, in units of `sizes`."""
         return threshold if self.measure == "relative" else math.sqrt(2 * threshold)
 
     def sizes(self, points: Dissimilarity) -> Tensor:
-        """What distances are relative to; cosine has all points on the unit sphere."""
+        """What distances are relative to: the norms, or 1 for cosine, which puts all points on the unit sphere."""
         return points.norms if self.measure == "relative" else torch.ones_like(points.norms)
 
 
 @dataclass(frozen=True)
 class Cover:
-    """Groups of n points: `group` `(n,)` of each point, its distance `away` `(n,)` from the leader, `leaders` `(m,)`.
+    """Groups of n points.
 
-    `radius` `(m,)`: the largest distance in a group; `size` `(m,)`: the largest of what distances are relative to.
+    Attributes:
+        leaders: The point that each group was built around, `(m,)`.
+        group: Group of each point, `(n,)`.
+        away: Euclidean distance of each point from the leader of its group, `(n,)`.
+        radius: The largest such distance in each group, `(m,)`.
+        size: The largest of the points' `sizes` in each group, `(m,)`.
     """
 
     leaders: Tensor
@@ -58,7 +70,10 @@ class Cover:
 
 
 def cover(points: Points, reach: float, most: float = math.inf) -> Cover | None:
-    """Groups within `reach` of leaders, each the first point that no group had; None for more than `most`."""
+    """Groups of points within `reach` of a leader, or None if there are more than `most` groups.
+
+    The first point that is in no group becomes the next leader.
+    """
     n, device, dtype = len(points), points.ends.device, torch.float64
     group = torch.full((n,), -1, dtype=torch.long, device=device)
     away, size = torch.zeros(n, dtype=dtype, device=device), torch.zeros(n, dtype=dtype, device=device)
@@ -84,7 +99,7 @@ def cover(points: Points, reach: float, most: float = math.inf) -> Cover | None:
 
 
 def _nearest(points: Points, block: Dissimilarity, leaders: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """Of each point of a block the group whose leader is nearest, and how far; -1 where none is in reach."""
+    """Of each point of a block the group of its nearest leader, -1 where none is in reach, and the distance to it."""
     sizes = points.sizes(block)
     group = torch.full_like(sizes, -1, dtype=torch.long)
     best, away = torch.full_like(sizes, reach), torch.zeros_like(sizes)
@@ -101,7 +116,10 @@ def _nearest(points: Points, block: Dissimilarity, leaders: Tensor, reach: float
 
 
 def link_groups(points: Points, groups: Cover, of_leader: Tensor, reach: float) -> Tensor:
-    """Component of each group, `(m,)`, from that of the leaders alone: groups whose members meet are joined too."""
+    """Component of each group, `(m,)`: components of leaders are joined where members of their groups are in reach.
+
+    The labels are joined at once rather than by scipy at the end: groups of one component need no comparison.
+    """
     component = of_leader.clone()
     leaders = points.at(groups.leaders)
     for i in range(len(component)):
@@ -116,7 +134,7 @@ def link_groups(points: Points, groups: Cover, of_leader: Tensor, reach: float) 
 
 def _meet(points: Points, groups: Cover, i: int, j: int, distance: float, limit: float, reach: float) -> bool:
     """Whether a point of one group is in reach of a point of another."""
-    gap = distance * (1 - SLACK) - limit  # that the two points must bridge together
+    gap = distance * (1 - SLACK) - limit  # the two points' distances from their leaders must add up to this
     ours = ((groups.group == i) & (groups.away >= gap - groups.radius[j])).nonzero()[:, 0]
     theirs = ((groups.group == j) & (groups.away >= gap - groups.radius[i])).nonzero()[:, 0]
     for some in ours.split(BLOCK):

@@ -1,4 +1,6 @@
-"""Single linkage by groups, held to scipy's of all pairs."""
+"""Single linkage, with and without groups, compared with scipy's of all pairs."""
+
+import resource
 
 import pytest
 import torch
@@ -7,10 +9,11 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from support.maps import draws
+from support.runs import spawn
 
 from fmprobe.dynamics.cover import Points
 from fmprobe.dynamics.distances import Dissimilarity
-from fmprobe.dynamics.merging import SWEEPS, merge_ends
+from fmprobe.dynamics.merging import SWEEPS, merge_ends, single_linkage
 
 
 def theirs(points, measure, threshold):
@@ -69,3 +72,20 @@ def test_thresholds_too_small_for_the_groups_are_left_out_and_the_one_asked_for_
     points = 1 + 1e-3 * draws(2000, 4)
     counts = merge_ends(Points(points, torch.arange(2000), "relative", 1.0), 0.01, (1e-4, 1e-2), pairs=1e6)[1]
     assert counts == {"0.01": 1}
+
+
+def tree_of_many(folder):
+    """Write how many kB this process grew by on the way to the tree of 6000 points."""
+    points = Dissimilarity(draws(6000, 2), "relative", 1.0)
+    points.from_row(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(single_linkage(points).heights) == 5999
+    (folder / "grown").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    return 0
+
+
+def test_memory_does_not_grow_with_the_pairs(tmp_path):
+    process = spawn(tree_of_many, tmp_path)  # The peak of this process may be high already.
+    process.join()
+    assert process.exitcode == 0
+    assert int((tmp_path / "grown").read_text()) < 50_000  # all distances take 288 MB
