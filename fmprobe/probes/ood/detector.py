@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.images import as_pixels
 from fmprobe.probes.ood.artefact import load_detector, pack, save_detector, unpack
 from fmprobe.probes.ood.baselines import Baselines, features_of, image_scores
 from fmprobe.probes.ood.calibration import INNER, Calibration, Scores
 from fmprobe.probes.ood.split import content_hashes, pixels_of
 from fmprobe.probes.ood.trajectory import LARGEST, Nearest, Reference, TrajectorySettings, find_reference, follow
-from fmprobe.surrogates.features import as_pixels
 
 RULE = "joined"  # the score that accepts and rejects unless another is named
 RULE_OF_STOPPING = ("tol", "measure", "max_steps")

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from fmprobe.digests import digest
-from fmprobe.surrogates.features import as_pixels
+from fmprobe.images import as_pixels
 
 
 def content_hashes(images: Tensor) -> list[str]:
