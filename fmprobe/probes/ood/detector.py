@@ -12,13 +12,14 @@ from torch import Tensor
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.images import as_pixels
-from fmprobe.probes.ood.artefact import load_detector, pack, save_detector, unpack
+from fmprobe.probes.ood import artefact
 from fmprobe.probes.ood.baselines import Baselines, features_of, image_scores
 from fmprobe.probes.ood.calibration import INNER, Calibration, Scores
 from fmprobe.probes.ood.split import content_hashes, pixels_of
 from fmprobe.probes.ood.trajectory import LARGEST, Nearest, Reference, TrajectorySettings, find_reference, follow
 
 RULE = "joined"  # the score that accepts and rejects unless another is named
+ACCEPTANCE = 0.95
 RULE_OF_STOPPING = ("tol", "measure", "max_steps")
 FEWEST = 2  # fit images
 
@@ -33,19 +34,21 @@ class TrajectoryDetector:
     settings that are not known.
     """
 
-    def __init__(self, model: Autoencoder, **settings: Any) -> None:
+    def __init__(
+        self, model: Autoencoder, *, rule: str = RULE, acceptance: float = ACCEPTANCE, **settings: Any
+    ) -> None:
         if not isinstance(model, Autoencoder):
             raise InputError(
                 f"a detector is of a model: expected what fmprobe.load gives, got a {type(model).__name__}"
             )
-        rule = model.protocol.chosen(*(settings.get(name) for name in RULE_OF_STOPPING))
+        stopping = model.protocol.chosen(*(settings.get(name) for name in RULE_OF_STOPPING))
         try:
-            self.settings = TrajectorySettings(**{**settings, **rule})
+            self.settings = TrajectorySettings(**{**settings, **stopping})
         except TypeError as error:
             known = ", ".join(TrajectorySettings.__dataclass_fields__)
             raise InputError(f"{str(error).split('__init__() ')[-1]}: expected settings among {known}") from error
         self.model = model
-        self.rule, self.acceptance = RULE, 0.95
+        self.rule, self.acceptance = rule, acceptance
         self._reference: Reference | None = None
         self._baselines: Baselines | None = None
         self.calibration: Calibration | None = None
@@ -142,8 +145,19 @@ class TrajectoryDetector:
         return {name: values for name, values in scores.items() if name not in INNER}, status
 
     def save(self, folder: str | Path) -> None:
-        """Write the detector, and its model's surrogate decoder if it has one, into a folder; safetensors and JSON."""
-        save_detector(self, Path(folder))
+        """Write the detector, and its model's surrogate decoder if it has one, into a folder; safetensors and JSON.
+
+        Raises InputError where the detector is not fitted or the folder cannot be written.
+        """
+        described = self.describe()
+        facts: dict[str, Any] = {key: described[key] for key in ("settings", "reference", "decision")}
+        facts["joined"] = list(self.calibration.joined) if self.calibration else []
+        reference, banks = self._fitted(), self._fitted_baselines().banks
+        arrays = {"reference": reference.points.cpu().numpy(), "deviation": reference.deviation.cpu().numpy()}
+        arrays |= {f"bank.{name}": bank for name, bank in banks.items()}
+        if self.calibration is not None:
+            arrays |= {f"held_out.{name}": values for name, values in self.calibration.held_out.items()}
+        artefact.save(Path(folder), self.model, facts, arrays)
 
     @classmethod
     def load(cls, folder: str | Path, model: Autoencoder | None = None, *, device: Any = None) -> "TrajectoryDetector":
@@ -151,7 +165,20 @@ class TrajectoryDetector:
 
         Raises InputError where the folder is incomplete or damaged, or the model is another.
         """
-        return load_detector(Path(folder), model, device)
+        saved = artefact.load(Path(folder), model, device)
+        with artefact.complete(Path(folder)):
+            facts, decision = saved.facts, saved.facts["decision"]
+            detector = cls(saved.model, rule=decision["rule"], acceptance=decision["acceptance"], **facts["settings"])
+            if not isinstance(facts["reference"]["images"], int):
+                raise TypeError(f"{facts['reference']['images']!r} images")
+            device = saved.model.device
+            points, deviation = (torch.from_numpy(saved.arrays[key]).to(device) for key in ("reference", "deviation"))
+            detector._take(Reference(points, deviation, facts["reference"]), saved.under("bank."))
+            held_out = saved.under("held_out.")
+            # The models of scikit-learn are fitted again, and alike.
+            detector.calibration = Calibration(held_out, tuple(facts["joined"])) if held_out else None
+            detector.describe()  # what it holds must make sense
+        return detector
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready: settings, what they call their stopping rule, what the distances are taken to, what decides."""
@@ -163,18 +190,6 @@ class TrajectoryDetector:
         rule = {name: getattr(self.settings, name) for name in RULE_OF_STOPPING}
         protocol = self.model.protocol.named(**rule)
         return {"settings": asdict(self.settings), "protocol": protocol, "reference": facts, "decision": decision}
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What `save` keeps as tensors."""
-        return pack(self._fitted(), self._fitted_baselines().banks, self.calibration)
-
-    def restore(self, arrays: dict[str, np.ndarray], facts: dict[str, Any], joined: tuple[str, ...]) -> None:
-        """Take over what `arrays` gave; the models of scikit-learn are fitted again, and alike."""
-        if not isinstance(facts["images"], int):
-            raise TypeError(f"{facts['images']!r} images")
-        reference, banks, held_out = unpack(arrays, facts, self.model.device)
-        self._take(reference, banks)
-        self.calibration = Calibration(held_out, joined) if held_out else None
 
     def _take(self, reference: Reference, banks: dict[str, np.ndarray]) -> None:
         self._reference, self._baselines = reference, Baselines(banks)

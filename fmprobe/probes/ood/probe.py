@@ -102,9 +102,7 @@ def probe_ood(
 
 def fitted(model: Autoencoder, sets: Sets, acceptance: float, settings: Mapping[str, Any]) -> TrajectoryDetector:
     """The detector that the in-distribution images decide."""
-    detector = TrajectoryDetector(model, **settings).fit(sets.fit, sets.held_out)
-    detector.acceptance = acceptance
-    return detector
+    return TrajectoryDetector(model, acceptance=acceptance, **settings).fit(sets.fit, sets.held_out)
 
 
 def compare_scores(
