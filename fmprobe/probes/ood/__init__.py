@@ -1,1 +1,1 @@
-"""Out-of-distribution detection by latent trajectories: the score, its baselines, and a detector that keeps."""
+"""Out-of-distribution detection by latent trajectories: scores, baselines, a detector, and their comparison."""
