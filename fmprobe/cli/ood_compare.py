@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fmprobe.autoencoder import Autoencoder
-    from fmprobe.probes.ood.calibration import Scores
     from fmprobe.probes.ood.detector import TrajectoryDetector
     from fmprobe.probes.ood.probe import Sets
+    from fmprobe.probes.ood.score import Scores
 
 PARTS = "scored"  # folder of what has been scored, while a run goes on
 BLOCKS = 4  # batches of images that a process scores at a time
@@ -146,13 +146,13 @@ def _detector(
 ) -> "TrajectoryDetector":
     """The one that the folder holds, where a run that was cut off fitted it; the main process fits it, all have it."""
     from fmprobe.probes.ood.detector import TrajectoryDetector
-    from fmprobe.probes.ood.probe import describe_reference, fitted
+    from fmprobe.probes.ood.probe import describe_reference, fit_detector
 
     kept = folder.path / "detector"
     with team().main_first():
         if is_main() and not _was_fitted(kept, model, sets):
             typer.echo(f"fit on {len(sets.fit)} images, {len(sets.held_out)} held out, {len(sets.test)} to test")
-            fitted(model, sets, acceptance, _settings(model, settings, sets)).save(kept)
+            fit_detector(model, sets, acceptance, _settings(model, settings, sets)).save(kept)
         detector = TrajectoryDetector.load(kept, model)
     typer.echo(f"distances to {describe_reference(detector.describe()['reference'])}")
     return detector

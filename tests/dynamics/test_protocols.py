@@ -149,7 +149,7 @@ COMMANDS = {  # that search for attractors, and the door that each gives its rul
     "weights m --data D": "fmprobe.probes.prototypes.run_prototypes",
     "memorization m --data D": "fmprobe.probes.prototypes.run_prototypes",
     "compare m k --data D": "fmprobe.compare",
-    "ood m --data D": "fmprobe.probes.ood.probe.fitted",
+    "ood m --data D": "fmprobe.probes.ood.probe.fit_detector",
 }
 
 

@@ -121,7 +121,7 @@ class Observed:
         def nothing(*_: Any, **__: Any) -> None:
             return None
 
-        ends = ("fit_decoder", "compare", "probe_weights", "probe_memorization", "probes.ood.probe.fitted")
+        ends = ("fit_decoder", "compare", "probe_weights", "probe_memorization", "probes.ood.probe.fit_detector")
         kept = {
             "load": stub,
             "loading.load": stub,
