@@ -27,6 +27,7 @@ __all__ = [
     "SMALL_SETS",
     "SUFFIXES",
     "Source",
+    "as_pixels",
     "count_images",
     "held_out",
     "load_images",
@@ -37,6 +38,13 @@ __all__ = [
     "spread",
     "stream_images",
 ]
+
+
+def as_pixels(images: "Tensor") -> "Tensor":
+    """Float images in `[0, 1]` of images that are floats or bytes."""
+    import torch
+
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def spread(total: int, n: int) -> list[int]:

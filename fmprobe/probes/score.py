@@ -194,7 +194,7 @@ def _score(
     import torch
 
     from fmprobe.dynamics.orbits import Status
-    from fmprobe.probes.ood.trajectory import LARGEST
+    from fmprobe.probes.ood.score import LARGEST
 
     rows: list[dict[str, str]] = []
     pictures, places = [], []

@@ -20,6 +20,7 @@ from fmprobe.errors import InputError, WriteError
 from fmprobe.images import spread
 from fmprobe.probes.memorization.coefficient import rank_at
 from fmprobe.probes.ood.metrics import ood_metrics
+from fmprobe.probes.ood.scores.distances import MEAN
 from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, follow
 
 KINDS = ("train", "test", "noise")
@@ -206,7 +207,7 @@ class AttractorTracker:
         reference = Reference(train.latents, torch.ones_like(train.latents[0].flatten()), {})
         settings = TrajectorySettings(**orbits)
         to_attractors = Nearest(reference, "euclidean")
-        scores = {kind: follow(f, latents[kind], to_attractors, settings)["mean"] for kind in ("train", "noise")}
+        scores = {kind: MEAN(follow(f, latents[kind], to_attractors, settings)) for kind in ("train", "noise")}
         return ood_metrics(scores["train"], scores["noise"])["fpr95"]
 
     def _memorization(self, decoded: Tensor) -> dict[str, float] | None:

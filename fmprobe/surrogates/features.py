@@ -17,6 +17,7 @@ from torch import Tensor
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.digests import digest, file_digest
 from fmprobe.errors import InputError
+from fmprobe.images import as_pixels
 from fmprobe.surrogates.artefact import channelwise
 
 CONSTANT = 1e-4  # a channel that varies less than this share of the typical one counts as constant
@@ -123,11 +124,6 @@ def encode_native(model: Autoencoder, images: Tensor) -> Tensor:
     if not latents.isfinite().all():
         raise InputError(f"{model.name} gives latents that are not finite: try dtype float32")
     return latents
-
-
-def as_pixels(images: Tensor) -> Tensor:
-    """Float images in `[0, 1]` of floats or bytes."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def as_bytes(images: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ COMMANDS = {  # that search for attractors, and the door that each gives its rul
     "memorization m --data D": "fmprobe.runs.search.iterated",
     "field m": "fmprobe.runs.search.iterated",
     "compare m k --data D": "fmprobe.probes.alignment.comparison.compare",
-    "ood m --data D": "fmprobe.probes.ood.probe.fitted",
+    "ood m --data D": "fmprobe.probes.ood.probe.fit_detector",
 }
 
 

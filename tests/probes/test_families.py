@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from support.checkpoints import LANGUAGE, OWN_DECODERS, SIDE, TINY
+from support.ood import compare
 from support.surrogates import quick
 
 import fmprobe
-from fmprobe.probes.ood.probe import probe_ood
 
 
 @pytest.fixture(params=sorted(TINY.keys() - LANGUAGE))
@@ -22,10 +22,10 @@ def model(request, tiny):
 def test_every_score_and_every_dictionary_is_there(model):
     side = model.image_shape[-1]
     images = fmprobe.procedural_images(64, side, seed=0, mixture="leaves")
-    found = probe_ood(
+    facts = compare(
         model, images, {"noise": torch.rand(8, *model.image_shape)}, controls=False, bootstrap=4, steps=3, max_steps=3
     )
-    rows = {row["name"]: row["sets"]["noise"] for row in found.facts["scores"]}
+    rows = {row["name"]: row["sets"]["noise"] for row in facts["scores"]}
     assert {
         "trajectory",
         "first",

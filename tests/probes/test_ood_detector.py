@@ -12,7 +12,9 @@ from support.maps import double_well, linear, rotation
 from torch import Tensor
 
 import fmprobe
-from fmprobe.probes.ood.trajectory import LARGEST, TrajectorySettings, follow
+from fmprobe.probes.ood.score import LARGEST
+from fmprobe.probes.ood.scores.path import RATE
+from fmprobe.probes.ood.trajectory import TrajectorySettings, follow
 
 SIDE = 4
 
@@ -396,8 +398,8 @@ def test_bad_calls_are_refused(call, message):
 def test_the_rate_is_that_of_the_steps_however_long_the_trajectory_is_counted(factor, steps):
     settings_ = TrajectorySettings(steps=steps, max_steps=300)
     norm: Any = lambda z: z.flatten(1).norm(dim=1)  # noqa: E731 - the distance to an attractor at 0
-    figures = follow(lambda z: factor * z, images(4).flatten(1), norm, settings_)
-    assert figures["rate"].numpy() == pytest.approx(np.log(factor), abs=1e-3)
+    trajectories = follow(lambda z: factor * z, images(4).flatten(1), norm, settings_)
+    assert RATE(trajectories) == pytest.approx(np.log(factor), abs=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore")

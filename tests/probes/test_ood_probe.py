@@ -5,10 +5,10 @@ import warnings
 import pytest
 import torch
 from support.maps import double_well
+from support.ood import compare
 
 import fmprobe
 from fmprobe.probes.ood.controls import control_images
-from fmprobe.probes.ood.probe import probe_ood
 from fmprobe.probes.ood.split import content_hashes, split_by_content, without
 
 
@@ -72,8 +72,7 @@ def model():
 
 
 def test_the_table_holds_every_score_and_tells_noise_from_ramps():
-    found = probe_ood(model(), smooth(160), {"uniform": images(40, seed=5)}, bootstrap=50, steps=20)
-    facts = found.to_dict()
+    facts = compare(model(), smooth(160), {"uniform": images(40, seed=5)}, bootstrap=50, steps=20)
     rows = {row["name"]: row for row in facts["scores"]}
     test = facts["split"]["test"]
     assert facts["sets"]["control: noise"]["images"] == test == 40
@@ -88,15 +87,13 @@ def test_the_table_holds_every_score_and_tells_noise_from_ramps():
 
 
 def test_a_comparison_is_repeated_to_the_last_digit_whatever_the_order():
-    one = probe_ood(model(), smooth(100), {"uniform": images(20, seed=5)}, bootstrap=20, steps=5).to_dict()
+    one = compare(model(), smooth(100), {"uniform": images(20, seed=5)}, steps=5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        other = probe_ood(
-            model(), smooth(100).flip(0), {"uniform": images(20, seed=5)}, bootstrap=20, steps=5
-        ).to_dict()
+        other = compare(model(), smooth(100).flip(0), {"uniform": images(20, seed=5)}, steps=5)
     assert one == other
 
 
 def test_too_few_images_are_refused():
     with pytest.raises(fmprobe.InputError, match="too few"):
-        probe_ood(model(), smooth(40), {})
+        compare(model(), smooth(40), {})

@@ -32,7 +32,7 @@ def results(model, attractors):
     yield fmprobe.probe_weights(model, attractors, torch.rand(2, 1, 1, 2), [1], ends=True)
     yield fmprobe.probe_memorization(model, torch.rand(4, 1, 1, 2), attractors=attractors)
     yield fmprobe.vector_field(model, resolution=3)
-    yield OODResult(None, ood_facts())  # type: ignore[arg-type]
+    yield OODResult(ood_facts())
 
 
 def test_every_result_plots_and_shows_itself(model, attractors):

@@ -126,7 +126,7 @@ class Observed:
             "probes.alignment.comparison.compare",
             "probes.field.vector_field",
             "probes.memorization.coefficient.probe_memorization",
-            "probes.ood.probe.fitted",
+            "probes.ood.probe.fit_detector",
             "probes.weights.curves.probe_weights",
         )
         kept = {

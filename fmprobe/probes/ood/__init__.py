@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from fmprobe.autoencoder import Autoencoder
-    from fmprobe.probes.ood.calibration import Scores
+    from fmprobe.probes.ood.score import Scores
     from fmprobe.probes.ood.detector import TrajectoryDetector
     from fmprobe.probes.ood.probe import Sets
     from fmprobe.runs.run import Run
@@ -231,14 +231,14 @@ def _detector(
 ) -> "TrajectoryDetector":
     """The one that the folder holds, where a run that was cut off fitted it; the main process fits it, all have it."""
     from fmprobe.probes.ood.detector import TrajectoryDetector
-    from fmprobe.probes.ood.probe import describe_reference, fitted
+    from fmprobe.probes.ood.probe import describe_reference, fit_detector
     from fmprobe.sharing import is_main, team
 
     kept = run.path / "detector"
     with team().main_first():
         if is_main() and not _was_fitted(kept, model, sets):
             typer.echo(f"fit on {len(sets.fit)} images, {len(sets.held_out)} held out, {len(sets.test)} to test")
-            fitted(model, sets, acceptance, _settings(model, settings, sets)).save(kept)
+            fit_detector(model, sets, acceptance, _settings(model, settings, sets)).save(kept)
         detector = TrajectoryDetector.load(kept, model)
     typer.echo(f"distances to {describe_reference(detector.describe()['reference'])}")
     return detector

@@ -1,9 +1,14 @@
-"""A detector on disk: safetensors and JSON, tied to the model that it was fitted with."""
+"""The folder of a saved detector: plain facts as JSON and arrays as safetensors, tied to the model it was fitted with.
+
+A folder holds `detector.safetensors`, `detector.json` and, where the model decodes with a surrogate, `decoder/`.
+"""
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,31 +20,52 @@ from fmprobe.dynamics.calls import apart
 from fmprobe.errors import InputError
 from fmprobe.files import SCHEMA, read_json, write_atomically, write_json
 from fmprobe.fingerprint import is_of
-from fmprobe.probes.ood.calibration import Calibration
-from fmprobe.probes.ood.trajectory import Reference
-
-if TYPE_CHECKING:
-    from fmprobe.probes.ood.detector import TrajectoryDetector
 
 TENSORS, FACTS, DECODER = "detector.safetensors", "detector.json", "decoder"
-SAMPLED = 64  # numbers of f on fixed latents that tell one latent map from another
-TOLERANCE = 0.02  # relative; the same map differs by less between devices and precisions
-EVALUATED = ("autocast", "deterministic")  # how f was evaluated, and has to be again
-PINNED = ("tokens", "space", "image_shape", "latent_shape", "decoder")
+SAMPLED = 64  # values of f on fixed latents, by which one latent map is told from another
+TOLERANCE = 0.02  # relative difference of these values; devices and precisions differ by less
+EVALUATED = ("autocast", "deterministic")  # how f was evaluated; the loaded model is evaluated in the same way
+PINNED = ("tokens", "space", "image_shape", "latent_shape", "decoder")  # what must be equal in the loaded model
 
 
-def save_detector(detector: "TrajectoryDetector", folder: Path) -> None:
-    """`decoder/` where the decoder is a surrogate, `detector.safetensors`, then `detector.json`, which completes them.
+@dataclass(frozen=True)
+class Saved:
+    """The content of a detector's folder.
 
-    Raises InputError where the detector is not fitted or the folder cannot be written.
+    Attributes:
+        model: The model that the detector was fitted with.
+        facts: What `save` was given as `facts`.
+        arrays: What `save` was given as `arrays`.
+    """
+
+    model: Autoencoder
+    facts: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def under(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays whose names begin with `prefix`, by the rest of their names."""
+        return {name.removeprefix(prefix): array for name, array in self.arrays.items() if name.startswith(prefix)}
+
+
+def save(folder: Path, model: Autoencoder, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a detector's folder; `detector.json` is written last and completes it.
+
+    Args:
+        folder: Where to write.
+        model: The model that the detector was fitted with.
+        facts: JSON-ready facts under any keys but "schema", "sha256", "model" and "sample".
+        arrays: Arrays by name.
+
+    Raises:
+        InputError: The folder cannot be written.
     """
     from safetensors.numpy import save_file
 
-    facts = detector.describe()
-    tensors = detector.arrays()
+    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        keeps = _save_surrogate(detector.model, folder / DECODER)
+        if model.surrogate is not None:  # so that the folder alone brings the model back
+            model.surrogate.save(folder / DECODER)
         write_atomically(folder / TENSORS, lambda path: save_file(tensors, path))
     except InputError:
         raise
@@ -49,22 +75,25 @@ def save_detector(detector: "TrajectoryDetector", folder: Path) -> None:
     content = {
         "schema": SCHEMA,
         "sha256": file_digest(folder / TENSORS),
-        "model": {**_identity(detector.model), "surrogate_kept": keeps},
-        "settings": asdict(detector.settings),
-        "reference": facts["reference"],
-        "decision": facts["decision"],
-        "joined": list(detector.calibration.joined) if detector.calibration else [],
-        "sample": _sample(detector.model).tolist(),
+        "model": {**_identity(model), "surrogate_kept": model.surrogate is not None},
+        **facts,
+        "sample": _sample(model).tolist(),
     }
     write_json(folder / FACTS, content, exact=True)
 
 
-def load_detector(folder: Path, model: Autoencoder | None, device: Any = None) -> "TrajectoryDetector":
-    """What `save_detector` wrote. Raises InputError where it is incomplete or damaged, or the model is another."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def load(folder: Path, model: Autoencoder | None, device: Any = None) -> Saved:
+    """Read what `save` wrote.
 
-    from fmprobe.probes.ood.detector import TrajectoryDetector
+    Args:
+        folder: Where to read.
+        model: The model that the detector was fitted with; None loads it by its name.
+        device: The device of a model that is loaded by its name.
+
+    Raises:
+        InputError: The folder is incomplete or damaged, or the detector was fitted with another model.
+    """
+    from safetensors.numpy import load_file
 
     content = read_json(folder / FACTS)
     if content.get("schema") != SCHEMA:
@@ -75,44 +104,31 @@ def load_detector(folder: Path, model: Autoencoder | None, device: Any = None) -
     path = folder / TENSORS
     if not path.is_file() or file_digest(path) != content.get("sha256"):
         raise InputError(f"{path} is missing or is not the file that {FACTS} describes: save the detector again")
-    try:
+    with complete(folder):
         model = model or _load_model(content["model"], folder, device)
         _check_same(content, model, folder)
-        detector = TrajectoryDetector(model, **content["settings"])
-        decision = content["decision"]
-        detector.rule, detector.acceptance = decision["rule"], decision["acceptance"]
-        detector.restore(load_file(path), content["reference"], tuple(content["joined"]))
-        detector.describe()  # what it holds must make sense
+        return Saved(model, content, load_file(path))
+
+
+@contextmanager
+def complete(folder: Path) -> Iterator[None]:
+    """Report content that cannot be used as an incomplete folder.
+
+    Raises:
+        InputError: The block failed for want of a fact or an array, or because one has the wrong type or shape.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except InputError:
         raise
     except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder} does not hold a complete detector ({error}): save it again") from error
-    return detector
-
-
-def pack(reference: Reference, banks: dict[str, np.ndarray], calibration: Calibration | None) -> dict[str, np.ndarray]:
-    """Everything of a fitted detector that is an array, by its name on disk."""
-    arrays = {"reference": reference.points.cpu().numpy(), "deviation": reference.deviation.cpu().numpy()}
-    arrays |= {f"bank.{name}": bank for name, bank in banks.items()}
-    if calibration is not None:
-        arrays |= {f"held_out.{name}": values for name, values in calibration.held_out.items()}
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-
-def unpack(
-    arrays: dict[str, np.ndarray], facts: dict[str, Any], device: torch.device
-) -> tuple[Reference, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The reference, the banks and the held-out scores of what `pack` made."""
-
-    def under(prefix: str) -> dict[str, np.ndarray]:
-        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-    points, deviation = (torch.from_numpy(arrays[name]).to(device) for name in ("reference", "deviation"))
-    return Reference(points, deviation, facts), under("bank."), under("held_out.")
 
 
 def _identity(model: Autoencoder) -> dict[str, Any]:
-    """What the model is: its name, and what must be the same again."""
+    """The model's name, and the facts that must be equal in the model that the detector is loaded with."""
     provenance = model.provenance
     decoder = {key: value for key, value in (provenance.get("decoder") or {}).items() if key != "seconds"}
     if model.surrogate is not None:
@@ -129,15 +145,12 @@ def _identity(model: Autoencoder) -> dict[str, Any]:
     return json.loads(json.dumps(identity, default=str))
 
 
-def _save_surrogate(model: Autoencoder, folder: Path) -> bool:
-    """Keep the surrogate decoder beside the detector, so that the folder alone brings the model back."""
-    if model.surrogate is None:
-        return False
-    model.surrogate.save(folder)
-    return True
+def _load_model(identity: Mapping[str, Any], folder: Path, device: Any) -> Autoencoder:
+    """The model of that identity, loaded by its name.
 
-
-def _load_model(identity: dict[str, Any], folder: Path, device: Any) -> Autoencoder:
+    Raises:
+        InputError: The model has no name, or its surrogate decoder was not saved.
+    """
     from fmprobe.loading import load
 
     if not identity["fingerprint"]:
@@ -159,7 +172,12 @@ def _load_model(identity: dict[str, Any], folder: Path, device: Any) -> Autoenco
     )
 
 
-def _check_same(content: dict[str, Any], model: Autoencoder, folder: Path) -> None:
+def _check_same(content: Mapping[str, Any], model: Autoencoder, folder: Path) -> None:
+    """Compare a model with the one that a detector was fitted with.
+
+    Raises:
+        InputError: They differ in fingerprint, in a pinned fact, or in the values of f on fixed latents.
+    """
     mine, theirs = _identity(model), content["model"]
     if not is_of(theirs["fingerprint"], model):
         raise InputError(
@@ -167,7 +185,7 @@ def _check_same(content: dict[str, Any], model: Autoencoder, folder: Path) -> No
             f"and {mine['fingerprint']} in {model.name}, or by an earlier fmprobe, which named models otherwise; load "
             f"it with {theirs['model']}, or fit a new detector"
         )
-    if "fingerprint" not in theirs["decoder"]:  # of an earlier fmprobe
+    if "fingerprint" not in theirs["decoder"]:  # saved by an earlier fmprobe
         mine["decoder"].pop("fingerprint", None)
     for key in PINNED:
         if mine[key] != theirs.get(key):
@@ -185,6 +203,6 @@ def _check_same(content: dict[str, Any], model: Autoencoder, folder: Path) -> No
 
 @torch.no_grad()
 def _sample(model: Autoencoder) -> Tensor:
-    """Some numbers of f on fixed latents: models without a fingerprint, and decoders, have nothing else to go by."""
+    """Some values of f on fixed latents; models without a fingerprint, and decoders, have no other identity."""
     values = apart(model.latent_map, 1)(model.sample_latents(2, seed=0)).flatten().double().cpu()
     return values[:: max(1, len(values) // SAMPLED)][:SAMPLED].nan_to_num(0, 0, 0)

@@ -1,4 +1,4 @@
-"""Controls of low complexity, which a score that only follows complexity gets wrong."""
+"""Control images of low complexity, which show whether a score only measures the complexity of an image."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,16 @@ from fmprobe.seeding import generator
 
 
 def control_images(images: Tensor, seed: int = 0) -> dict[str, Tensor]:
-    """As many images of each control as in-distribution `images` `(n, C, H, W)` in [0, 1] are given.
+    """Make sets of control images, each as large as the given set.
 
-    "constant": one colour an image, drawn uniformly; "noise": uniform and independent a pixel; "blurred": `images`
-    under a Gaussian an eighth of the short side wide; "inverted": 1 - `images`. Image i depends on seed and i alone.
+    Args:
+        images: In-distribution images `(n, C, H, W)` in [0, 1].
+        seed: Random seed; image i of a set depends on the seed, i and its own original alone.
+
+    Returns:
+        Images `(n, C, H, W)` by name. "constant": each has one colour, drawn uniformly. "noise": each value is drawn
+        uniformly and independently. "blurred": `images` under a Gaussian whose standard deviation is an eighth of the
+        shorter side. "inverted": 1 - `images`.
     """
     from torchvision.transforms.functional import gaussian_blur
 

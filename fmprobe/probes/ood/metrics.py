@@ -1,4 +1,4 @@
-"""How well a score tells out-of-distribution images from in-distribution ones, in stated conventions."""
+"""Metrics of how well a score separates out-of-distribution from in-distribution images."""
 
 from numbers import Real
 from typing import Any
@@ -18,28 +18,41 @@ CONVENTION = (
 )
 METRICS = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out")
 FEWEST = 2  # scores of either kind
-EXACT = 2**53  # integers up to here are floats
-BLOCK = 2**22  # counts held at once while resampling
+EXACT = 2**53  # the largest integer up to which float64 holds every integer
+BLOCK = 2**22  # number of counts held in memory while resampling
 
 
 def ood_metrics(
     id_scores: Any, ood_scores: Any, *, bootstrap: int = 0, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Any]:
-    """AUROC, FPR95 both ways and AUPR both ways of a score that is LOW for in-distribution, its positive class.
+    """AUROC, FPR95 both ways and AUPR both ways of a score that is low for in-distribution images.
 
-    `id_scores` `(n,)`, `ood_scores` `(m,)`: any scale, since order alone counts; equal scores count half. "fpr95" (as
-    in Fumero et al., ICLR 2026, tab. 1) is the share of out-of-distribution accepted where 95% of in-distribution is,
-    "fpr95_ood_positive" (as in OpenOOD) the share of in-distribution rejected where 95% of out-of-distribution is. AUPR
-    is the average precision, with in-distribution ("aupr_in") or out-of-distribution ("aupr_out") as the class found.
-    With `bootstrap` resamples of both sets, "intervals" holds the percentile interval of each at `confidence`.
+    Args:
+        id_scores: Scores `(n,)` of in-distribution images, the positive class. Their scale does not matter.
+        ood_scores: Scores `(m,)` of out-of-distribution images.
+        bootstrap: Number of resamples of both sets; 0 for no intervals.
+        confidence: Share of the resamples within an interval.
+        seed: Random seed for the resamples.
 
-    Raises InputError for fewer than 2 scores of either kind, scores that are not finite, or not of shape (n,).
+    Returns:
+        The metrics by name, each in [0, 1].
+        "auroc": the probability that an in-distribution image scores lower; equal scores count half.
+        "fpr95": the share of out-of-distribution images accepted where 95% of the in-distribution images are (Fumero et
+        al., ICLR 2026, tab. 1).
+        "fpr95_ood_positive": the share of in-distribution images rejected where 95% of the out-of-distribution images
+        are (OpenOOD).
+        "aupr_in", "aupr_out": the average precision, with in-distribution or out-of-distribution as the positive class.
+        "intervals", with `bootstrap`: the percentile interval of each, [low, high].
+
+    Raises:
+        InputError: There are fewer than 2 scores of either kind, or scores are not finite or not of shape (n,), or
+            `bootstrap` or `confidence` is out of range.
     """
     inside, outside = _scores(id_scores, "id_scores"), _scores(ood_scores, "ood_scores")
     if bootstrap < 0 or bootstrap % 1 or not 0 < confidence < 1:
         raise InputError(f"bootstrap={bootstrap}, confidence={confidence}: expected a number from 0, one in (0, 1)")
     check_seed(seed)
-    # Ranks of the joint set: exact at any scale, and all that the metrics depend on.
+    # The metrics depend on the ranks in the union of both sets alone, and ranks are exact at any scale.
     levels, rank = np.unique(np.concatenate([inside, outside]), return_inverse=True)
     ins = np.bincount(rank[: len(inside)], minlength=len(levels))
     outs = np.bincount(rank[len(inside) :], minlength=len(levels))
@@ -53,6 +66,7 @@ def ood_metrics(
 
 
 def _scores(values: Any, name: str) -> np.ndarray:
+    """Scores as float64 `(n,)`. Raises InputError where they are none."""
     try:
         array = _numbers(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -67,11 +81,11 @@ def _scores(values: Any, name: str) -> np.ndarray:
         raise InputError(
             f"{name} holds {int((~np.isfinite(array)).sum())} scores that are not finite: remove or replace them"
         )
-    return array + 0.0  # -0 and 0 are the same score
+    return array + 0.0  # -0 becomes 0, which is the same score
 
 
 def _numbers(values: Any) -> np.ndarray:
-    """Real numbers of any type as float64, what is masked as nan. Raises TypeError or ValueError for anything else."""
+    """Real numbers of any type as float64, masked ones as nan. Raises TypeError or ValueError for anything else."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = values.double() if values.is_floating_point() else values  # numpy has no bfloat16
@@ -88,7 +102,7 @@ def _numbers(values: Any) -> np.ndarray:
 
 
 def _resample(ins: np.ndarray, outs: np.ndarray, times: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The metrics of resampled sets, drawn in blocks of bounded memory."""
+    """The metrics of `times` resamples of both sets, `(times,)` each; drawn in blocks of bounded memory."""
     block = max(1, BLOCK // len(ins))
     n, m = ins.sum(), outs.sum()
     parts = []
@@ -99,7 +113,7 @@ def _resample(ins: np.ndarray, outs: np.ndarray, times: int, rng: np.random.Gene
 
 
 def _metrics(ins: np.ndarray, outs: np.ndarray) -> dict[str, np.ndarray]:
-    """Every metric, `(B,)`, from the numbers of scores at each level, `(B, levels)`, levels rising."""
+    """Every metric, `(B,)`, from how many scores have each level, `(B, levels)`, with levels in ascending order."""
     n, m = ins.sum(1), outs.sum(1)
     accepted_in, accepted_out = ins.cumsum(1), outs.cumsum(1)
     below = accepted_in - ins / 2
@@ -114,13 +128,14 @@ def _metrics(ins: np.ndarray, outs: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _false_positives(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """Negatives taken at the first level by which 95% of the positives are taken; both cumulative."""
-    needed = -(-95 * positives[:, -1] // 100)  # in whole numbers: 0.95 has no exact float
+    """Number of negatives up to the first level that includes 95% of the positives; both counts are cumulative."""
+    needed = -(-95 * positives[:, -1] // 100)  # in integers, since no float is exactly 0.95
     first = (positives >= needed[:, None]).argmax(1)
     return np.take_along_axis(negatives, first[:, None], 1)[:, 0]
 
 
 def _average_precision(found: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """The precision at each level, weighted by the share of the positives `found` there; the others are cumulative."""
     taken = positives + negatives
     precision = positives / np.maximum(taken, 1)
     return (found * precision).sum(1) / positives[:, -1]

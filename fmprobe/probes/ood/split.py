@@ -1,4 +1,4 @@
-"""Fit, held-out and test images that never overlap: split by content, duplicates dropped."""
+"""Splits of images by their content, so that no image is in two parts."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,23 +8,36 @@ import numpy as np
 from torch import Tensor
 
 from fmprobe.digests import digest
-from fmprobe.surrogates.features import as_pixels
+from fmprobe.images import as_pixels
 
 
 def content_hashes(images: Tensor) -> list[str]:
-    """The digest of the pixels of each image `(n, C, H, W)`, bytes or floats in [0, 1]."""
+    """A digest of the pixels of each image.
+
+    Args:
+        images: Images `(n, C, H, W)`, bytes or floats in [0, 1].
+    """
     return [digest(as_pixels(image).float()) for image in images]
 
 
 def pixels_of(images: Tensor) -> str:
-    """One digest of all images, in their order."""
+    """One digest of the pixels of all images, which depends on their order."""
     return digest(content_hashes(images))
 
 
 def split_by_content(images: Tensor, shares: Sequence[float], seed: int = 0) -> tuple[list[Tensor], int]:
-    """Parts of `images` in the ratio of `shares`, and how many duplicates were dropped, which is warned about.
+    """Split images into parts. The part of an image depends on its content, the seed and the set of images.
 
-    An image's part depends on its content, `seed` and the set of images, not on their order; equal images are one.
+    Args:
+        images: Images `(n, C, H, W)`; of equal images only the first is taken.
+        shares: The ratio of the parts' sizes.
+        seed: Random seed.
+
+    Returns:
+        The parts, and how many duplicates were dropped.
+
+    Warns:
+        UserWarning: There are duplicates.
     """
     first: dict[str, int] = {}
     for i, name in enumerate(content_hashes(images)):
@@ -40,7 +53,19 @@ def split_by_content(images: Tensor, shares: Sequence[float], seed: int = 0) -> 
 
 
 def without(images: Tensor, others: Sequence[Tensor], name: str) -> tuple[Tensor, int]:
-    """`images` that are in none of `others`, and how many were dropped, which is warned about."""
+    """Drop the images that are also in-distribution images.
+
+    Args:
+        images: Images `(n, C, H, W)` of an out-of-distribution set.
+        others: Sets of in-distribution images.
+        name: The name of the set, for the warning.
+
+    Returns:
+        The images that are in none of `others`, and how many were dropped.
+
+    Warns:
+        UserWarning: Images were dropped.
+    """
     known = {content for other in others for content in content_hashes(other)}
     kept = [i for i, content in enumerate(content_hashes(images)) if content not in known]
     dropped = len(images) - len(kept)

@@ -1,6 +1,5 @@
-"""The trajectory score: how far an image's orbit passes from the attractors of the training images."""
+"""Trajectories and what their points are compared with: the attractors that the fit images' trajectories end in."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
@@ -17,27 +16,37 @@ from fmprobe.dynamics.merging import THRESHOLDS, single_linkage
 from fmprobe.dynamics.orbits import Orbits, Status
 from fmprobe.dynamics.protocols import FOUNDATION
 from fmprobe.errors import InputError
+from fmprobe.probes.ood.score import Trajectories
+from fmprobe.probes.ood.table import AGGREGATES
 
 DISTANCES = ("euclidean", "cosine", "standardised")
-AGGREGATES = ("mean", "first", "last", "max", "length", "steps")
-LARGEST = torch.finfo(torch.float32).max  # the score of an orbit that diverged
-CONSTANT = 1e-4  # a dimension that varies less than this share of the typical one counts as constant
-MOST = 2**31  # steps, or rows of a batch
-STABILITY_CAP = 16  # attractors whose Jacobian is examined
+CONSTANT = 1e-4  # a dimension whose deviation is below this share of the typical one counts as constant
+MOST = 2**31  # an upper bound of steps and of rows in a batch
+STABILITY_CAP = 16  # number of attractors whose Jacobian is examined
+
 Map = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class TrajectorySettings:
-    """What decides a trajectory score.
+    """Settings of the trajectories and of the score that is made of them.
 
-    `steps`: the length of a trajectory that is scored. None counts each orbit's points up to its end, T exactly T steps
-    of every orbit, a converged one staying where it is. `max_steps`: how long the search for the fit images' attractors
-    goes on, whatever `steps` is, and an orbit that is scored where `steps` is None.
-    `distance`: "euclidean", "cosine" (1 - cos), or "standardised" (Euclidean, each dimension divided by its deviation
-    over the fit images). `aggregate` of the distances: "mean", "first", "last", "max"; or of the trajectory
-    alone: "length", the path's, or "steps". `tol`, `measure`, `batch_size` as in `iterate`; `merge` and `threshold` as
-    in `find_attractors`.
+    Attributes:
+        steps: How many steps of each scored trajectory count; a converged orbit stays where it is. None counts each
+            orbit up to its end.
+        distance: "euclidean", "cosine" (1 - cos), or "standardised": Euclidean, each latent dimension divided by its
+            standard deviation over the fit images.
+        aggregate: The statistic that is the score "trajectory": "mean", "first", "last" or "max" of the distances to
+            the nearest attractor, "length" of the path, number of "steps", or another of `table.AGGREGATES`.
+        tol: Tolerance on the step, as in `iterate`.
+        measure: How the step is measured, as in `iterate`.
+        max_steps: Step limit of the search for attractors; of scored trajectories too, where `steps` is None.
+        batch_size: Number of latents that are iterated together.
+        merge: How ends are merged to attractors, as in `find_attractors`.
+        threshold: `merge_threshold` of `find_attractors`.
+
+    Raises:
+        InputError: A setting has a value that is not allowed.
     """
 
     steps: int | None = None
@@ -69,7 +78,7 @@ class TrajectorySettings:
 
     @property
     def horizon(self) -> int:
-        """The most steps an orbit takes that is scored."""
+        """Step limit of a scored trajectory."""
         return self.steps or self.max_steps
 
 
@@ -79,9 +88,13 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Reference:
-    """What distances are taken to: `points` `(m, *latent_shape)`, and in `facts` what they are and how they were found.
+    """The points that distances are taken to.
 
-    `deviation` `(d,)`: of each latent dimension over the fit images, constant dimensions raised.
+    Attributes:
+        points: Attractors, or ends that stand for them, `(m, *latent_shape)`.
+        deviation: Standard deviation of each latent dimension over the fit images, `(d,)`; that of nearly constant
+            dimensions is raised.
+        facts: JSON-ready: what the points are ("kind"), and how they were found.
     """
 
     points: Tensor
@@ -90,10 +103,19 @@ class Reference:
 
 
 def find_reference(f: Map, latents: Tensor, settings: TrajectorySettings, progress: bool | None = None) -> Reference:
-    """The attractors that the fit images' latents `(n, *latent_shape)` end in (Fumero et al., ICLR 2026, sec. 4).
+    """Find the attractors that the fit images' trajectories end in (Fumero et al., ICLR 2026, sec. 4).
 
-    Where fewer than half of them end in a known attractor, their ends after the last step stand for these, and
-    `facts["kind"]` says so. Raises InputError where every orbit diverges.
+    Where fewer than half of the trajectories end in a known attractor, the points reached at the step limit are taken
+    instead, and `facts["kind"]` says so.
+
+    Args:
+        f: The latent map.
+        latents: Latents of the fit images, `(n, *latent_shape)`.
+        settings: How to iterate and merge.
+        progress: Whether to show a progress bar; None shows one on a terminal.
+
+    Raises:
+        InputError: Every orbit diverges.
     """
     found = find_attractors(
         f,
@@ -112,42 +134,49 @@ def find_reference(f: Map, latents: Tensor, settings: TrajectorySettings, progre
     if not bool(finite.any()):
         raise InputError(f"the orbits of all {n} fit images diverge: there is nothing to measure distances to")
     in_basin = int((found.labels >= 0).sum()) / n
-    settled = in_basin >= 0.5
+    most_in_basins = in_basin >= 0.5
     ends = orbits.ends[finite]
     facts = {
-        "kind": "attractors" if settled else f"ends after {settings.max_steps} steps",
-        "points": len(found) if settled else len(ends),
+        "kind": "attractors" if most_in_basins else f"ends after {settings.max_steps} steps",
+        "points": len(found) if most_in_basins else len(ends),
         "images": n,
         "converged_share": float(orbits.converged.double().mean()),
         "in_an_attractor_share": in_basin,
-        "distinct_ends": len(found) if settled else _distinct(ends, latents, found),
+        "distinct_ends": len(found) if most_in_basins else _distinct(ends, latents, found),
         "merge": {key: found.merge[key] for key in ("measure", "threshold")},
         "orbits": orbits.to_dict(),
     }
-    return Reference(found.latents if settled else ends, _deviation(latents), facts)
+    return Reference(found.latents if most_in_basins else ends, _deviation(latents), facts)
 
 
 def _deviation(latents: Tensor) -> Tensor:
-    """Of each dimension over the rows, those of constant dimensions raised so that dividing magnifies no rounding."""
+    """Standard deviation of each dimension over the rows, `(d,)`; raised where division would magnify rounding."""
     std = latents.flatten(1).double().std(0, correction=0)
     typical = float(std.median())
     return (std.clamp(min=typical * CONSTANT) if typical > 0 else torch.where(std > 0, std, 1.0)).to(latents)
 
 
 def _distinct(ends: Tensor, latents: Tensor, found: AttractorSet) -> int:
+    """How many ends differ by more than the threshold that attractors are merged at."""
     scale = typical_size(float(latents.double().square().mean()))
     points = Dissimilarity(ends.flatten(1), found.merge["measure"], scale)
     return single_linkage(points).count(found.merge["threshold"])
 
 
 class Nearest:
-    """Distance of latents `(B, *latent_shape)` to the nearest reference point, `(B,)`, exact near zero."""
+    """Distance from latents to the nearest reference point, exact near zero.
+
+    Args:
+        reference: The points.
+        distance: "euclidean", "cosine" or "standardised".
+    """
 
     def __init__(self, reference: Reference, distance: str) -> None:
         self.distance, self.deviation = distance, reference.deviation
         self.points = self._prepare(reference.points)
 
     def __call__(self, latents: Tensor) -> Tensor:
+        """Distances `(B,)` of latents `(B, *latent_shape)`."""
         nearest = euclidean(self._prepare(latents), self.points).amin(1)
         return nearest.square() / 2 if self.distance == "cosine" else nearest
 
@@ -159,7 +188,7 @@ class Nearest:
 
 
 class _Passage:
-    """An observer of `iterate`: what the score needs of each trajectory, kept up as its points pass by."""
+    """An observer of `iterate` that keeps the statistics of each trajectory while its points pass by."""
 
     def __init__(self, starts: Tensor, nearest: Nearest, batch_size: int) -> None:
         self.nearest = nearest
@@ -180,51 +209,47 @@ class _Passage:
         self.largest[indices] = torch.maximum(self.largest[indices], distance)
 
 
-def follow(f: Map, latents: Tensor, nearest: Nearest, settings: TrajectorySettings) -> dict[str, Tensor]:
-    """The trajectories of `latents` `(n, *latent_shape)` in figures, float64 `(n,)` on the CPU; none is stored.
+@torch.no_grad()
+def follow(f: Map, latents: Tensor, nearest: Nearest, settings: TrajectorySettings) -> Trajectories:
+    """Follow the trajectories from latents and keep their statistics; no trajectory is stored.
 
-    `mean` is the published score, 1/N sum_i d(z_i, A) over the points of the trajectory, z_0 included (Fumero et al.,
-    ICLR 2026, sec. 4, fig. 5). `first`, `last`, `max`: of the same distances. `length`: of the path.
-    `steps`: to its end. `residual`: ||f(z_0) - z_0||.
-    `rate`: mean change of the logarithm of the step. `moved`: ||z_end - z_0||. `status`.
-    Where an orbit diverged, all but `first` and `rate` are the largest float32; `first` too where its start is not
-    finite.
+    Args:
+        f: The latent map.
+        latents: The first points z_0, `(n, *latent_shape)`.
+        nearest: The distance of a point to the attractors.
+        settings: How orbits are iterated, and how many steps of each are counted.
     """
-    with torch.no_grad():
-        passage = _Passage(latents, nearest, settings.batch_size)
-        orbits = iterate(
-            f,
-            latents,
-            tol=settings.tol,
-            measure=settings.measure,
-            max_steps=settings.horizon,
-            batch_size=settings.batch_size,
-            observer=passage,
-            progress=False,
-        )
-        ended_after = passage.steps.clone()
-        if settings.steps is not None:
-            _count_to(settings.steps, f, orbits, passage, settings.batch_size)
-    n_steps = (ended_after - 1).clamp(min=1)  # the steps that are counted on stand still
-    tiny = math.sqrt(torch.finfo(torch.float32).tiny)
-    rate = (passage.last_step.clamp(min=tiny).log() - passage.first_step.clamp(min=tiny).log()) / n_steps
-    figures = {
-        "mean": passage.total / (passage.steps + 1),
-        "last": passage.last,
-        "max": passage.largest,
-        "length": passage.length,
-        "steps": ended_after.double(),  # one that left soon did not settle soon
-        "residual": passage.first_step,
-        "moved": torch.linalg.vector_norm((orbits.ends - latents).flatten(1).double(), dim=1),
-    }
-    diverged = orbits.status == Status.DIVERGED
-    figures = {name: torch.where(diverged, LARGEST, _bounded(value)) for name, value in figures.items()}
-    figures |= {"first": _bounded(passage.first), "rate": rate.nan_to_num(0, 0, 0)}
-    return {name: value.cpu() for name, value in figures.items()} | {"status": orbits.status.cpu()}
+    passage = _Passage(latents, nearest, settings.batch_size)
+    orbits = iterate(
+        f,
+        latents,
+        tol=settings.tol,
+        measure=settings.measure,
+        max_steps=settings.horizon,
+        batch_size=settings.batch_size,
+        observer=passage,
+        progress=False,
+    )
+    ended_after = passage.steps.clone()
+    if settings.steps is not None:
+        _count_to(settings.steps, f, orbits, passage, settings.batch_size)
+    return Trajectories(
+        first=passage.first,
+        last=passage.last,
+        largest=passage.largest,
+        total=passage.total,
+        counted=passage.steps,
+        steps=ended_after,
+        first_step=passage.first_step,
+        last_step=passage.last_step,
+        length=passage.length,
+        moved=torch.linalg.vector_norm((orbits.ends - latents).flatten(1).double(), dim=1),
+        status=orbits.status,
+    )
 
 
 def _count_to(steps: int, f: Map, orbits: Orbits, passage: _Passage, batch_size: int) -> None:
-    """Let every orbit count exactly `steps`: one at a fixed point stays there, a cycle goes on round."""
+    """Count exactly `steps` of every orbit: an orbit at a fixed point stays there, a cycle goes round."""
     left = steps - passage.steps
     rest = orbits.converged & (left > 0)
     passage.total[rest] += left[rest] * passage.last[rest]
@@ -238,7 +263,3 @@ def _count_to(steps: int, f: Map, orbits: Orbits, passage: _Passage, batch_size:
             passage(rows, latents, after)
             more = passage.steps[rows] < steps
             rows, latents = rows[more], after[more]
-
-
-def _bounded(values: Tensor) -> Tensor:
-    return values.nan_to_num(LARGEST, LARGEST, LARGEST).clamp(max=LARGEST)

@@ -1,0 +1,186 @@
+"""What an out-of-distribution score is, and the data that scores are computed from.
+
+A score gives each image one number. A low number means that the image resembles the in-distribution images in what the
+score measures; it does not always mean that the image is in-distribution.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmprobe.dynamics.orbits import Status
+
+LARGEST = torch.finfo(torch.float32).max  # the score of an image whose orbit diverged, or whose latent is not finite
+
+Scores = dict[str, np.ndarray]  # values (B,) of several scores, by name
+
+
+class Needs(Enum):
+    """What must be computed of an image before a score of it can be, from the least to the most."""
+
+    LATENT = "the latent z_0 = E(x) and its features"
+    DECODED = "also the image D(z_0)"
+    FIRST_POINT = "the distance from z_0 to the nearest attractor"
+    ORBIT = "the trajectory from z_0"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Data from which several scores compute the same intermediate value, once."""
+
+    _values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The value of `compute`, which is called for the first request of `key` only."""
+        if key not in self._values:
+            self._values[key] = compute()
+        return self._values[key]
+
+
+@dataclass(frozen=True)
+class Bank(Shared):
+    """Feature vectors of the fit images, which the baselines compare with.
+
+    Attributes:
+        features: Rows `(n, d)`, float32, by kind of feature: "z", "pooled" or both.
+    """
+
+    features: dict[str, np.ndarray]
+
+    @property
+    def n(self) -> int:
+        """How many fit images there are."""
+        return len(self.features[self.smallest])
+
+    @property
+    def smallest(self) -> str:
+        """The kind of feature with the fewest dimensions."""
+        return "pooled" if "pooled" in self.features else "z"
+
+
+@dataclass(frozen=True)
+class Encoded(Shared):
+    """Images and their latents, for the scores that need no trajectory.
+
+    Attributes:
+        images: Images `(B, C, H, W)`, floats in [0, 1].
+        latents: Their latents z_0 = E(x), `(B, *latent_shape)`; zero where a latent is not finite.
+        decoded: The images D(z_0), `(B, C, H, W)`.
+        features: Feature vectors `(B, d)` of the latents, by kind of feature.
+    """
+
+    images: Tensor
+    latents: Tensor
+    decoded: Tensor
+    features: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Statistics of the trajectories z_0, …, z_T of B images; every tensor is `(B,)`, float64 unless stated.
+
+    Where each orbit counts the same number of steps (`TrajectorySettings.steps`), a converged orbit counts its end
+    again for each remaining step, and a cycle goes round.
+
+    Attributes:
+        first: Distance from z_0 to the nearest attractor.
+        last: Distance from z_T to the nearest attractor.
+        largest: The largest distance from a point of the trajectory to its nearest attractor.
+        total: The sum of these distances over all points counted.
+        counted: How many steps are counted, int64.
+        steps: How many steps the orbit took until it ended, int64.
+        first_step: ||z_1 - z_0||.
+        last_step: ||z_T - z_{T-1}||, of the last step computed.
+        length: The sum of the step norms.
+        moved: ||z_T - z_0||, of the point where the orbit ended.
+        status: How the orbit ended, a `Status` each, int64.
+    """
+
+    first: Tensor
+    last: Tensor
+    largest: Tensor
+    total: Tensor
+    counted: Tensor
+    steps: Tensor
+    first_step: Tensor
+    last_step: Tensor
+    length: Tensor
+    moved: Tensor
+    status: Tensor
+
+    def bounded(self, values: Tensor) -> Tensor:
+        """`values`, but the largest float32 where the orbit diverged or the value is not finite."""
+        return torch.where(self.status == Status.DIVERGED, LARGEST, bounded(values))
+
+
+def bounded(values: Tensor) -> Tensor:
+    """`values`, but the largest float32 where they are larger or not finite."""
+    return values.nan_to_num(LARGEST, LARGEST, LARGEST).clamp(max=LARGEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(ABC):
+    """One out-of-distribution score: what it is called, how it is used, and how it is computed.
+
+    The profile is a vector of statistics of one trajectory, and the joined vector appends baselines to it. One-class
+    models, which are fitted to the held-out images' vectors alone, give the scores "profile" and "joined". Columns keep
+    their places in the vectors: a model of permuted columns would differ in the last digits.
+
+    Attributes:
+        name: The name in tables, artefacts and `--rule`.
+        group: A key of `table.GROUPS`, or "inner" for a statistic that enters the profile and is no score by itself.
+        needs: What must be computed of an image first; this decides what `__call__` is given.
+        two_sided: Whether the score is also offered as its distance from the held-out median, on either side.
+        in_profile: Column of the trajectory profile; None for no column.
+        in_joined: Column among the baselines of the joined vector; None for no column.
+        log: A column is the logarithm of the value plus a small share of the median, over the held-out images, of the
+            value itself ("own") or of the first point's distance ("first"). None: the column is the value.
+    """
+
+    name: str
+    group: str
+    needs: Needs
+    two_sided: bool = False
+    in_profile: int | None = None
+    in_joined: int | None = None
+    log: Literal["own", "first"] | None = "own"
+
+    def fit(self, bank: Bank) -> Any:
+        """What `__call__` needs to know of the fit images; None where the score does not exist for them."""
+        return ()
+
+    def joins(self, bank: Bank) -> bool:
+        """Whether the score is a column of the joined vector, for these fit images."""
+        return self.in_joined is not None
+
+    @abstractmethod
+    def __call__(self, seen: Any, fitted: Any) -> np.ndarray:
+        """The score of each image.
+
+        Args:
+            seen: `Encoded` where the score needs LATENT or DECODED, else `Trajectories`.
+            fitted: What `fit` gave.
+
+        Returns:
+            Values `(B,)`, float64.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic(Score):
+    """A score that uses no features of the fit images, and is computed directly.
+
+    Attributes:
+        of: The score `(B,)`, float64, of what `__call__` is given.
+    """
+
+    of: Callable[[Any], Tensor]
+
+    def __call__(self, seen: Encoded | Trajectories, fitted: Any = ()) -> np.ndarray:
+        return self.of(seen).cpu().numpy()

@@ -1,0 +1,75 @@
+"""Distance to the nearest fit images in feature space (Sun et al., ICML 2022)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fmprobe.probes.ood.score import Bank, Encoded, Needs, Score
+
+if TYPE_CHECKING:
+    from sklearn.neighbors import NearestNeighbors
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNN(Score):
+    """Distance to the k-th nearest fit image, or the mean over the k nearest; the search is scikit-learn's.
+
+    Attributes:
+        k: How many neighbours; None for all fit images. The score exists for more than k fit images.
+        mean: Whether the score is the mean over the k nearest.
+        feature: The kind of feature, "z" or "pooled".
+        normalised: Whether feature vectors are scaled to norm 1 first.
+    """
+
+    k: int | None
+    mean: bool
+    feature: str
+    normalised: bool
+
+    def fit(self, bank: Bank) -> "NearestNeighbors | None":
+        from sklearn.neighbors import NearestNeighbors
+
+        rows = bank.features.get(self.feature)
+        if rows is None or (self.k is not None and self.k >= bank.n):
+            return None
+        key = (self.feature, self.normalised)
+        return bank.once(key, lambda: NearestNeighbors(algorithm="brute").fit(self._scaled(rows)))
+
+    def joins(self, bank: Bank) -> bool:
+        """One of them joins, chosen before any result: 10 neighbours by the smallest features, or 1 of few images."""
+        return super().joins(bank) and self.feature == bank.smallest and self.k == (10 if bank.n > 10 else 1)
+
+    def __call__(self, seen: Encoded, fitted: "NearestNeighbors") -> np.ndarray:
+        rows, n = seen.features[self.feature], fitted.n_samples_fit_
+        key = (self.feature, self.normalised)
+        distances = seen.once(key, lambda: fitted.kneighbors(self._scaled(rows), n_neighbors=n)[0])
+        nearest = distances[:, : self.k]
+        return nearest.mean(1) if self.mean else nearest[:, -1]
+
+    def _scaled(self, rows: np.ndarray) -> np.ndarray:
+        from sklearn.preprocessing import normalize
+
+        return np.asarray(normalize(rows)) if self.normalised else rows
+
+
+def _knn(k: int | None, mean: bool, feature: str, normalised: bool) -> KNN:
+    name = f"knn-{k or 'all'}{' mean' if mean else ''} {feature}{' normalised' if normalised else ''}"
+    return KNN(
+        name=name,
+        group="baseline",
+        needs=Needs.LATENT,
+        in_joined=0 if normalised and not mean else None,
+        k=k,
+        mean=mean,
+        feature=feature,
+        normalised=normalised,
+    )
+
+
+SCORES = tuple(
+    _knn(k, mean, feature, normalised)
+    for feature in ("pooled", "z")
+    for normalised in (False, True)
+    for k, mean in ((1, False), (10, False), (10, True), (50, False), (50, True), (None, True))
+)
