@@ -259,7 +259,7 @@ def save_painted(model: "Autoencoder", folder: Path, batch_size: int = 8) -> dic
 
     Returns the key `reconstructions` of `results.json`, or nothing.
     """
-    from fmprobe.surrogates.painted import painted
+    from fmprobe.surrogates.data import painted
 
     images = painted(model, batch_size)
     if images is None:
