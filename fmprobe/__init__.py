@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from fmprobe.probes.ood.detector import TrajectoryDetector
     from fmprobe.probes.ood.metrics import ood_metrics
     from fmprobe.probes.residuals import probe_residuals
+    from fmprobe.probes.surrogate_report import surrogate_report
     from fmprobe.probes.training import AttractorTracker
     from fmprobe.probes.weights.curves import probe_weights
     from fmprobe.procedural import procedural_images
     from fmprobe.surrogates.fit import fit_decoder
-    from fmprobe.surrogates.report import surrogate_report
 
 __version__ = version("fmprobe")
 
@@ -64,7 +64,7 @@ _HOMES = {
     "ood_metrics": "fmprobe.probes.ood.metrics",
     "TrajectoryDetector": "fmprobe.probes.ood.detector",
     "procedural_images": "fmprobe.procedural",
-    "surrogate_report": "fmprobe.surrogates.report",
+    "surrogate_report": "fmprobe.probes.surrogate_report",
 }
 
 __all__ = [

@@ -14,7 +14,7 @@ from fmprobe.errors import InputError
 from fmprobe.images import spread
 from fmprobe.procedural import power_noise, procedural_images
 from fmprobe.seeding import generator
-from fmprobe.surrogates.features import as_bytes
+from fmprobe.surrogates.features import as_bytes, as_pixels
 
 if TYPE_CHECKING:
     from fmprobe.surrogates.fit import FitSettings
@@ -24,6 +24,7 @@ FEWEST = 16  # images
 HELD_OUT = 64  # images of each validation set
 ONE_IN = 10  # of given images is held out
 HELD_OUT_FIRST = 1_000_000_000  # procedural indices from here on are never trained on
+PAINTED = 8  # images that `painted` shows
 NOISE_FIRST = 2_000_000_000  # random streams from here on disturb the training images
 
 
@@ -88,6 +89,20 @@ def takes_procedural(model: Autoencoder) -> bool:
 def procedural(model: Autoencoder, n: int, first: int, mixture: str, seed: int) -> Tensor:
     """Procedural images of the model's shape, as bytes; image i depends on the seed and first + i alone."""
     return torch.cat(list(_procedural_blocks(model, n, first, mixture, seed)))
+
+
+def painted(model: Autoencoder, batch_size: int = PAINTED) -> Tensor | None:
+    """Procedural images that were not trained on and below them D(E(x)), `(2, PAINTED, C, H, W)`.
+
+    None where the model's decoder is no surrogate, or paints no images of one or three channels.
+    """
+    decoder = model.provenance.get("decoder") or {}
+    if decoder.get("kind") != "surrogate" or not model.has_decoder or model.image_shape[0] not in (1, 3):
+        return None
+    images = as_pixels(procedural(model, PAINTED, HELD_OUT_FIRST, "all", 0))
+    with torch.no_grad():
+        below = [model.decode(model.encode(part)).cpu() for part in images.split(batch_size)]
+    return torch.stack([images, torch.cat(below)])
 
 
 def coloured_noise(settings: "FitSettings", pixels: Tensor, first: int, draw: int) -> Tensor:

@@ -16,8 +16,8 @@ import fmprobe
 from fmprobe.cli import app
 from fmprobe.dynamics.protocols import FOR_DEVICE, FOUNDATION, SMALL, protocol_for
 from fmprobe.probes import convergence
+from fmprobe.probes import surrogate_report as surrogates
 from fmprobe.runs import plan as plans
-from fmprobe.surrogates import report as surrogates
 
 SHAPE = (1, 16, 16)
 IMAGES = torch.rand(24, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -138,7 +138,7 @@ def test_a_report_on_surrogates_follows_the_protocol_of_the_encoder(tiny_dinov2)
         return search(whole, **settings)
 
     model = fmprobe.load(tiny_dinov2, image_size=28)
-    with mock.patch("fmprobe.surrogates.report.find_attractors", spy):
+    with mock.patch("fmprobe.probes.surrogate_report.find_attractors", spy):
         fmprobe.surrogate_report(model, settings=QUICK, n=2, progress=False)
     assert seen == [(FOUNDATION, FOUNDATION.tol, FOUNDATION.measure, FOUNDATION.max_steps)] * 5
 

@@ -142,7 +142,7 @@ def test_a_report_takes_the_seed_of_its_settings_or_one_that_is_given(encoder):
     ],
 )
 def test_a_null_that_is_no_twin_is_refused_before_anything_is_fitted(encoder, null, message, monkeypatch):
-    from fmprobe.surrogates import report
+    from fmprobe.probes import surrogate_report as report
 
     monkeypatch.setattr(report, "cached_decoder", lambda *_, **__: pytest.fail("fitted"))
     with pytest.raises(InputError, match=f"the null, .*{message}"):

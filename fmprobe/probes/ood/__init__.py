@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from fmprobe.autoencoder import Autoencoder
-    from fmprobe.probes.ood.score import Scores
     from fmprobe.probes.ood.detector import TrajectoryDetector
     from fmprobe.probes.ood.probe import Sets
+    from fmprobe.probes.ood.score import Scores
     from fmprobe.runs.run import Run
 
 __all__ = ["COMMANDS", "SECTIONS", "named_sources", "ood", "run_ood"]

@@ -14,7 +14,7 @@ from fmprobe.dynamics.orbits import Status
 from fmprobe.files import write_atomically
 from fmprobe.pictures import draw_sheet, save_frames, to_picture
 from fmprobe.probes.prototypes.film import Film, film
-from fmprobe.surrogates.painted import painted
+from fmprobe.surrogates.data import painted
 from fmprobe.tables import Table
 
 if TYPE_CHECKING:

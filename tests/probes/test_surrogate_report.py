@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 from support.surrogates import QUICK, quick
+from surrogates.conftest import tiny_encoder
 
 import fmprobe
 from fmprobe.attractors import find_attractors
-from fmprobe.surrogates.report import _agreement, _chamfer, psnr, ssim
+from fmprobe.probes.surrogate_report import _agreement, _chamfer, psnr, ssim
 
 
 def test_psnr_and_ssim_have_their_known_values():
@@ -53,15 +54,15 @@ def test_a_whole_report(tiny, tmp_path):
         assert name in str(report)
 
 
-def test_models_that_it_is_not_for(encoder):
+def test_models_that_it_is_not_for():
     with pytest.raises(fmprobe.InputError, match="pass null="):
-        fmprobe.surrogate_report(encoder, settings=QUICK)
+        fmprobe.surrogate_report(tiny_encoder(), settings=QUICK)
     with pytest.raises(fmprobe.InputError, match="has a latent map already"):
-        fmprobe.surrogate_report(encoder.with_decoder(quick(encoder)))
+        fmprobe.surrogate_report(tiny_encoder().with_decoder(quick(tiny_encoder())))
 
 
-def test_a_report_on_latent_surrogates_is_refused(encoder):
+def test_a_report_on_latent_surrogates_is_refused():
     from fmprobe.surrogates.fit import FitSettings
 
     with pytest.raises(fmprobe.InputError, match="kind 'latent'"):
-        fmprobe.surrogate_report(encoder, settings=FitSettings(kind="latent"))
+        fmprobe.surrogate_report(tiny_encoder(), settings=FitSettings(kind="latent"))
