@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import is_dataclass
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -125,7 +126,12 @@ def test_the_former_name_of_the_merge_threshold_has_its_value_and_says_so():
 @pytest.mark.parametrize("protocol", [SMALL, FOUNDATION], ids=lambda protocol: protocol.name)
 def test_a_detector_names_what_it_follows(protocol):
     model = model_of(protocol)
-    for given, name in (({}, protocol.name), ({"tol": 1e-3}, "as given"), ({"max_steps": 7}, "as given")):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, protocol.name),
+        ({"tol": 1e-3}, "as given"),
+        ({"max_steps": 7}, "as given"),
+    ]
+    for given, name in cases:
         assert fmprobe.TrajectoryDetector(model, **given).fit(IMAGES, progress=False).describe()["protocol"] == name
 
 
