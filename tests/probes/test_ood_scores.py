@@ -1,12 +1,17 @@
 """The table of out-of-distribution scores, and what derives from it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-import fmprobe.probes.ood.scores as scores
-from fmprobe.probes.ood.score import Bank
+import fmprobe
+from fmprobe.digests import file_digest
+from fmprobe.probes.ood import scores
+from fmprobe.probes.ood.score import LARGEST, Bank
 from fmprobe.probes.ood.table import AGGREGATES, FILES, GROUPS, OFFERED, SCORES, TWO_SIDED, joined_of, profile_of
 
 
@@ -66,3 +71,58 @@ def test_a_score_exists_where_the_fit_images_allow_it():
     assert neighbours == {"knn-1 z", "knn-all mean z", "knn-1 z normalised", "knn-all mean z normalised"}
     assert {"knn-50 z", "knn-50 pooled", "mahalanobis pooled", "pca residual pooled"} <= pooled
     assert not {"mahalanobis z", "pca residual z"} & pooled
+
+
+RATIO = "contraction ratio"
+
+
+def model(f):
+    """z_0 = E(x) is f of the pixels, and the latent map is f."""
+    return fmprobe.from_functions(
+        lambda x: f(x.flatten(1)), lambda z: z.reshape(-1, 1, 4, 4), image_shape=(1, 4, 4), latent_shape=(16,)
+    )
+
+
+def images(n, seed=0):
+    return torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_the_contraction_ratio_of_a_linear_map_is_a_power_of_its_factor(steps):
+    detector = fmprobe.TrajectoryDetector(model(lambda z: 0.7 * z), tol=0, steps=steps).fit(images(6))
+    ratios = detector.scores(images(5, seed=1))[RATIO]
+    assert ratios.numpy() == pytest.approx(0.7 ** (steps - 1), rel=1e-5)
+
+
+def test_the_contraction_ratio_of_a_fixed_point_is_0_and_of_a_diverged_orbit_the_largest_float():
+    detector = fmprobe.TrajectoryDetector(model(lambda z: z * z)).fit(0.8 * images(20))
+    ratios = detector.scores(torch.cat([torch.zeros(1, 1, 4, 4), 1 + images(1)]))[RATIO]
+    assert ratios.tolist() == [0, LARGEST]
+
+
+def test_the_contraction_ratio_is_a_row_at_the_end_of_its_group_and_enters_no_model():
+    score = next(score for score in SCORES if score.name == RATIO)
+    assert (score.in_profile, score.in_joined, score.two_sided) == (None, None, False)
+    assert [name for name, group in OFFERED.items() if group == "part"][-1] == RATIO
+
+
+def test_a_detector_saved_before_a_score_existed_scores_the_same_without_it(tmp_path):
+    whole, fresh = model(lambda z: 0.7 * z), images(7, seed=2)
+    detector = fmprobe.TrajectoryDetector(whole, steps=4).fit(images(20), images(20, seed=1))
+    detector.save(tmp_path)
+    tensors = load_file(tmp_path / "detector.safetensors")
+    del tensors[f"held_out.{RATIO}"]
+    save_file(tensors, tmp_path / "detector.safetensors")
+    facts = json.loads((tmp_path / "detector.json").read_text())
+    facts["sha256"] = file_digest(tmp_path / "detector.safetensors")
+    (tmp_path / "detector.json").write_text(json.dumps(facts))
+
+    old = fmprobe.TrajectoryDetector.load(tmp_path, whole)
+    before, after = detector.scores(fresh), old.scores(fresh)
+    assert before.keys() - after.keys() == {RATIO}
+    assert all(torch.equal(before[name], values) for name, values in after.items())
+    assert detector.threshold() == old.threshold()
+    detector.predict(fresh, rule=RATIO)
+    with pytest.raises(fmprobe.InputError, match="unknown score"):
+        old.predict(fresh, rule=RATIO)
+    assert RATIO in old.calibrate(images(20, seed=1)).scores(fresh)

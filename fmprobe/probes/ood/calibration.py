@@ -5,7 +5,6 @@ No out-of-distribution image is involved.
 
 import warnings
 from numbers import Real
-from typing import Any
 
 import numpy as np
 
@@ -23,11 +22,11 @@ LEAST_SPREAD = 1e-3  # of a logarithm; what varies less is constant up to roundi
 class Calibration:
     """Scores of held-out in-distribution images, and the models that are fitted to them.
 
-    Scores that `held_out` lacks are not offered: a detector that was calibrated before a score existed goes on without
+    Scores that `held_out` lacks are not offered: a detector that was calibrated before a score existed is used without
     it, and its profile keeps its columns.
 
     Args:
-        held_out: Values `(h,)` of each plain score, by name.
+        held_out: Values `(h,)` of each plain score, that is, each score that needs no held-out images, by name.
         joined: Names of the baselines that the joined vector appends to the profile.
 
     Raises:
@@ -105,7 +104,8 @@ class Calibration:
         return np.minimum(np.abs(2 * share - 1) + beyond / scale, LARGEST)
 
     def _out_of_fold(self) -> Scores:
-        """One-class scores of the held-out images, each by models fitted without it: thresholds would be too narrow."""
+        """One-class scores of the held-out images, each by models that are fitted without it."""
+        # Thresholds of images that a model was fitted to would be too low for new ones.
         folds = np.arange(self.n) % FOLDS
         out: Scores = {}
         for fold in range(FOLDS):
@@ -117,9 +117,9 @@ class Calibration:
         return out
 
 
-def check_acceptance(acceptance: Any) -> None:
+def check_acceptance(acceptance: float) -> None:
     """Raise InputError for a share that is not between 0 and 1."""
-    if not isinstance(acceptance, Real) or not 0 < float(acceptance) < 1:
+    if not isinstance(acceptance, Real) or not 0 < acceptance < 1:
         raise InputError(f"acceptance must lie between 0 and 1, got {acceptance!r}")
 
 
@@ -159,6 +159,7 @@ class _OneClass:
         return dict(zip(MODELS, (np.where(lost, LARGEST, values) for values in (gaussian, svm)), strict=True))
 
     def _matrix(self, scores: Scores) -> np.ndarray:
+        """The columns of each image, `(B, c)`."""
         columns = []
         for name, log in self._logs.items():
             values = scores[name]

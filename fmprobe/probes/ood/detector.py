@@ -133,13 +133,13 @@ class TrajectoryDetector:
         return self
 
     def score(self, images: Tensor) -> Tensor:
-        """The score "trajectory": the published one, unless `aggregate` names another statistic.
+        """The score "trajectory": the published one, unless the setting `aggregate` names another statistic.
 
         Args:
             images: Images `(N, *image_shape)`, floats in [0, 1] or bytes.
 
         Returns:
-            Float32 `(N,)` on the CPU; the largest float32 for an orbit that diverged.
+            Float32 `(N,)` on the CPU, low for images like the fit images; the largest float32 where an orbit diverged.
 
         Raises:
             InputError: The detector is not fitted.
@@ -260,6 +260,7 @@ class TrajectoryDetector:
         self._fits = {name: fit for name, fit in fits.items() if fit is not None}
 
     def _fitted(self) -> Reference:
+        """What distances are taken to. Raises InputError before `fit`."""
         if self._reference is None:
             raise InputError("this detector knows no in-distribution images yet: call fit(images) first")
         return self._reference
@@ -290,6 +291,7 @@ class TrajectoryDetector:
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
+        """Latents z_0 of checked images, in at least float32."""
         latents = self.model.encode_unchecked(as_pixels(images))
         return latents if latents.dtype in (torch.float32, torch.float64) else latents.float()
 
@@ -325,7 +327,7 @@ class TrajectoryDetector:
         if not fits:
             return {}
         finite = latents.flatten(1).isfinite().all(1)
-        known = torch.where(finite.reshape(-1, *[1] * (latents.ndim - 1)), latents, 0)  # for scikit-learn
+        known = torch.where(finite.reshape(-1, *[1] * (latents.ndim - 1)), latents, 0)  # scikit-learn takes finite rows
         features = feature_vectors(known, self._fitted().facts["images"])
         seen = Encoded(as_pixels(images), known, self.model.decode(known), features)
         return {name: _or_largest(BY_NAME[name](seen, fit), finite.cpu().numpy()) for name, fit in fits.items()}

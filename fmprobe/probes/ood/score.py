@@ -22,10 +22,10 @@ Scores = dict[str, np.ndarray]  # values (B,) of several scores, by name
 
 
 class Needs(Enum):
-    """What must be computed of an image before a score of it can be, from the least to the most."""
+    """What must be computed of an image before a score of it can be."""
 
     LATENT = "the latent z_0 = E(x) and its features"
-    DECODED = "also the image D(z_0)"
+    DECODED = "z_0 and the image D(z_0)"
     FIRST_POINT = "the distance from z_0 to the nearest attractor"
     ORBIT = "the trajectory from z_0"
 

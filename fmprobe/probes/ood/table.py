@@ -12,6 +12,7 @@ from fmprobe.probes.ood.score import Bank, Needs, Score
 FILES = (
     "distances",
     "path",
+    "contraction_ratio",
     "autoencoder",
     "knn",
     "mahalanobis",
