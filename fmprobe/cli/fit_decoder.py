@@ -1,33 +1,46 @@
 """fmprobe fit-decoder: a surrogate for an encoder that has no decoder, kept in a folder."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fmprobe.runs import options as o
+from fmprobe.surrogates.kinds import KINDS
+
+
+def _weight(help: str) -> Any:
+    return typer.Option(min=0, callback=o.finite, help=help)
+
 
 Data = Annotated[str | None, typer.Option(help="Training images, SOURCE[:split][#column]. [default: procedural]")]
-Images = Annotated[int | None, typer.Option("--images", min=16, help="Training images. [default: by device, or all]")]
-Kind = Annotated[str, typer.Option(help="pixel: a decoder to images; latent: an autoencoder on features.")]
-Size = Annotated[str | None, typer.Option(help="tiny, small, base or large. [default: by device]")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Training steps. [default: by device]")]
+Images = Annotated[
+    int | None, typer.Option("--images", min=16, help="Number of training images. [default: by device, or all]")
+]
+Kind = Annotated[
+    str, typer.Option(help=f"What is fitted. {'; '.join(f'{name}: {kind.help}' for name, kind in KINDS.items())}.")
+]
+Size = Annotated[str | None, typer.Option(help="(pixel only) Size: tiny, small, base or large. [default: by device]")]
+Steps = Annotated[int | None, typer.Option(min=1, help="(pixel, latent) Training steps. [default: by device]")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="(pixel, latent) Images in a step. [default: by device]")]
 Noise = Annotated[
-    float | None, typer.Option(min=0, callback=o.finite, help="Of the latents, in deviations. [default: 2]")
+    float | None, _weight("(pixel only) Maximum deviation of the noise on training latents. [default: 2]")
 ]
-Perceptual = Annotated[
-    float | None, typer.Option(min=0, callback=o.finite, help="Weight of the encoder's own features. [default: 0]")
-]
+Perceptual = Annotated[float | None, _weight("(pixel only) Weight of the error in features. [default: 0]")]
 Contraction = Annotated[
-    float | None,
-    typer.Option(min=0, callback=o.finite, help="Pixel: weight of f's squared Jacobian norm. [default: 0.015]"),
+    float | None, _weight("(pixel only) Weight of the squared norm of f's Jacobian. [default: 0.015]")
 ]
 Variant = Annotated[
     str | None,
-    typer.Option(help="Latent: plain, denoising, contractive, variational, sparse or topk. [default: plain]"),
+    typer.Option(
+        help="(latent only) Variant: plain, denoising, contractive, variational, sparse or topk. [default: plain]"
+    ),
 ]
-Bottleneck = Annotated[int | None, typer.Option(min=1, help="Latent: values a place. [default: 32]")]
-Behind = Annotated[str | None, typer.Option(help="Latent: folder of a pixel decoder that its latents are shown by.")]
-Trackers = Annotated[str | None, typer.Option(help="A tracker of accelerate's, such as tensorboard. [default: none]")]
+Bottleneck = Annotated[int | None, typer.Option(min=1, help="(latent only) Values at each place. [default: 32]")]
+PixelDecoder = Annotated[str | None, typer.Option(help="(latent only) Pixel decoder used to visualise latents.")]
+Trackers = Annotated[
+    str | None, typer.Option(help="(pixel, latent) Tracker of accelerate's, such as tensorboard. [default: none]")
+]
 
 
 @o.grouped(load=o.without(o.LOAD, "decoder", "autocast", "compile", "deterministic"))
@@ -39,13 +52,13 @@ def fit_decoder(
     kind: Kind = "pixel",
     size: Size = None,
     steps: Steps = None,
-    batch_size: o.BatchSize = None,
+    batch_size: BatchSize = None,
     noise: Noise = None,
     perceptual: Perceptual = None,
     contraction: Contraction = None,
     variant: Variant = None,
     bottleneck: Bottleneck = None,
-    pixel_decoder: Behind = None,
+    pixel_decoder: PixelDecoder = None,
     seed: o.Seed = 0,
     trackers: Trackers = None,
     *,
@@ -56,41 +69,47 @@ def fit_decoder(
     Without --data it is trained on procedural images, so no photograph is needed. Killed, and run again, it goes on
     where it stopped.
     """
-    import fmprobe
+    chosen = {"size": size, "steps": steps, "batch_size": batch_size, "trackers": trackers}
+    chosen |= {"noise": noise, "perceptual": perceptual, "contraction": contraction}
+    chosen |= {"variant": variant, "bottleneck": bottleneck}
+    _refuse_unused(kind, {**chosen, "pixel_decoder": pixel_decoder})
+    return _fit(model, out, load, pixel_decoder, data, {**chosen, "kind": kind, "n_images": images, "seed": seed})
+
+
+def _refuse_unused(kind: str, options: dict[str, Any]) -> None:
+    """Raise InputError for an option that this kind of surrogate does not take."""
+    from fmprobe.errors import InputError
+    from fmprobe.surrogates.kinds import find_kind
+
+    taken = find_kind(kind).options()
+    for name, value in options.items():
+        if value is not None and name not in taken:
+            raise InputError(f"--{name.replace('_', '-')} is not an option of a {kind} surrogate: leave it out")
+
+
+def _fit(
+    name: str,
+    out: Path | None,
+    load: dict[str, Any],
+    pixel_decoder: str | None,
+    data: str | None,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Load the encoder, fit the surrogate, save it and report its errors."""
     from fmprobe.runs.models import load_model, validation_line
     from fmprobe.runs.run import default_out
     from fmprobe.sharing import is_main
+    from fmprobe.surrogates import fit
     from fmprobe.surrogates.artefact import check_place
-    from fmprobe.surrogates.latent import LatentSurrogate
-    from fmprobe.surrogates.pixel import PixelDecoder
+    from fmprobe.surrogates.kinds import find_kind
     from fmprobe.validation import warning_of
 
-    settings = {
-        "n_images": images,
-        "size": size,
-        "steps": steps,
-        "batch_size": batch_size,
-        "noise": noise,
-        "perceptual": perceptual,
-        "contraction": contraction,
-        "variant": variant,
-        "bottleneck": bottleneck,
-    }
-    _refuse_unused(kind, {**settings, "pixel_decoder": pixel_decoder})
-    folder = out or default_out(model, "-decoder")
+    folder = out or default_out(name, "-decoder")
     check_place(folder)
-    encoder = load_model(model, **load)
-    pixel = None if pixel_decoder is None else PixelDecoder.load(pixel_decoder, encoder)
-    surrogate = fmprobe.fit_decoder(
-        encoder,
-        data,
-        kind,
-        seed=seed,
-        progress=is_main(),
-        trackers=trackers,
-        **settings,
-    )
-    if pixel is not None and isinstance(surrogate, LatentSurrogate):
+    encoder = load_model(name, **load)
+    pixel = None if pixel_decoder is None else find_kind("pixel").load(pixel_decoder, encoder)
+    surrogate = fit.fit_decoder(encoder, data, progress=is_main(), **settings)
+    if pixel is not None:
         surrogate.put_behind(pixel)
     if is_main():
         surrogate.save(folder)
@@ -98,14 +117,3 @@ def fit_decoder(
     if (warning := warning_of(surrogate.describe()["decoder"])) is not None:
         typer.echo(f"\nwarning     {warning}")
     return {"decoder": str(folder), "validation": surrogate.info["validation"]}
-
-
-def _refuse_unused(kind: str, settings: dict[str, Any]) -> None:
-    """Raise InputError for an option that this kind of surrogate has no use for."""
-    from fmprobe.errors import InputError
-    from fmprobe.surrogates.fit import UNUSED
-
-    unused = {**UNUSED, "pixel": (*UNUSED["pixel"], "pixel_decoder")}
-    for name in unused.get(kind, ()):
-        if settings.get(name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} is of no use to a {kind} surrogate: leave it out")

@@ -14,26 +14,32 @@ from fmprobe.autoencoder import Autoencoder, check_images
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.distances import chamfer
 from fmprobe.errors import InputError
+from fmprobe.surrogates.artefact import Surrogate
 from fmprobe.surrogates.cache import cached_decoder
 from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, procedural
-from fmprobe.surrogates.features import as_pixels
+from fmprobe.surrogates.features import AT_ONCE, as_pixels, in_blocks
 from fmprobe.surrogates.fit import FitSettings, validate
-from fmprobe.surrogates.pixel import PixelDecoder
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian (Wang et al. 2004)
-AT_ONCE = 32  # images or latents a call
+
+Pairs = Mapping[str, tuple[Autoencoder, Surrogate]]
 
 
 @dataclass(frozen=True)
 class SurrogateReport:
     """What a surrogate adds to an encoder's findings.
 
-    `fidelity`: for each surrogate and each set of images psnr (dB), ssim, l1, l1_median (of each image's own median)
-    and feature_error. `dynamics`: of each surrogate the share of starts that converged and the number of attractors.
-    `agreement`: of each surrogate with the first, on the same N(0, I) starts: `both_converged` starts, `rand` (adjusted
-    Rand index of their basins), `basins` (share of the first's basins with a counterpart of Jaccard index above a half)
-    and `chamfer_pixels` (mean distance of decoded attractors to the nearest of the other's, RMS a pixel, both ways).
-    The null, the same architecture with random weights and a decoder of its own, is in all three under "null".
+    The null, the same architecture with random weights and a decoder of its own, is everywhere under "null".
+
+    Attributes:
+        fidelity: For each surrogate and each set of images: psnr (dB), ssim, l1, l1_median (of each image's own
+            median) and feature_error.
+        dynamics: For each surrogate: the number of starts, of those that converged, and of attractors.
+        agreement: For each surrogate but the first, compared with the first on the same N(0, I) starts:
+            `both_converged`, the number of starts; `rand`, the adjusted Rand index of their basins; `basins`, the share
+            of the first's basins with a counterpart of Jaccard index above 1/2; `chamfer_pixels`, the mean distance of
+            decoded attractors to the nearest of the other's, both ways, as a root mean square over pixels.
+        settings: Settings of the first surrogate and of the search.
     """
 
     fidelity: dict[str, dict[str, dict[str, float]]]
@@ -79,28 +85,28 @@ def surrogate_report(
     null: Autoencoder | None = None,
     progress: bool = True,
 ) -> SurrogateReport:
-    """Fit surrogates that differ in seed, size and training data, and one to a random-weight encoder, and compare them.
+    """Compare surrogates that differ in seed, size and training data, and one fitted to a random-weight encoder.
 
-    `model`: an encoder without a decoder. `images`: named sets `(n, C, H, W)` in `[0, 1]` that no surrogate sees,
-    beside held-out procedural images and dead leaves. `settings`: of the first surrogate. `n` starts from N(0, I),
-    `max_steps` steps, by default as many as the paper's protocol for the model. `seed`: of the fits and the starts, by
-    default that of `settings`. `null`: by default the model's own architecture with random weights, loaded by its
-    name. A finding that the null shows as well is not
-    the weights'; one that changes with the surrogate is not the encoder's. Fits five surrogates, which the cache keeps.
-    Raises InputError where the model has a latent map already, the null cannot be made or has other shapes, images are
-    none or not such as the model takes, or `settings` are of another kind or of another `seed`, ValueError for numbers
-    below 1.
+    A finding that the null shows as well is not the weights'. One that changes with the surrogate is not the encoder's.
+    Five surrogates are fitted, and the cache keeps them.
+
+    Args:
+        model: An encoder without a decoder.
+        images: Named sets `(n, C, H, W)` in `[0, 1]` that no surrogate sees, beside held-out procedural images and
+            dead leaves.
+        settings: Settings of the first surrogate.
+        n: Number of starts from N(0, I).
+        max_steps: Step limit of an orbit. By default that of the paper's protocol for the model.
+        seed: Seed of the fits and the starts. By default that of `settings`.
+        null: By default the model's own architecture with random weights, loaded by its name.
+        progress: Whether progress bars may be shown.
+
+    Raises:
+        InputError: If the model has a latent map already, the null cannot be made or has other shapes, a set of images
+            is empty or does not fit, or `settings` have another kind or another `seed`.
+        ValueError: If a number is below 1.
     """
-    if model.has_latent_map:
-        raise InputError(f"{model.name} has a latent map already: there is no surrogate to report on")
-    if images is not None and not isinstance(images, Mapping):
-        raise InputError(f"images are a {type(images).__name__}: expected a dict of sets of images by name")
-    if settings is not None and settings.kind != "pixel":
-        raise InputError(f"settings are of kind {settings.kind!r}: the report compares decoders of kind 'pixel'")
-    base = settings or FitSettings.for_device(model.device)
-    if settings is not None and seed is not None and seed != settings.seed != FitSettings.seed:
-        raise InputError(f"seed={seed} and settings of seed {settings.seed}: give one of them")
-    base = base if seed is None else replace(base, seed=seed)
+    base = _checked_settings(model, images, settings, seed)
     if null is not None:
         _check_null(null, model)
     rule = model.protocol.chosen(None, None, max_steps)
@@ -109,34 +115,37 @@ def surrogate_report(
         check_images(block, model.image_shape, what=f"images {name!r}")
         if not len(block):
             raise InputError(f"there are no images in {name!r}: expected at least one")
-    seed = base.seed
     variants = {
         "first": base,
-        "other seed": replace(base, seed=seed + 1),
+        "other seed": replace(base, seed=base.seed + 1),
         "other size": replace(base, size="tiny" if base.size != "tiny" else "small"),
         "other data": replace(base, mixture="leaves" if base.mixture != "leaves" else "all"),
     }
     null = null or _random_twin(model)
-    pairs = {name: (model, _fitted(model, chosen, progress)) for name, chosen in variants.items()}
-    pairs["null"] = (null, _fitted(null, base, progress))
+    fits = [*((name, model, chosen) for name, chosen in variants.items()), ("null", null, base)]
+    pairs = {name: (of, cached_decoder(of, chosen, progress=progress)[0]) for name, of, chosen in fits}
     sets = {
-        "held out": procedural(model, HELD_OUT, HELD_OUT_FIRST, base.mixture, seed),
-        "leaves": procedural(model, HELD_OUT, HELD_OUT_FIRST, "leaves", seed),
+        "held out": procedural(model, HELD_OUT, HELD_OUT_FIRST, base.mixture, base.seed),
+        "leaves": procedural(model, HELD_OUT, HELD_OUT_FIRST, "leaves", base.seed),
         **(images or {}),
     }
-    fidelity = {
-        name: {label: _fidelity(encoder, decoder, block) for label, block in sets.items()}
-        for name, (encoder, decoder) in pairs.items()
-    }
+    fidelity = {name: {label: _fidelity(*pair, block) for label, block in sets.items()} for name, pair in pairs.items()}
+    dynamics, agreement = _compared(pairs, model.sample_latents(n, base.seed), rule)
+    settings_used = {**asdict(base), "n": n, **rule, "name": model.protocol.named(**rule)}
+    return SurrogateReport(fidelity, dynamics, agreement, settings_used)
+
+
+def _compared(
+    pairs: Pairs, starts: Tensor, rule: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float | None]]]:
+    """`dynamics` and `agreement` of a report, from the same starts."""
     found, pictures = {}, {}
     for name, (encoder, decoder) in pairs.items():
         whole = encoder.with_decoder(decoder)
-        starts = model.sample_latents(n, seed)
         found[name] = find_attractors(whole, starts=starts, **rule, stability_cap=2, batch_size=AT_ONCE)
-        with torch.no_grad():
-            pictures[name] = torch.cat([whole.decode(z).flatten(1).cpu() for z in found[name].latents.split(AT_ONCE)])
+        pictures[name] = in_blocks(whole.decode, found[name].latents).flatten(1)
     dynamics = {
-        name: {"starts": n, "converged": a.orbits.counts()["converged"], "attractors": a.count}
+        name: {"starts": len(starts), "converged": a.orbits.counts()["converged"], "attractors": a.count}
         for name, a in found.items()
     }
     agreement = {
@@ -144,8 +153,7 @@ def surrogate_report(
         for name, a in found.items()
         if name != "first"
     }
-    settings_used = {**asdict(base), "n": n, **rule, "name": model.protocol.named(**rule)}
-    return SurrogateReport(fidelity, dynamics, agreement, settings_used)
+    return dynamics, agreement
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -174,6 +182,20 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).flatten(1).mean(1)
 
 
+def _checked_settings(model: Autoencoder, images: Any, settings: FitSettings | None, seed: int | None) -> FitSettings:
+    """Settings of the first surrogate. Raises InputError where a report cannot be made of what was given."""
+    if model.has_latent_map:
+        raise InputError(f"{model.name} has a latent map already: there is no surrogate to report on")
+    if images is not None and not isinstance(images, Mapping):
+        raise InputError(f"images are a {type(images).__name__}: expected a dict of sets of images by name")
+    if settings is not None and settings.kind != "pixel":
+        raise InputError(f"settings are of kind {settings.kind!r}: the report compares decoders of kind 'pixel'")
+    if settings is not None and seed is not None and seed != settings.seed != FitSettings.seed:
+        raise InputError(f"seed={seed} and settings of seed {settings.seed}: give one of them")
+    base = settings or FitSettings.for_device(model.device)
+    return base if seed is None else replace(base, seed=seed)
+
+
 def _check_null(null: Autoencoder, model: Autoencoder) -> None:
     """Raise InputError where the null is no encoder of the model's shapes, before anything is fitted."""
     if null.has_latent_map:
@@ -187,13 +209,8 @@ def _check_null(null: Autoencoder, model: Autoencoder) -> None:
         )
 
 
-def _fitted(model: Autoencoder, settings: FitSettings, progress: bool) -> PixelDecoder:
-    decoder, _ = cached_decoder(model, settings, progress=progress)
-    assert isinstance(decoder, PixelDecoder)
-    return decoder
-
-
 def _random_twin(model: Autoencoder) -> Autoencoder:
+    """The model's architecture with random weights. Raises InputError where it cannot be loaded by its name."""
     from fmprobe.loading import load
 
     about = model.provenance
@@ -211,15 +228,16 @@ def _random_twin(model: Autoencoder) -> Autoencoder:
         raise InputError(f"{model.name} cannot be loaded with random weights ({error}): pass null=") from error
 
 
-def _fidelity(model: Autoencoder, decoder: PixelDecoder, images: Tensor) -> dict[str, float]:
+def _fidelity(model: Autoencoder, decoder: Surrogate, images: Tensor) -> dict[str, float]:
+    """`fidelity` of a surrogate on one set of images."""
     whole, pixels = model.with_decoder(decoder), as_pixels(images)
-    with torch.no_grad():
-        painted = torch.cat([whole.decode(whole.encode(x)).cpu() for x in pixels.split(AT_ONCE)])
-    figures = validate(model, decoder, images)
-    return {"psnr": float(psnr(painted, pixels).mean()), "ssim": float(ssim(painted, pixels).mean()), **figures}
+    painted = in_blocks(lambda x: whole.decode(whole.encode(x)), pixels)
+    errors = validate(model, decoder, images)
+    return {"psnr": float(psnr(painted, pixels).mean()), "ssim": float(ssim(painted, pixels).mean()), **errors}
 
 
 def _agreement(first: AttractorSet, other: AttractorSet) -> dict[str, float | None]:
+    """How far two sets of attractors of the same starts agree in their basins."""
     a, b = first.labels, other.labels
     both = (a >= 0) & (b >= 0)
     rand = float(adjusted_rand_score(a[both], b[both])) if int(both.sum()) > 1 else None

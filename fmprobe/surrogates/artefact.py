@@ -1,12 +1,13 @@
-"""A surrogate as an artefact: a folder or hub repository of config.json, model.safetensors and a model card."""
+"""A surrogate as an artefact: a folder or hub repository of config.json, model.safetensors, a log and a model card."""
 
 import json
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -17,35 +18,92 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.digests import digest, file_digest
 from fmprobe.errors import InputError
 from fmprobe.fingerprint import is_of, of_weights
+from fmprobe.surrogates.kinds import KINDS, find_kind
 
 if TYPE_CHECKING:
-    from fmprobe.surrogates.latent import LatentSurrogate
-    from fmprobe.surrogates.pixel import PixelDecoder
+    from fmprobe.surrogates.features import Features
+    from fmprobe.surrogates.settings import Settings
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-KINDS = ("pixel", "latent")
+WEIGHTS, CONFIG, LOG = "model.safetensors", "config.json", "log.jsonl"
 ARCHITECTURE = 3  # raise it when a module's layout changes, so that older artefacts are refused by name
 
 
-def _without_past(config: dict[str, Any]) -> dict[str, Any]:
-    inner = {name: value for name, value in config.items() if name != "info"}
-    return {name: _without_past(value) if isinstance(value, dict) else value for name, value in inner.items()}
-
-
 class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
-    """What pixel and latent surrogates share: `info`, a JSON-ready dict, and how they are saved and loaded.
+    """Base class of all kinds: what a kind says of itself, how it is fitted and judged, and how it is saved and loaded.
 
-    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of `PyTorchModelHubMixin`. `info` holds the encoder
-    that it was made for, its training data, seed, steps, seconds and validation figures.
+    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of `PyTorchModelHubMixin`.
+
+    Attributes:
+        kind: Name of the kind in `KINDS`.
+        settings_type: Dataclass of the kind's settings.
+        info: JSON-ready dict of the encoder, training data, seed, steps, seconds and validation errors.
+        latent_shape: Shape of the encoder's latents, without the batch.
+        image_shape: Shape of the encoder's images `(C, H, W)`.
     """
 
-    kind: str
+    kind: ClassVar[str]
+    settings_type: "ClassVar[type[Settings]]"
     info: dict[str, Any]
+    latent_shape: tuple[int, ...]
+    image_shape: tuple[int, ...]
+
+    # How a kind is fitted and judged.
+
+    @classmethod
+    def defaults(cls, device: torch.device) -> dict[str, Any]:
+        """Settings whose defaults on a device differ from those of the kind's dataclass."""
+        return {}
+
+    @classmethod
+    def options(cls) -> set[str]:
+        """Names of what a kind takes: its settings, `trackers` where it is trained by steps, and what else it adds."""
+        settings = {one.name for one in fields(cls.settings_type)}
+        return settings | ({"trackers"} if "steps" in settings else set())
+
+    @classmethod
+    def check(cls, model: Autoencoder, settings: Any) -> None:
+        """Raise InputError where the kind cannot be fitted to a model. Called before anything is computed."""
+
+    @classmethod
+    @abstractmethod
+    def fit(
+        cls, model: Autoencoder, settings: Any, features: "Features", held_out: Tensor, **how: Any
+    ) -> tuple[Self, list[dict[str, Any]]]:
+        """Fit a surrogate.
+
+        Args:
+            model: The frozen encoder.
+            settings: Settings of the kind's own type.
+            features: Training images and the encoder's latents of them.
+            held_out: Images that are not trained on, as bytes `(n, C, H, W)`.
+            how: `folder`, `progress` and `trackers`, as `training.train` takes them.
+
+        Returns:
+            The surrogate on the model's device, without gradients, and the log of its training.
+        """
+
+    @abstractmethod
+    def errors(self, model: Autoencoder, images: Tensor) -> dict[str, float]:
+        """Errors on images `(n, C, H, W)` in `[0, 1]`, by name; "feature_error" is one of them."""
+
+    def put_behind(self, pixel: "Surrogate") -> Self:
+        """Put a pixel decoder behind a kind that does not paint. Raises InputError for a kind that paints."""
+        raise InputError(f"a {self.kind} surrogate paints images itself: leave the pixel decoder out")
+
+    # What a kind says of itself.
+
+    @abstractmethod
+    def attach(self, model: Autoencoder) -> Autoencoder:
+        """The autoencoder that the encoder and this surrogate make together."""
 
     @property
-    def fingerprint(self) -> str:
-        """A digest of its kind, weights, statistics and settings at the time of asking, not of its past."""
-        return digest(self.kind, _without_past(self.config()), of_weights(self))
+    @abstractmethod
+    def space(self) -> str:
+        """The latent space in words."""
+
+    @abstractmethod
+    def about(self) -> dict[str, Any]:
+        """What the provenance says of this kind alone: "architecture", in words, and whatever else it adds."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -55,14 +113,31 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
     def card(self) -> str:
         """The model card."""
 
-    @abstractmethod
-    def attach(self, model: Autoencoder) -> Autoencoder:
-        """The autoencoder that the encoder and this surrogate make together."""
+    def describe(self) -> dict[str, Any]:
+        """What goes into the provenance: the latent space, and the surrogate with its errors."""
+        decoder = {
+            "kind": "surrogate",
+            **self.about(),
+            "parameters": sum(p.numel() for p in self.parameters()),
+            "image_shape": list(self.image_shape),
+            **{key: self.info.get(key) for key in ("data", "seed", "steps", "seconds", "validation")},
+        }
+        return {"space": self.space, "data_free": bool(self.info.get("data_free", False)), "decoder": decoder}
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of its kind, weights, statistics and settings at the time of asking, without its history."""
+        return digest(self.kind, _without_info(self.config()), of_weights(self))
+
+    # How it is saved and loaded.
 
     def save(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and a model card into `folder`, whole or not at all.
+        """Write config.json, model.safetensors, the log and a model card into `folder`, whole or not at all.
 
-        An earlier surrogate there is replaced. Raises InputError where `folder` holds other things or takes no files.
+        An earlier surrogate in the folder is replaced.
+
+        Raises:
+            InputError: If `folder` holds other things or cannot be written.
         """
         target = Path(folder)
         check_place(target)
@@ -82,9 +157,14 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
 
     @classmethod
     def load(cls, path_or_id: str | Path, model: Autoencoder) -> Self:
-        """The surrogate in a folder that `save` wrote, or of a hub id, on `model`'s device; safetensors alone.
+        """Load a surrogate of this kind onto `model`'s device. Weights are read from safetensors alone.
 
-        Raises InputError where it is missing or damaged, was made for another encoder, or for other shapes.
+        Args:
+            path_or_id: A folder that `save` wrote, or a hub id.
+            model: The encoder that the surrogate was made for.
+
+        Raises:
+            InputError: If it is missing or damaged, is of another kind, or was made for another encoder or shapes.
         """
         folder = _fetch(path_or_id)
         config = read_config(folder)
@@ -107,18 +187,24 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
-        # safetensors has no checksum of its own
+        # safetensors has no checksum of its own.
         about = {"kind": self.kind, "version": ARCHITECTURE, "weights_sha256": file_digest(save_directory / WEIGHTS)}
-        text = json.dumps({**self.config(), **about}, indent=2, sort_keys=True) + "\n"
-        (save_directory / CONFIG).write_text(text, encoding="utf-8")
-        from fmprobe.surrogates.training import LOG, lines_of
-
-        (save_directory / LOG).write_text(lines_of(self.info.get("log") or []), encoding="utf-8")
-        (save_directory / "README.md").write_text(self.card(), encoding="utf-8")
+        texts = {
+            CONFIG: json.dumps({**self.config(), **about}, indent=2, sort_keys=True) + "\n",
+            LOG: log_lines(self.info.get("log") or []),
+            "README.md": self.card(),
+        }
+        for name, text in texts.items():
+            (save_directory / name).write_text(text, encoding="utf-8")
 
     @classmethod
     def _load_as_pickle(cls, *_: Any, **__: Any) -> Any:
         raise InputError("the repository holds no model.safetensors, and pickled weights are not read")
+
+
+def load_surrogate(path_or_id: str | Path, model: Autoencoder) -> Surrogate:
+    """Load a surrogate of any kind from a folder or hub id. Raises InputError as `Surrogate.load` does."""
+    return find_kind(read_config(_fetch(path_or_id))["kind"]).load(path_or_id, model)
 
 
 def check_place(folder: Path) -> None:
@@ -132,17 +218,17 @@ def check_place(folder: Path) -> None:
         raise InputError(f"cannot write the decoder to {folder}: {error.strerror}; choose another folder") from error
 
 
-def load_surrogate(path_or_id: str | Path, model: Autoencoder) -> "PixelDecoder | LatentSurrogate":
-    """The surrogate of a folder or hub id, of whichever kind it is. Raises InputError as `Surrogate.load`."""
-    from fmprobe.surrogates.latent import LatentSurrogate
-    from fmprobe.surrogates.pixel import PixelDecoder
-
-    kind = read_config(_fetch(path_or_id))["kind"]
-    return (LatentSurrogate if kind == LatentSurrogate.kind else PixelDecoder).load(path_or_id, model)
+def log_lines(log: list[dict[str, Any]]) -> str:
+    """A training log as JSON lines."""
+    return "".join(json.dumps(figures) + "\n" for figures in log)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a saved surrogate, its shapes, kind and hash checked; InputError if there is none."""
+    """Read config.json of a saved surrogate, and check its shapes, kind and version.
+
+    Raises:
+        InputError: If it is missing, unreadable, of an unknown kind or of another version.
+    """
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -150,7 +236,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds no decoder ({CONFIG} is missing): write one with fit-decoder") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({_first_line(error)}): fit the decoder again") from error
-    if not _describes(config):
+    if not _describes_surrogate(config):
         raise InputError(f"{path} does not describe a surrogate decoder: expected the folder that fit-decoder wrote")
     if config["kind"] not in KINDS:
         raise InputError(f"{folder} is a surrogate of kind {config['kind']!r}: expected one of {', '.join(KINDS)}")
@@ -163,26 +249,31 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 class Recorded(NamedTuple):
-    """How an encoder was loaded when a surrogate was made for it."""
+    """How an encoder was loaded when a surrogate was made for it.
 
-    image_size: int | None  # None where images are not square, and the encoder's own size is meant
+    Attributes:
+        image_size: Pixels a side. None if images are not square: the encoder's own size was used.
+        tokens: The tokens that made z.
+    """
+
+    image_size: int | None
     tokens: Any
 
 
 def recorded(path_or_id: str | Path) -> Recorded:
-    """The image size and the tokens that a saved surrogate was made for. Raises InputError where there is none."""
+    """The image size and the tokens that a saved surrogate was made for. Raises InputError if there is none."""
     config = read_config(_fetch(path_or_id))
     sides = config["image_shape"][1:]
     return Recorded(int(sides[-1]) if len(set(sides)) == 1 else None, config["info"].get("tokens"))
 
 
-def channelwise(statistic: Tensor, latent_shape: tuple[int, ...]) -> Tensor:
-    """One value a channel `(D,)` in the shape that broadcasts against latents: tokens, a map or a vector."""
-    return statistic.view(-1, 1, 1) if len(latent_shape) == 3 else statistic
+def _without_info(config: dict[str, Any]) -> dict[str, Any]:
+    inner = {name: value for name, value in config.items() if name != "info"}
+    return {name: _without_info(value) if isinstance(value, dict) else value for name, value in inner.items()}
 
 
-def _describes(config: Any) -> bool:
-    """Whether what config.json holds has the fields of a surrogate, of the types that they are written with."""
+def _describes_surrogate(config: Any) -> bool:
+    """Whether the content of config.json has the fields of a surrogate, each of the type that was written."""
     expected = {"latent_shape": list, "image_shape": list, "kind": str, "info": dict, "weights_sha256": str}
     if not isinstance(config, dict) or any(not isinstance(config.get(name), of) for name, of in expected.items()):
         return False
@@ -193,9 +284,9 @@ def _describes(config: Any) -> bool:
     return (tokens is None or isinstance(tokens, str)) and (validation is None or _is_validation(validation))
 
 
-def _is_validation(figures: Any) -> bool:
-    """Whether these are figures by name of the images and of the figure; None stands for one that is not finite."""
-    sets = figures.values() if isinstance(figures, dict) else [None]
+def _is_validation(errors: Any) -> bool:
+    """Whether these are errors by set of images and by name. None stands for an error that is not finite."""
+    sets = errors.values() if isinstance(errors, dict) else [None]
     return all(
         isinstance(row, dict)
         and ("l1_median" if "l1" in row else "feature_error") in row
@@ -205,7 +296,7 @@ def _is_validation(figures: Any) -> bool:
 
 
 def _fetch(path_or_id: str | Path) -> Path:
-    """The local folder of a path or a hub id; two files are fetched, neither of them a pickle."""
+    """The local folder of a path or a hub id. Two files are fetched from the hub, and neither is a pickle."""
     text = str(path_or_id)
     if Path(text).is_dir():
         return Path(text)
@@ -224,6 +315,7 @@ def _fetch(path_or_id: str | Path) -> Path:
 
 
 def _check_fits(config: dict[str, Any], model: Autoencoder, name: str) -> None:
+    """Raise InputError where a surrogate was made for another encoder, other tokens or other shapes."""
     info = config["info"]
     if not is_of(info.get("fingerprint"), model):
         raise InputError(
@@ -248,7 +340,7 @@ def _check_fits(config: dict[str, Any], model: Autoencoder, name: str) -> None:
 
 
 def _check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str) -> None:
-    """Raise InputError, naming the first, where weights are missing, too many, or of another shape."""
+    """Raise InputError where a weight is missing, unexpected or of another shape; it names the first."""
     for weight in [*expected, *found]:
         shapes = [tuple(of[weight].shape) if weight in of else None for of in (found, expected)]
         if shapes[0] != shapes[1]:

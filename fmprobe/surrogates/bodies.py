@@ -1,4 +1,4 @@
-"""From standardised latents to an image: a transformer for tokens, convolutions for a map or a vector."""
+"""Networks from standardised latents to an image: a transformer for tokens, convolutions for a map or a vector."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,20 @@ from fmprobe.errors import InputError
 
 SIZES = {"tiny": (2, 192), "small": (4, 256), "base": (8, 512), "large": (12, 768)}  # layers, width
 HEAD_WIDTH = 64
-SEED_GRID = 4  # of the map that a vector is unfolded to
-MOST_PREFIX = 16  # tokens before the patches
+SEED_GRID = 4  # side of the map that a vector is unfolded to
+MOST_PREFIX = 16  # most tokens before the patches
 
 
 def make_body(latent_shape: Sequence[int], image_shape: Sequence[int], size: str) -> nn.Module:
-    """The decoder of latents `(N, D)`, `(C, h, w)` or `(D,)` to values `(B, C, H, W)` before the last sigmoid.
+    """Make the network from latents `(N, D)`, `(C, h, w)` or `(D,)` to values `(B, C, H, W)` before the last sigmoid.
 
-    Raises InputError for a size that is not in `SIZES` and for shapes that do not go together.
+    Args:
+        latent_shape: Shape of the latents, without the batch.
+        image_shape: Shape of the images `(C, H, H)`.
+        size: Number of layers and width, a name in `SIZES`.
+
+    Raises:
+        InputError: If the size is not in `SIZES`, or the shapes do not go together.
     """
     if size not in SIZES:
         raise InputError(f"unknown decoder size {size!r}: expected one of {', '.join(SIZES)}")
@@ -104,7 +110,11 @@ class VectorBody(nn.Module):
 
 
 class _Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block.
+
+    timm's `Block` computes the same, but names and orders its weights differently. Saved decoders, their fingerprints
+    and the state of interrupted fits go by the names and the order here.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -122,7 +132,7 @@ class _Block(nn.Module):
 
 
 class _ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each place of a map, which keeps what a map's mean says."""
+    """Layer norm over the channels of each place of a map, so that a map's mean is kept."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
@@ -142,7 +152,14 @@ class _Residual(nn.Module):
 
 
 def patch_grid(latent_shape: Sequence[int], image_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Tokens before the patches, patches a side and pixels of a patch, of tokens `(N, D)`; InputError if none."""
+    """Divide an image among tokens `(N, D)`.
+
+    Returns:
+        The number of tokens before the patches, of patches a side, and of pixels a side of a patch.
+
+    Raises:
+        InputError: If the patches form no square grid that divides the image.
+    """
     n, side = latent_shape[0], image_shape[1]
     grid = math.isqrt(n)
     prefix = n - grid**2
@@ -163,7 +180,10 @@ def _start_grey(layer: nn.Linear | nn.Conv2d) -> None:
 
 
 def _sincos(grid: int, width: int) -> Tensor:
-    """Fixed 2-D sine-cosine embedding `(grid**2, width)` (Vaswani et al. 2017, one half of the width an axis)."""
+    """Fixed 2-D sine-cosine embedding `(grid**2, width)` (Vaswani et al. 2017, one half of the width for each axis).
+
+    timm's table is computed in float32: at 32 x 32 it differs by 2e-6, which saved decoders would notice.
+    """
     quarter = width // 4
     frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency

@@ -6,23 +6,30 @@ from dataclasses import asdict
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
-from fmprobe.surrogates.artefact import load_surrogate
+from fmprobe.surrogates.artefact import Surrogate, load_surrogate
 from fmprobe.surrogates.features import cache_folder, features_key
 from fmprobe.surrogates.fit import FitSettings, fit_with
-from fmprobe.surrogates.latent import LatentSurrogate
-from fmprobe.surrogates.pixel import PixelDecoder
+from fmprobe.surrogates.settings import Settings
 
 FORMAT = 6  # raise it when fitting or the files change, so that older entries are no longer found
 
 
 def cached_decoder(
-    model: Autoencoder, settings: FitSettings | None = None, *, progress: bool = True
-) -> tuple[PixelDecoder | LatentSurrogate, bool]:
-    """The decoder of `model` under `settings` on procedural images, and whether it was in the cache.
+    model: Autoencoder, settings: Settings | None = None, *, progress: bool = True
+) -> tuple[Surrogate, bool]:
+    """The surrogate of a model on procedural images, and whether it was in the cache.
 
-    Kept in `$XDG_CACHE_HOME/fmprobe/decoders` (by default `~/.cache`). A damaged entry is fitted again; a cache that
-    cannot be written costs the next call its time and nothing else. A model without a fingerprint in its provenance
-    is never cached, since nothing tells it from another. Raises InputError where the model cannot be fitted.
+    The cache is `$XDG_CACHE_HOME/fmprobe/decoders` (by default in `~/.cache`). A damaged entry is fitted again. A cache
+    that cannot be written costs the next call its time and nothing else. A model without a fingerprint in its
+    provenance is never cached, since nothing tells it from another.
+
+    Args:
+        model: The encoder.
+        settings: By default those of a pixel decoder on the model's device.
+        progress: Whether progress bars may be shown.
+
+    Raises:
+        InputError: If the model cannot be fitted.
     """
     settings = settings or FitSettings.for_device(model.device)
     key = features_key(model, "procedural", [FORMAT, asdict(settings)])

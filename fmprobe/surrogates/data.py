@@ -1,10 +1,9 @@
-"""The images that a surrogate is trained on and judged by: procedural, or any source, streamed in blocks."""
+"""The images that a surrogate is trained on and judged by: procedural, or from any source, streamed in blocks."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,23 +13,30 @@ from fmprobe.errors import InputError
 from fmprobe.images import spread
 from fmprobe.procedural import power_noise, procedural_images
 from fmprobe.seeding import generator
-from fmprobe.surrogates.features import as_bytes, as_pixels
-
-if TYPE_CHECKING:
-    from fmprobe.surrogates.fit import FitSettings
+from fmprobe.surrogates.features import as_bytes, as_pixels, in_blocks
+from fmprobe.surrogates.settings import Settings
 
 BLOCK = 32  # images at a time
 FEWEST = 16  # images
 HELD_OUT = 64  # images of each validation set
 ONE_IN = 10  # of given images is held out
 HELD_OUT_FIRST = 1_000_000_000  # procedural indices from here on are never trained on
-PAINTED = 8  # images that `painted` shows
 NOISE_FIRST = 2_000_000_000  # random streams from here on disturb the training images
+PAINTED = 8  # images that `painted` shows
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Training images, in blocks as often as asked; bytes of those held out; what they are, in a key and in words."""
+    """Images to train on, and images to judge by.
+
+    Attributes:
+        blocks: Gives the training images in blocks, as bytes, as often as it is called.
+        held_out: Images that are not trained on, as bytes.
+        n: Number of training images.
+        key: What tells these images from others.
+        words: What the images are, in words.
+        data_free: Whether the images are procedural.
+    """
 
     blocks: Callable[[], Iterable[Tensor]]
     held_out: Tensor
@@ -40,12 +46,18 @@ class TrainingData:
     data_free: bool
 
 
-def training_data(model: Autoencoder, settings: "FitSettings", images: Tensor | str | Path | None) -> TrainingData:
-    """Procedural images for None, else those of a tensor or a source, of which every tenth is held out.
+def training_data(model: Autoencoder, settings: Settings, images: Tensor | str | Path | None) -> TrainingData:
+    """Collect the images for a fit.
 
-    A source is read twice and never held as a whole. With `settings.n_images` so many images are taken, spread evenly,
-    fewer of a tensor that is shorter.
-    Raises InputError where there are too few or they do not fit.
+    A source is read twice and never held as a whole. Of given images every tenth is held out.
+
+    Args:
+        model: The encoder, which decides the images' shape.
+        settings: `n_images` limits given images, which are then spread evenly over the tensor or source.
+        images: A tensor, a source, or None for procedural images.
+
+    Raises:
+        InputError: If there are too few images, if they are all the same, or if they do not fit the model.
     """
     if images is None:
         return _procedural_data(model, settings)
@@ -67,7 +79,6 @@ def training_data(model: Autoencoder, settings: "FitSettings", images: Tensor | 
         raise InputError(f"a decoder is trained on {FEWEST} images or more, got {n}")
     if not varied:
         raise InputError(f"the {n} training images are all the same, so that nothing can be learned: pass others")
-    what = f"images of {images}" if named else "images given by the caller"
 
     def blocks() -> Iterator[Tensor]:
         first = 0
@@ -75,6 +86,7 @@ def training_data(model: Autoencoder, settings: "FitSettings", images: Tensor | 
             yield block[~_is_held_out(first, len(block))]
             first += len(block)
 
+    what = f"images of {images}" if named else "images given by the caller"
     words = f"{kept} {what}; every tenth of {n} was held out"
     return TrainingData(blocks, torch.stack(held_out), kept, digest.hexdigest(), words, data_free=False)
 
@@ -87,7 +99,7 @@ def takes_procedural(model: Autoencoder) -> bool:
 
 
 def procedural(model: Autoencoder, n: int, first: int, mixture: str, seed: int) -> Tensor:
-    """Procedural images of the model's shape, as bytes; image i depends on the seed and first + i alone."""
+    """Procedural images of the model's shape, as bytes. Image i depends on the seed and first + i alone."""
     return torch.cat(list(_procedural_blocks(model, n, first, mixture, seed)))
 
 
@@ -100,13 +112,20 @@ def painted(model: Autoencoder, batch_size: int = PAINTED) -> Tensor | None:
     if decoder.get("kind") != "surrogate" or not model.has_decoder or model.image_shape[0] not in (1, 3):
         return None
     images = as_pixels(procedural(model, PAINTED, HELD_OUT_FIRST, "all", 0))
-    with torch.no_grad():
-        below = [model.decode(model.encode(part)).cpu() for part in images.split(batch_size)]
-    return torch.stack([images, torch.cat(below)])
+    return torch.stack([images, in_blocks(lambda x: model.decode(model.encode(x)), images, batch_size)])
 
 
-def coloured_noise(settings: "FitSettings", pixels: Tensor, first: int, draw: int) -> Tensor:
-    """Pixels with 1/f^a noise, a in [0, 1.5], its deviation from U[0, pixel_noise]; by seed, index and draw alone."""
+def coloured_noise(settings: Settings, pixels: Tensor, first: int, draw: int) -> Tensor:
+    """Pixels with 1/f^a noise, a from U[0, 1.5], of a standard deviation from U[0, pixel_noise].
+
+    The noise of an image depends on the seed, the image's index and the draw alone.
+
+    Args:
+        settings: `pixel_noise` and `seed`.
+        pixels: Float images `(n, C, H, W)`.
+        first: Index of the first image.
+        draw: Number of the draw.
+    """
     if settings.pixel_noise == 0:
         return pixels
     noise = torch.empty_like(pixels)
@@ -117,7 +136,7 @@ def coloured_noise(settings: "FitSettings", pixels: Tensor, first: int, draw: in
     return pixels + noise
 
 
-def _procedural_data(model: Autoencoder, settings: "FitSettings") -> TrainingData:
+def _procedural_data(model: Autoencoder, settings: Settings) -> TrainingData:
     n, mixture, seed = settings.n_images, settings.mixture, settings.seed
     if not takes_procedural(model):
         raise InputError(

@@ -1,7 +1,8 @@
-"""LatentSurrogate: a small autoencoder on a frozen encoder's features, whose bottleneck is what is iterated."""
+"""Kind "latent": a small autoencoder on a frozen encoder's features, whose bottleneck is what is iterated."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,20 @@ from torch.nn import functional as F
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
-from fmprobe.surrogates.artefact import Surrogate, channelwise
+from fmprobe.surrogates.artefact import Surrogate
+from fmprobe.surrogates.decoder import relative_error
+from fmprobe.surrogates.features import (
+    AT_ONCE,
+    Features,
+    Moments,
+    channels_last,
+    channels_of,
+    channelwise,
+    encode_native,
+)
 from fmprobe.surrogates.pixel import PixelDecoder
-
-if TYPE_CHECKING:
-    from fmprobe.surrogates.training import Batch
+from fmprobe.surrogates.settings import TrainedSettings, kind_of, number, word
+from fmprobe.surrogates.training import Batch, Schedule, initial_weights, train
 
 VARIANTS = ("plain", "denoising", "contractive", "variational", "sparse", "topk")
 DENOISING = 0.5  # deviation of the noise on standardised features
@@ -40,17 +50,42 @@ model = fmprobe.load("{model}", image_size={side}, decoder=THIS_FOLDER)
 """
 
 
-class LatentSurrogate(Surrogate):
-    """Features, place by place, to a bottleneck of `bottleneck` values and back; f is the bottleneck's own map.
+@dataclass(frozen=True)
+class LatentSettings(TrainedSettings):
+    """Settings of a latent surrogate.
 
-    `variant`: plain; denoising (Vincent et al. 2008); contractive (Rifai et al. 2011, a Hutchinson estimate of the
-    Jacobian's squared Frobenius norm); variational (Kingma and Welling 2014, the mean is the code); sparse (L1); topk
-    (Makhzani and Frey 2014: the largest eighth of the codes stays). Latents are `(N, k)`, `(k, h, w)` or `(k,)`,
-    standardised by one mean and deviation a code. `pixel`: a decoder behind it, so that latents can be looked at.
-    Raises InputError for an unknown variant or a bottleneck that is not positive.
+    Attributes:
+        variant: What the autoencoder is trained for, one of `VARIANTS`.
+        bottleneck: Number of values in the bottleneck, at each place.
+    """
+
+    kind: str = kind_of("latent")
+    variant: str = word("plain", "latent surrogate", VARIANTS)
+    bottleneck: int = number(32, positive=True, whole=True)
+
+
+class LatentSurrogate(Surrogate):
+    """Features, place by place, to a bottleneck and back. f is the map of the bottleneck to itself.
+
+    Latents are `(N, k)`, `(k, h, w)` or `(k,)`, standardised by one mean and deviation a code.
+
+    Args:
+        latent_shape: Shape of the encoder's latents, without the batch.
+        image_shape: Shape of its images.
+        bottleneck: Number k of values in the bottleneck.
+        variant: plain; denoising (Vincent et al. 2008); contractive (Rifai et al. 2011, a Hutchinson estimate of the
+            Jacobian's squared Frobenius norm); variational (Kingma and Welling 2014, the mean is the code); sparse
+            (L1); topk (Makhzani and Frey 2014: the largest eighth of the codes stays).
+        width: Width of the hidden layers.
+        info: What `Surrogate.info` begins with.
+        pixel: Configuration of a pixel decoder behind it, which makes images of latents.
+
+    Raises:
+        InputError: If the variant is unknown, or the bottleneck is not positive.
     """
 
     kind = "latent"
+    settings_type = LatentSettings
     feature_mean: Tensor
     feature_std: Tensor
     code_mean: Tensor
@@ -73,7 +108,7 @@ class LatentSurrogate(Surrogate):
             raise InputError(f"bottleneck must be 1 to {2**16}, got {bottleneck}")
         self.latent_shape, self.image_shape = tuple(latent_shape), tuple(image_shape)
         self.bottleneck, self.variant, self.width, self.info = bottleneck, variant, width, dict(info or {})
-        channels = latent_shape[0] if len(latent_shape) == 3 else latent_shape[-1]
+        channels = channels_of(self.latent_shape)
         codes = 2 * bottleneck if variant == "variational" else bottleneck
         self.to_code = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, codes))
         self.to_features = nn.Sequential(nn.Linear(bottleneck, width), nn.GELU(), nn.Linear(width, channels))
@@ -82,6 +117,48 @@ class LatentSurrogate(Surrogate):
             self.register_buffer(f"{name}_std", torch.ones(size))
         self.pixel = PixelDecoder(**pixel) if pixel else None
 
+    @classmethod
+    def defaults(cls, device: torch.device) -> dict[str, Any]:
+        """The same on every device. `noise` is a pixel decoder's; records of latent surrogates have always said 0."""
+        return {"steps": 1500, "batch_size": 16, "learning_rate": 2e-3, "noise": 0.0, "pixel_noise": 0.0}
+
+    @classmethod
+    def options(cls) -> set[str]:
+        """The settings, and a pixel decoder that makes images of latents."""
+        return {*super().options(), "pixel_decoder"}
+
+    @classmethod
+    def fit(
+        cls, model: Autoencoder, settings: LatentSettings, features: Features, held_out: Tensor, **how: Any
+    ) -> tuple[Self, list[dict[str, Any]]]:
+        """Minimise the variant's loss on features, then standardise the codes."""
+        with initial_weights(settings.seed):
+            made = cls(model.latent_shape, model.image_shape, settings.bottleneck, settings.variant)
+        made.feature_mean.copy_(features.mean)
+        made.feature_std.copy_(features.std)
+        made.to(model.device)
+        native = encode_native(model, held_out)
+
+        def loss_of(module: nn.Module, batch: Batch) -> Tensor:
+            clean = features.of_step(batch.rows, batch.step, settings.batch_size)
+            return module(made.as_rows(clean.to(model.device)), batch)
+
+        def error(module: LatentSurrogate) -> float:
+            with torch.no_grad():
+                rows = module.standardised_rows(native.to(model.device))
+                return float(F.mse_loss(module(rows), rows))
+
+        schedule, what = Schedule.of(settings), "training the latent surrogate"
+        made, log = train(made, loss_of, len(features), schedule, device=model.device, validate=error, what=what, **how)
+        made.measure_codes(features.latents(rows) for rows in torch.arange(len(features)).split(AT_ONCE))
+        return made, log
+
+    def errors(self, model: Autoencoder, images: Tensor) -> dict[str, float]:
+        """||D'(E'(x)) - x|| / ||x|| on standardised features x, in the mean over images; there are no pixels."""
+        rows = self.standardised_rows(encode_native(model, images).to(model.device))
+        with torch.no_grad():
+            return {"feature_error": relative_error(self(rows).cpu(), rows.cpu())}
+
     @property
     def code_shape(self) -> tuple[int, ...]:
         """The shape of a latent of f."""
@@ -89,7 +166,7 @@ class LatentSurrogate(Surrogate):
             return (self.bottleneck, *self.latent_shape[1:])
         return (*self.latent_shape[:-1], self.bottleneck)
 
-    def forward(self, rows: Tensor, batch: "Batch | None" = None) -> Tensor:
+    def forward(self, rows: Tensor, batch: Batch | None = None) -> Tensor:
         """Standardised features `(…, D)` through the bottleneck and back; with a batch, the loss on them."""
         return self.to_features(self.code(rows)) if batch is None else self.loss(rows, batch)
 
@@ -101,75 +178,54 @@ class LatentSurrogate(Surrogate):
         kept = code.topk(max(self.bottleneck // ACTIVE, 1), dim=-1)
         return torch.zeros_like(code).scatter(-1, kept.indices, kept.values)
 
-    def loss(self, rows: Tensor, batch: "Batch") -> Tensor:
-        """Mean squared error of the features, with what the variant adds; `rows` is `(B, places, D)`."""
-        if self.variant == "denoising":
-            noise = batch.normal(rows.shape[1:], "latent surrogates: denoising")
-            return F.mse_loss(self(rows + DENOISING * noise), rows)
-        if self.variant == "variational":
-            mean, log_variance = self.to_code(rows).chunk(2, dim=-1)
-            code = mean + (0.5 * log_variance).exp() * batch.normal(mean.shape[1:], "latent surrogates: variational")
-            divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-            return F.mse_loss(self.to_features(code), rows) + VARIATIONAL * divergence
-        if self.variant == "contractive":
-            rows = rows.requires_grad_()
-            code = self.code(rows)
-            seen = batch.normal(code.shape[1:], "latent surrogates: contractive")
-            (pulled,) = torch.autograd.grad((code * seen).sum(), rows, create_graph=True)
-            return (
-                F.mse_loss(self.to_features(code), rows) + CONTRACTIVE * pulled.square().sum(-1).mean() / code.shape[-1]
-            )
-        code = self.code(rows)
-        penalty = SPARSE * code.abs().mean() if self.variant == "sparse" else 0.0
+    def loss(self, rows: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error of the features with the variant's penalty; `rows` is `(B, places, D)`."""
+        rows = rows.requires_grad_(self.variant == "contractive")
+        code, penalty = self._trained_code(rows, batch)
         return F.mse_loss(self.to_features(code), rows) + penalty
 
+    def _trained_code(self, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor | float]:
+        """The code that the variant decodes in training, and the penalty on it."""
+        if self.variant == "denoising":
+            return self.code(rows + DENOISING * batch.normal(rows.shape[1:], "latent surrogates: denoising")), 0.0
+        if self.variant == "variational":
+            mean, log_variance = self.to_code(rows).chunk(2, dim=-1)
+            noise = batch.normal(mean.shape[1:], "latent surrogates: variational")
+            code = mean + (0.5 * log_variance).exp() * noise
+            divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+            return code, VARIATIONAL * divergence
+        code = self.code(rows)
+        if self.variant == "contractive":
+            seen = batch.normal(code.shape[1:], "latent surrogates: contractive")
+            (pulled,) = torch.autograd.grad((code * seen).sum(), rows, create_graph=True)
+            return code, CONTRACTIVE * pulled.square().sum(-1).mean() / code.shape[-1]
+        return code, SPARSE * code.abs().mean() if self.variant == "sparse" else 0.0
+
     def attach(self, model: Autoencoder) -> Autoencoder:
-        """f = code(features(z)) on the standardised bottleneck; images are encoded by the encoder and then the code.
+        """f = code(features(z)) on the standardised bottleneck. Images go through the encoder and then the code.
 
         With a pixel decoder behind it latents decode to images; f does not go through them.
         """
 
-        def encode(images: Tensor) -> Tensor:
-            rows = self.standardised_rows(model.encode_unchecked(images))
-            return self._from_rows((self.code(rows) - self.code_mean) / self.code_std)
-
-        def latent_map(latents: Tensor) -> Tensor:
-            return self._from_rows((self.code(self._features(latents)) - self.code_mean) / self.code_std)
-
         def decode(latents: Tensor) -> Tensor:
-            assert self.pixel is not None
+            pixel: Any = self.pixel
             features = self._from_rows(self._features(latents))
-            native = features * self._channels(self.feature_std) + self._channels(self.feature_mean)
-            return self.pixel(self.pixel.standardise(native))
+            return pixel(
+                pixel.standardise(features * self._channels(self.feature_std) + self._channels(self.feature_mean))
+            )
 
         return model.derived(
-            encode=encode,
-            decode=decode if self.pixel is not None else None,
-            latent_map=latent_map,
+            encode=lambda images: self._latents(self.standardised_rows(model.encode_unchecked(images))),
+            decode=None if self.pixel is None else decode,
+            latent_map=lambda latents: self._latents(self._features(latents)),
             latent_shape=self.code_shape,
             **self.describe(),
         )
 
-    def describe(self) -> dict[str, Any]:
-        """What goes into the provenance: the latent space, and the surrogate with its error."""
-        return {
-            "space": (
-                f"bottleneck of {self.bottleneck} of a {self.variant} autoencoder on the encoder's features, "
-                "standardised a code; f does not go through images"
-            ),
-            "data_free": bool(self.info.get("data_free", False)),
-            "decoder": {
-                "kind": "surrogate",
-                "architecture": f"latent surrogate, {self.variant}, {self.width} wide, bottleneck {self.bottleneck}",
-                "parameters": sum(p.numel() for p in self.parameters()),
-                "image_shape": list(self.image_shape),
-                "pictures": self.pixel.describe()["decoder"] if self.pixel is not None else None,
-                **{key: self.info.get(key) for key in ("data", "seed", "steps", "seconds", "validation")},
-            },
-        }
-
-    def put_behind(self, pixel: PixelDecoder) -> "LatentSurrogate":
+    def put_behind(self, pixel: Surrogate) -> Self:
         """This surrogate with a pixel decoder behind it. Raises InputError where that was made for other latents."""
+        if not isinstance(pixel, PixelDecoder):
+            raise InputError(f"a pixel decoder goes behind a latent surrogate, got a surrogate of kind {pixel.kind!r}")
         mine = (self.latent_shape, self.image_shape, self.info.get("fingerprint"))
         theirs = (pixel.latent_shape, pixel.image_shape, pixel.info.get("fingerprint"))
         if mine != theirs:
@@ -178,6 +234,19 @@ class LatentSurrogate(Surrogate):
             )
         self.pixel = pixel
         return self
+
+    @property
+    def space(self) -> str:
+        return (
+            f"bottleneck of {self.bottleneck} of a {self.variant} autoencoder on the encoder's features, "
+            "standardised a code; f does not go through images"
+        )
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "architecture": f"latent surrogate, {self.variant}, {self.width} wide, bottleneck {self.bottleneck}",
+            "pictures": self.pixel.describe()["decoder"] if self.pixel is not None else None,
+        }
 
     def config(self) -> dict[str, Any]:
         return {
@@ -191,14 +260,12 @@ class LatentSurrogate(Surrogate):
         }
 
     def card(self) -> str:
-        about = {key: self.info.get(key) for key in ("model", "revision", "fingerprint", "tokens", "data")}
-        error = (self.info.get("validation") or {}).get("held_out", {}).get("feature_error")
         return CARD.format(
-            **about,
+            **{key: self.info.get(key) for key in ("model", "revision", "fingerprint", "tokens", "data")},
             variant=self.variant,
             latent_shape=self.latent_shape,
             bottleneck=self.bottleneck,
-            error=error,
+            error=(self.info.get("validation") or {}).get("held_out", {}).get("feature_error"),
             side=self.image_shape[-1],
         )
 
@@ -207,27 +274,27 @@ class LatentSurrogate(Surrogate):
         return self.as_rows((native - self._channels(self.feature_mean)) / self._channels(self.feature_std))
 
     def measure_codes(self, blocks: Iterable[Tensor]) -> None:
-        """Set the mean and deviation a code from standardised features, block by block."""
-        total = squares = torch.zeros(self.bottleneck, dtype=torch.float64)
-        count = 0
+        """Set the mean and deviation of each code from standardised features, block by block."""
+        measured = Moments()
         with torch.no_grad():
             for block in blocks:
-                codes = (
-                    self.code(self.as_rows(block.to(self.code_mean.device))).reshape(-1, self.bottleneck).double().cpu()
-                )
-                total, squares, count = total + codes.sum(0), squares + codes.square().sum(0), count + len(codes)
-        mean = total / count
-        std = (squares / count - mean.square()).clamp(min=0).sqrt()
-        self.code_mean.copy_(mean)
+                codes = self.code(self.as_rows(block.to(self.code_mean.device)))
+                measured.add(codes.reshape(-1, self.bottleneck))
+        std = measured.std
+        self.code_mean.copy_(measured.mean)
         self.code_std.copy_(std.clamp(min=1e-3 * float(std.max()) or 1.0))  # a code that is never on stays off
 
     def _features(self, latents: Tensor) -> Tensor:
         """Standardised features, place by place, of latents of f."""
         return self.to_features(self.as_rows(latents) * self.code_std + self.code_mean)
 
+    def _latents(self, rows: Tensor) -> Tensor:
+        """Latents of f of standardised features, place by place."""
+        return self._from_rows((self.code(rows) - self.code_mean) / self.code_std)
+
     def as_rows(self, latents: Tensor) -> Tensor:
         """Latents place by place, their channels last."""
-        return latents.movedim(1, -1) if len(self.latent_shape) == 3 else latents
+        return channels_last(latents, self.latent_shape)
 
     def _from_rows(self, rows: Tensor) -> Tensor:
         return rows.movedim(-1, 1) if len(self.latent_shape) == 3 else rows

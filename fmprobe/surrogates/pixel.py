@@ -1,53 +1,67 @@
-"""PixelDecoder: images from the latents of an encoder that has no decoder of its own."""
+"""Kind "pixel": a decoder to images, a transformer for tokens and convolutions for maps and vectors."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.surrogates.artefact import Surrogate, channelwise
 from fmprobe.surrogates.bodies import SIZES, make_body
+from fmprobe.surrogates.decoder import ImageDecoder
+from fmprobe.surrogates.features import Features, as_pixels, encode_native
+from fmprobe.surrogates.settings import TrainedSettings, kind_of, number, word
+from fmprobe.surrogates.training import Batch, Schedule, initial_weights, train
 
-SPACE = "standardised by the mean and deviation a channel of the surrogate's training features"
-
-CARD = """---
-library_name: fmprobe
-license: apache-2.0
-tags: [fmprobe, surrogate-decoder]
----
-
-# Surrogate decoder for {model}
-
-A {architecture} ({parameters:,} parameters) from standardised latents {latent_shape} to images {image_shape}, so that
-the latent map f(z) = E(D(z)) of an encoder without a decoder exists. What f does is this decoder's doing as much as
-the encoder's.
-
-Encoder: `{model}`, revision `{revision}`, fingerprint `{fingerprint}`, tokens `{tokens}`. Training data: {data}.
-
-| held-out images | number | L1 | L1 of each image's own median | feature error |
-|---|---|---|---|---|
-{rows}
-```python
-model = fmprobe.load("{model}", image_size={side}, decoder=THIS_FOLDER)
-```
-"""
+# The Jacobian is penalised in every second of the last third of the steps, at one row in 16: a row costs as much as 20.
+LATE, EVERY, CONTRACTED = 1 / 3, 2, 16
+NONE = torch.empty(0, dtype=torch.long)
 
 
-class PixelDecoder(Surrogate):
+@dataclass(frozen=True)
+class PixelSettings(TrainedSettings):
+    """Settings of a pixel decoder.
+
+    Attributes:
+        size: Number of layers and width, a name in `SIZES`.
+        noise: Maximum standard deviation of the Gaussian noise added to each standardised latent. It is drawn for each
+            sample, and is skewed towards zero.
+        blur: Standard deviation of the Gaussian that ends the decoder, as a share of the image's side. An encoder
+            amplifies the detail that a decoder makes up.
+        perceptual: Weight of the L1 distance between the encoder's features of the painted image and of the image.
+        contraction: Weight of ||J_f||_F^2 / d, a Hutchinson estimate, at points of orbits from N(0, I), in the last
+            third of the steps. Too much leaves one attractor, too little none.
+    """
+
+    kind: str = kind_of("pixel")
+    size: str = word("tiny", "decoder size", SIZES)
+    noise: float = number(2.0)
+    blur: float = number(0.018)
+    perceptual: float = number(0.0)
+    contraction: float = number(0.015)
+
+
+class PixelDecoder(ImageDecoder):
     """Standardised latents `(B, *latent_shape)` to images `(B, C, H, W)` in `[0, 1]`, by a sigmoid.
 
-    Tokens `(N, D)` go through a transformer, maps `(C, h, w)` and vectors `(D,)` through convolutions. `latent_mean`
-    and `latent_std`, one value a channel, are the statistics that standardise the encoder's native latents. `blur`: the
-    deviation of a fixed Gaussian that ends the decoder, as a share of the image's side.
-    Raises InputError for a size that is not in `SIZES` or shapes that do not go together.
+    Tokens `(N, D)` go through a transformer, maps `(C, h, w)` and vectors `(D,)` through convolutions.
+
+    Args:
+        latent_shape: Shape of the encoder's latents, without the batch.
+        image_shape: Shape of its images `(C, H, H)`.
+        size: Number of layers and width, a name in `SIZES`.
+        info: What `Surrogate.info` begins with.
+        blur: Standard deviation of the Gaussian that ends the decoder, as a share of the image's side.
+
+    Raises:
+        InputError: If the size is not in `SIZES`, or the shapes do not go together.
     """
 
     kind = "pixel"
-    latent_mean: Tensor
-    latent_std: Tensor
+    settings_type = PixelSettings
     kernel: Tensor
 
     def __init__(
@@ -58,14 +72,10 @@ class PixelDecoder(Surrogate):
         info: dict[str, Any] | None = None,
         blur: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(latent_shape, image_shape, info)
         self.body = make_body(latent_shape, image_shape, size)
-        self.latent_shape, self.image_shape, self.size = tuple(latent_shape), tuple(image_shape), size
-        self.info, self.blur = dict(info or {}), blur
+        self.size, self.blur = size, blur
         self.register_buffer("kernel", _gaussian(blur * image_shape[-1]), persistent=False)
-        channels = latent_shape[0] if len(latent_shape) == 3 else latent_shape[-1]
-        self.register_buffer("latent_mean", torch.zeros(channels))
-        self.register_buffer("latent_std", torch.ones(channels))
 
     def forward(self, latents: Tensor) -> Tensor:
         """Images `(B, C, H, W)` of standardised latents; twice differentiable under SDPBackend.MATH."""
@@ -82,34 +92,43 @@ class PixelDecoder(Surrogate):
             images = F.conv2d(images, self.kernel.view(shape).expand(channels, -1, -1, -1), groups=channels)
         return images
 
-    def standardise(self, native: Tensor) -> Tensor:
-        """The encoder's own latents, in the space that this decoder reads."""
-        return (native - channelwise(self.latent_mean, self.latent_shape)) / channelwise(
-            self.latent_std, self.latent_shape
+    @classmethod
+    def defaults(cls, device: torch.device) -> dict[str, Any]:
+        """The defaults of the settings suit a CPU of two cores; an accelerator affords more."""
+        if device.type != "cuda":
+            return {}
+        return {"size": "small", "n_images": 6000, "steps": 5000, "batch_size": 64, "learning_rate": 1e-3}
+
+    @classmethod
+    def check(cls, model: Autoencoder, settings: PixelSettings) -> None:
+        """Raise InputError where the shapes of a model do not suit a decoder."""
+        with torch.device("meta"):
+            make_body(model.latent_shape, model.image_shape, settings.size)
+
+    @classmethod
+    def fit(
+        cls, model: Autoencoder, settings: PixelSettings, features: Features, held_out: Tensor, **how: Any
+    ) -> tuple[Self, list[dict[str, Any]]]:
+        """Minimise the L1 error of the decoded pixels, and whatever else the settings ask for."""
+        with initial_weights(settings.seed):
+            decoder = cls(model.latent_shape, model.image_shape, settings.size, blur=settings.blur)
+        decoder.take_statistics(features)
+        native, pixels = encode_native(model, held_out), as_pixels(held_out)
+        return train(
+            decoder,
+            _PixelLoss(decoder.to(model.device), model, settings, features),
+            len(features),
+            Schedule.of(settings),
+            device=model.device,
+            validate=lambda module: float(F.l1_loss(module.paint(native), pixels)),
+            what="training the pixel surrogate",
+            **how,
         )
 
-    def attach(self, model: Autoencoder) -> Autoencoder:
-        """Latents standardised by this decoder's statistics, images decoded by it."""
-        return model.derived(
-            encode=lambda images: self.standardise(model.encode_unchecked(images)), decode=self, **self.describe()
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """What goes into the provenance: the latent space, and the decoder with its error."""
+    def about(self) -> dict[str, Any]:
         layers, width = SIZES[self.size]
         body = {1: "vector to convolutions", 2: "patch transformer", 3: "convolutions"}[len(self.latent_shape)]
-        return {
-            "space": SPACE,
-            "data_free": bool(self.info.get("data_free", False)),
-            "decoder": {
-                "kind": "surrogate",
-                "architecture": f"{body}, {layers} layers x {width}",
-                "blur": self.blur,
-                "parameters": sum(p.numel() for p in self.parameters()),
-                "image_shape": list(self.image_shape),
-                **{key: self.info.get(key) for key in ("data", "seed", "steps", "seconds", "validation")},
-            },
-        }
+        return {"architecture": f"{body}, {layers} layers x {width}", "blur": self.blur}
 
     def config(self) -> dict[str, Any]:
         return {
@@ -120,22 +139,63 @@ class PixelDecoder(Surrogate):
             "blur": self.blur,
         }
 
-    def card(self) -> str:
-        decoder = self.describe()["decoder"]
-        rows = "".join(
-            f"| {name} | {row['images']} | {row['l1']:.4f} | {row['l1_median']:.4f} | {row['feature_error']:.3f} |\n"
-            for name, row in (self.info.get("validation") or {}).items()
-        )
-        about = {key: self.info.get(key) for key in ("model", "revision", "fingerprint", "tokens", "data")}
-        return CARD.format(
-            **about,
-            architecture=decoder["architecture"],
-            parameters=decoder["parameters"],
-            latent_shape=self.latent_shape,
-            image_shape=self.image_shape,
-            side=self.image_shape[-1],
-            rows=rows,
-        )
+
+class _PixelLoss:
+    """L1 error of the decoded pixels, and the terms that have a weight in the settings.
+
+    Args:
+        decoder: The decoder itself, whose statistics a wrapped module hides. They are not trained.
+        model: The frozen encoder.
+        settings: Weights of the terms, and the noise.
+        features: Training images and latents.
+    """
+
+    def __init__(self, decoder: PixelDecoder, model: Autoencoder, settings: PixelSettings, features: Features) -> None:
+        self.decoder, self.model, self.settings, self.features = decoder, model, settings, features
+        self.late = int((1 - LATE) * settings.steps)
+
+    def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
+        settings, device = self.settings, self.model.device
+        clean = self.features.of_step(batch.rows, batch.step, settings.batch_size).to(device)
+        target = self.features.images(batch.rows).to(device)
+        latents = _shaken(clean, settings.noise, batch)
+        now = settings.contraction and batch.step >= self.late and (batch.step - self.late) % EVERY == 0
+        contracted = batch.one_in(CONTRACTED) if now else NONE
+        if not (settings.perceptual or len(contracted)):
+            return F.l1_loss(module(latents), target)
+        orbit = self._on_orbits(batch, clean[contracted]).requires_grad_()
+        with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
+            painted = module(torch.cat([latents, orbit]))  # in one call, which a wrapped module needs
+            loss = F.l1_loss(painted[: len(clean)], target)
+            if settings.perceptual:
+                loss = loss + settings.perceptual * F.l1_loss(self._encoded(painted[: len(clean)]), clean)
+            if len(contracted):
+                seen = batch.normal(clean.shape[1:], "surrogates: directions of the Jacobian")[contracted]
+                after = self._encoded(painted[len(clean) :])
+                (pulled,) = torch.autograd.grad((after * seen).sum(), orbit, create_graph=True)
+                per_row = pulled.square().flatten(1).mean(1)
+                loss = loss + settings.contraction * per_row.sum() * CONTRACTED / len(clean)
+        return loss
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        return self.decoder.standardise(self.model.encode_unchecked(images))
+
+    def _on_orbits(self, batch: Batch, like: Tensor) -> Tensor:
+        """Points that f is iterated to from N(0, I), one to four steps on: where orbits live, data or not."""
+        places = batch.normal(like.shape[1:], "surrogates: starts of orbits")[batch.one_in(CONTRACTED)][: len(like)]
+        with torch.no_grad():
+            for _ in range(1 + batch.step // EVERY % 4 if len(like) else 0):
+                places = self._encoded(self.decoder(places))
+        return places
+
+
+def _shaken(latents: Tensor, noise: float, batch: Batch) -> Tensor:
+    """Latents with Gaussian noise, whose deviation is `noise` times the cube of a uniform draw, so mostly small.
+
+    The small ones teach the decoder to paint well, the few large ones to come back from N(0, I) starts.
+    """
+    sigma = noise * batch.uniform((1,) * (latents.ndim - 1), "surrogates: size of the latent noise") ** 3
+    return latents + sigma * batch.normal(latents.shape[1:], "surrogates: latent noise")
 
 
 def _gaussian(deviation: float) -> Tensor:

@@ -122,7 +122,7 @@ class Observed:
             return None
 
         ends = (
-            "fit_decoder",
+            "surrogates.fit.fit_decoder",
             "probes.alignment.comparison.compare",
             "probes.field.vector_field",
             "probes.memorization.coefficient.probe_memorization",
