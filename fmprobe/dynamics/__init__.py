@@ -1,1 +1,4 @@
-"""Mathematics on a callable f and tensors: fixed-point engine, attractors, Jacobians, distances. Needs torch alone."""
+"""The mathematics of fmprobe, on any callable f and tensors: fixed-point engine, attractors, Jacobians, distances.
+
+It needs torch alone.
+"""

@@ -1,8 +1,8 @@
-"""Attractors: the distinct fixed points that starts end in, their basins and their stability."""
+"""Attractors: the distinct fixed points that orbits end in, their basins and their stability."""
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,27 +24,32 @@ from fmprobe.dynamics.paging import forget
 from fmprobe.dynamics.polish import METHODS, anderson
 from fmprobe.dynamics.settling import iterate_on
 
-if TYPE_CHECKING:
-    pass
-
-
-AT_ONCE = 1024  # ends that are in memory together, where they are read from disk
-MARGIN = 1e-3  # accuracy of the spectral radius, where it is known: above 1 by more, a fixed point is unstable
+AT_ONCE = 1024  # number of ends in memory at a time, where they are read from disk
+MARGIN = 1e-3  # accuracy of a known spectral radius: a fixed point is unstable if its radius exceeds 1 by more
 
 
 @dataclass(frozen=True)
 class Attractors:
-    """m distinct fixed points found from n starts, by size of basin, then by lowest start.
+    """The m distinct fixed points that n starts lead to, ordered by size of basin, then by lowest start.
 
-    `latents` `(m, *latent_shape)`: of each, the member with the smallest error. `labels` `(n,)`: basin of each start,
-    -1 where its orbit did not converge, or not closely enough to say where it ends, or not at an attractor. `sizes`
-    `(m,)`. `errors` `(m,)`: distance to the exact fixed point, by the Jacobian where it was examined and tells it, else
-    by the rate of the steps. `spectral_radius`, `spectral_norm` `(m,)`: of the Jacobian, nan where it was not examined
-    and where its value could not be made certain. `examined`: so many attractors, the first, had their Jacobian
-    examined; None for a set saved by a version that does not tell. `merge`: measure, threshold, the count
-    at a sweep of thresholds, and that under the other measures. `unresolved`: starts that met the tolerance but whose
-    error stays over half the merge distance. `unstable`: fixed points left out because they repel.
-    `polished`: attractors that polishing took nearer to their fixed point.
+    Attributes:
+        latents: `(m, *latent_shape)`; for each attractor the end with the smallest error.
+        labels: `(n,)`; the attractor that each start belongs to. It is -1 where the orbit did not converge, did not
+            converge closely enough to say where it ends, or ended at no attractor.
+        sizes: `(m,)`; number of starts in each basin.
+        errors: `(m,)`; estimated distance to the exact fixed point. It comes from the Jacobian where that was examined
+            and determines it, else from the rate at which the steps shrink.
+        spectral_radius: `(m,)`; of the Jacobian. It is nan where the Jacobian was not examined or the value is not
+            certain.
+        spectral_norm: `(m,)`; of the Jacobian, nan in the same cases.
+        orbits: the orbits of all starts.
+        merge: the measure, the threshold, the number of attractors at a sweep of thresholds, and that number under the
+            other measures.
+        unresolved: number of starts that met the tolerance but whose error stays above half the merge distance.
+        unstable: number of fixed points that were left out because they repel.
+        polished: number of attractors that polishing took nearer to their fixed point.
+        examined: number of attractors whose Jacobian was examined; they come first. It is None for a set that was saved
+            by a version that did not record it.
     """
 
     latents: Tensor
@@ -70,11 +75,11 @@ class Attractors:
 
     @property
     def stability_unknown(self) -> int:
-        """Number of attractors that were examined and whose spectral radius is not known."""
+        """Number of attractors that were examined and whose spectral radius is still not known."""
         return int(self.spectral_radius[: self.examined or 0].isnan().sum())
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary that `results.json` keeps; nan becomes None."""
+        """The summary that `results.json` keeps. Numbers that are not finite become None."""
         return {
             "count": self.count,
             "unresolved": self.unresolved,
@@ -101,10 +106,23 @@ def attractors_of(
     polish: str | None = None,
     device: torch.device | None = None,
 ) -> Attractors:
-    """The attractors that orbits ended in; `scale` is the `typical_size` of the starts.
+    """Find the attractors that orbits ended in.
 
-    The orbits are taken over: their ends are overwritten where an orbit is iterated on. They may be memory-mapped, and
-    on another device than f's, which is `device`. Raises ValueError for settings that make no sense.
+    The orbits are taken over: where an orbit is continued, its end is overwritten. Their tensors may be memory-mapped
+    and may lie on another device than f.
+
+    Args:
+        f: the map, on a batch of latents.
+        orbits: the orbits, all iterated under one tolerance and one limit of steps.
+        scale: the `typical_size` of the starts.
+        merge: measure by which two ends are compared, "relative" or "cosine".
+        threshold: distance within which two ends are one attractor; by default that of the measure.
+        stability_cap: largest number of Jacobians examined at a time.
+        polish: "anderson" polishes the attractors that were examined.
+        device: the device of f; by default that of the ends.
+
+    Raises:
+        ValueError: a setting makes no sense.
     """
     check_settings(merge, threshold, stability_cap, polish)
     threshold = THRESHOLDS[merge] if threshold is None else threshold
@@ -113,7 +131,11 @@ def attractors_of(
 
 
 def check_settings(merge: str, threshold: float | None, stability_cap: int, polish: str | None) -> None:
-    """Raise ValueError for a setting of the merging that makes no sense."""
+    """Check the settings of the merging.
+
+    Raises:
+        ValueError: a setting makes no sense.
+    """
     check_counts(0, stability_cap=stability_cap)
     if threshold is not None and not threshold >= 0:
         raise ValueError(f"merge_threshold must not be negative or nan, got {threshold}")
@@ -125,20 +147,23 @@ def check_settings(merge: str, threshold: float | None, stability_cap: int, poli
 
 @dataclass(frozen=True)
 class _Found:
-    """One round's components of the settled ends, and what was found at a member of each."""
+    """The groups of settled ends in one round, and what was found at one member of each group."""
 
-    members: Tensor  # starts whose ends are settled
-    components: Tensor  # of each member
+    members: Tensor  # starts whose ends are known closely enough to be merged
+    components: Tensor  # the group of each member
     sweep: dict[str, int]
-    chosen: Tensor  # of each component the start that stands for it
+    chosen: Tensor  # for each group the start that represents it
     errors: Tensor
     radius: Tensor
     norm: Tensor
-    examined: int  # of the chosen, the first
+    examined: int  # so many of the chosen, the first, had their Jacobian examined
 
 
 class _Search:
-    """From orbits to attractors: iterate on, merge, examine a member of each, and again where that refuted an error."""
+    """Turns orbits into attractors: it continues orbits, merges their ends and examines one member of each group.
+
+    It starts over where the Jacobian refutes an error that was estimated from the steps.
+    """
 
     def __init__(
         self,
@@ -150,19 +175,20 @@ class _Search:
         cap: int,
         device: torch.device,
     ) -> None:
-        self.f = apart(f, orbits.protocol["batch_size"])  # bounds what Jacobians and rounding floors ask of f
+        self.f = apart(f, orbits.protocol["batch_size"])  # Jacobians and rounding floors call f on no larger batches
         self.orbits, self.scale, self.device = orbits, scale, device
         self.merge, self.threshold, self.cap = merge, threshold, cap
         self.differentiable = True
 
     def run(self, polish: bool) -> Attractors:
         found = self._round()
-        for _ in range(3):  # each round makes the errors that were refuted smaller, or gives up on them
+        for _ in range(3):  # each round reduces the errors that were refuted, or gives up on them
             repels = found.radius > 1 + MARGIN
             refuted = (found.errors > self._allowed()[found.chosen]) | repels
             if not refuted.any():
                 break
-            # What one member hides, all members of its basin hide. An orbit that was passing by a saddle leaves it.
+            # An error found at one member may be hidden at every member of its basin, so all of them get it. An orbit
+            # that was only passing by a saddle then leaves it.
             errors = self.orbits.errors.clone()
             hidden = torch.where(refuted, torch.where(repels, torch.inf, found.errors), 0.0)[found.components]
             errors[found.members] = torch.maximum(errors[found.members], hidden)
@@ -188,7 +214,7 @@ class _Search:
         return torch.cat(halves)
 
     def _representatives(self, members: Tensor, components: Tensor) -> Tensor:
-        """Of each component the member with the smallest error, the lowest start among equals."""
+        """For each group the member with the smallest error; among equals it is the lowest start."""
         errors = self.orbits.errors[members].tolist()
         best: dict[int, int] = {}
         for place, component in enumerate(components.tolist()):
@@ -197,7 +223,7 @@ class _Search:
         return members[[best[component] for component in range(len(best))]]
 
     def _examine(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Errors, spectral radii and norms at the chosen ends, and how many of these, the first, were examined."""
+        """Errors, spectral radii and norms at the chosen ends, and how many of these ends, the first, were examined."""
         errors = self.orbits.errors[chosen].clone()
         values = (errors, torch.full_like(errors, torch.nan), torch.full_like(errors, torch.nan))
         first = chosen[: self.cap]
@@ -209,7 +235,7 @@ class _Search:
         return *values, examined
 
     def _linearise(self, latents: Tensor, errors: Tensor, radius: Tensor, norm: Tensor) -> int:
-        """Overwrite the first errors, radii and norms by what the Jacobian says, and tell how many were examined."""
+        """Overwrite the first errors, radii and norms by those of the Jacobian; return how many ends were examined."""
         m, examined = len(latents), 0
         try:
             radii = spectral_radius(self.f, latents)
@@ -223,13 +249,13 @@ class _Search:
         return examined
 
     def _distance(self, latents: Tensor, radii: Tensor) -> Tensor:
-        """Distance to the exact fixed points of f, with what f's rounding adds to it; nan where it is not known."""
+        """Distance to the exact fixed points of f, including the rounding of f; nan where it is not known."""
         floor, evaluations = rounding_floor(self.f, latents)
         self.orbits = replace(self.orbits, check_evaluations=self.orbits.check_evaluations + evaluations)
         return distance_to_fixed_point(self.f, latents, radii, noise=floor)
 
     def _under_other_measures(self, chosen: Tensor) -> dict[str, dict[str, float]]:
-        """How many of the attractors found are distinct under the measures that were not asked for."""
+        """Count how many attractors are distinct under the measures that were not asked for."""
         counts = {}
         for measure, threshold in THRESHOLDS.items():
             if measure != self.merge:
@@ -238,7 +264,7 @@ class _Search:
         return counts
 
     def _result(self, found: _Found) -> Attractors:
-        # A basin that is still refuted after the last round is unresolved as a whole.
+        # If a basin is still refuted after the last round, all its starts are unresolved.
         settled = found.errors <= self._allowed()[found.chosen]
         repels = settled & (found.radius > 1 + MARGIN)
         keep = settled & ~repels
@@ -266,16 +292,16 @@ class _Search:
         )
 
     def _polished(self, result: Attractors) -> Attractors:
-        """The attractors taken nearer to their fixed points, where they stay the same attractors."""
+        """Polish the attractors: take them nearer to their fixed points, as long as they stay the same attractors."""
         before, latents, errors = result.latents, result.latents.clone(), result.errors.clone()
-        # Without its Jacobian nothing says that a latent lies nearer to the same fixed point.
+        # Only the Jacobian can tell that a latent lies nearer to the same fixed point.
         for rows in torch.arange(result.examined or 0, device=before.device).split(AT_ONCE):
             old = before[rows].to(self.device)
             new, _ = anderson(self.f, old)
             radius = spectral_radius(self.f, new)
             error = self._distance(new, radius).to(errors)
             moved = torch.linalg.vector_norm((new - old).flatten(1), dim=1).to(errors)
-            # The fixed point lies within the error of either, so the two may differ by the sum, and by no more.
+            # The fixed point lies within the error of both latents, so they differ by at most the sum of the errors.
             same = (moved <= 2 * (errors[rows] + error)) & ~(radius.to(errors) > 1 + MARGIN)
             better = same & (error < errors[rows])
             latents[rows[better]] = new.to(before)[better]

@@ -1,4 +1,4 @@
-"""How a function of the caller is called: on memory of its own, a bounded number of rows a call, its values checked."""
+"""Calls of a function that the caller gives: it gets its own memory and a bounded batch, and its values are checked."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Apart:
-    """f on any number of latents `(n, *latent_shape)`: see `apart`."""
+    """A function f on any number of latents `(n, *latent_shape)`; see `apart`."""
 
     def __init__(self, f: Function, batch_size: int | None) -> None:
         self.f, self.batch_size = f, batch_size
@@ -23,12 +23,16 @@ class Apart:
 
 
 def apart(f: Function, batch_size: int | None = None) -> Apart:
-    """f as all of `dynamics` calls it: on a copy of its argument, its value copied, at most `batch_size` rows a call.
+    """Wrap f as all of `dynamics` calls it: on copies, and on at most `batch_size` rows at a time.
 
-    So f may change its argument, keep it, return it, or return one buffer from every call: it reaches no memory that is
-    read afterwards. Two copies of a latent cost next to nothing beside f. Of no rows f is not called. Values have the
-    latents' type and device; they can be differentiated where gradients are on. An f that is apart already keeps the
-    smaller bound. A call raises ValueError where f gives no tensor of floats of the shape that it got.
+    f gets a copy of its argument, and its value is copied too. So f may change its argument, keep it, return it, or
+    return the same buffer from every call: it never reaches memory that is read later. Two copies of a latent cost next
+    to nothing beside f.
+
+    f is not called on an empty batch. Values get the dtype and device of the latents. They can be differentiated where
+    gradients are on. Wrapping twice keeps the smaller batch size.
+
+    A call raises ValueError where f does not return a tensor of floats of the shape of its argument.
     """
     if isinstance(f, Apart):
         bounds = [bound for bound in (f.batch_size, batch_size) if bound is not None]

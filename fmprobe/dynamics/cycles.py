@@ -1,4 +1,4 @@
-"""A second look at confirmed cycles: their least period, and whether they hold against a small disturbance."""
+"""A second look at confirmed cycles: their least period, and whether a small disturbance grows along them."""
 
 import torch
 from torch import Tensor
@@ -8,18 +8,27 @@ from fmprobe.dynamics.norms import norms
 from fmprobe.dynamics.working import Criterion, WorkingBatch
 from fmprobe.seeding import torch_generator
 
-DISTURBANCE = 1e-4  # of the cycle's amplitude
+DISTURBANCE = 1e-4  # size of the disturbance, relative to the cycle's amplitude
 
 
 def examine_cycles(
     f: Function, batch: WorkingBatch, shape: torch.Size, criterion: Criterion
 ) -> tuple[Tensor, Tensor, int]:
-    """Least periods `(B,)`, whether each cycle repels `(B,)`, and the rows of f it took.
+    """Find the least periods of confirmed cycles and tell which cycles repel.
 
-    A multiple of the period can be confirmed first, while the orbit is still closing in. And an orbit of a chaotic map
-    closes exactly, sooner or later, in arithmetic of finite precision; what tells it from a cycle of f is that a
-    disturbance grows along it. It has one direction, so that a verdict does not depend on who else is examined. `f`
-    bounds its calls by itself.
+    While an orbit is still closing in, a multiple of its period may be confirmed before the period itself. And in
+    arithmetic of finite precision, the orbit of a chaotic map closes exactly sooner or later. It differs from a cycle
+    of f in that a disturbance grows along it. All rows get a disturbance in the same direction, so that no verdict
+    depends on which other cycles are examined.
+
+    Args:
+        f: the map. It bounds the size of its batches by itself.
+        batch: orbits that ended in a cycle, B rows.
+        shape: shape of one latent.
+        criterion: what ended the orbits.
+
+    Returns:
+        The least periods `(B,)`, whether each cycle repels `(B,)`, and the number of rows of f that were computed.
     """
     rules, longest = criterion.rules, int(batch.period.max())
     generator = torch_generator(0, "cycles: disturbance")
@@ -37,5 +46,5 @@ def examine_cycles(
         least = torch.where(near & (step < least), step, least)
         distance = norms(here - beside)
         spread = torch.where(2 * batch.period == step, distance, spread)
-    repels = ~(spread <= rules.cycle_growth * size)  # not finite: repels
+    repels = ~(spread <= rules.cycle_growth * size)  # a spread that is not finite counts as repelling
     return least, repels, 4 * longest * len(here)

@@ -1,4 +1,4 @@
-"""Distances that are exact where points nearly coincide, at any scale."""
+"""Distances that are exact at any scale, also where points nearly coincide."""
 
 import math
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from torch import Tensor
 from fmprobe.dynamics.norms import norms, power_of_two
 
 MEASURES = ("relative", "cosine")
-BLOCK = 2**22  # numbers of a block of points
-DISTANCES = 2**21  # numbers of a block of distances
-NEAR = 2**18  # numbers that are subtracted together: few, so that they stay near the processor
+BLOCK = 2**22  # numbers in a block of points
+DISTANCES = 2**21  # numbers in a block of distances
+NEAR = 2**18  # numbers that are subtracted at a time: few, so that they fit into the processor's cache
 
 
 def euclidean(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances between the rows of `(n, d)` and `(m, d)`, float64 `(n, m)`, by differences.
+    """Euclidean distances between the rows of `(n, d)` and `(m, d)`, float64 `(n, m)`.
 
-    The expansion |a|^2 - 2ab + |b|^2, quicker for many rows, loses all digits of a distance that is small against the
-    norms, which is where merging decides. In float64 no square of a float32 overflows or vanishes; float64 is scaled
-    by a power of two.
+    They are computed from differences. The expansion |a|^2 - 2ab + |b|^2 is faster for many rows, but loses all digits
+    of a distance that is small compared with the norms, and such distances decide the merging. In float64 no square of
+    a float32 overflows or underflows. Rows of float64 are first scaled by a power of two.
     """
     if len(a) > len(b):
         return euclidean(b, a).T
@@ -33,14 +33,23 @@ def euclidean(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nearest(points: Tensor, others: Tensor, measure: str = "euclidean") -> tuple[Tensor, Tensor]:
-    """Of each row of `(n, d)` the distance to its nearest row of `(m, d)`, and which that is: `(n,)` each.
+    """Find the nearest of `others` for each of `points`.
 
-    `measure`: "euclidean", or "cosine" (1 - cos, which is 1 where either row is zero). Exact: what differences in
-    float64 give, the lowest index among equals, at any scale and where points nearly coincide; in memory that grows
-    neither with n nor with m beyond a few numbers a row. Rows that are not finite are near to nothing: of such a point
-    the distance is nan and the index -1. Distances have the type of the points, at least float32.
+    The result is exact: it equals what differences in float64 give, at any scale, also where points nearly coincide.
+    Memory grows neither with n nor with m, beyond a few numbers a row.
 
-    Raises ValueError where there is nothing to be near to, or for shapes that do not fit.
+    Args:
+        points: rows `(n, d)`.
+        others: rows `(m, d)`.
+        measure: "euclidean", or "cosine" for 1 - cos, which is 1 where either row is zero.
+
+    Returns:
+        The distances `(n,)`, in the dtype of the points but at least float32, and the indices of the nearest rows
+            `(n,)`. Among equals the lowest index is taken. Rows that are not finite are near to nothing: such a point
+            has distance nan and index -1.
+
+    Raises:
+        ValueError: `others` is empty, or the shapes do not fit.
     """
     if measure not in ("euclidean", "cosine"):
         raise ValueError(f"unknown measure {measure!r}: expected euclidean or cosine")
@@ -56,6 +65,7 @@ def nearest(points: Tensor, others: Tensor, measure: str = "euclidean") -> tuple
 
 
 def _nearest(points: Tensor, others: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
+    """Compute `nearest` in blocks; index -1 marks points that are not finite."""
     size = max(1, BLOCK // points.shape[1])
     own, theirs = (torch.cat([norms(block) for block in rows.split(size)]) for rows in (points, others))
     known = torch.cat([own, theirs])
@@ -70,18 +80,18 @@ def _nearest(points: Tensor, others: Tensor, cosine: bool) -> tuple[Tensor, Tens
             rows = slice(place, place + at_once)
             here = _prepared(points[rows], own[rows], scale, cosine)
             values, which = there.nearest_to(here, best[rows], own[rows])
-            closer = values < best[rows]  # not equal: the lowest index has it
+            closer = values < best[rows]  # not equal: among equals the lowest index stays
             best[rows] = torch.where(closer, values, best[rows])
             index[rows] = torch.where(closer, which + first, index[rows])
     if not cosine:
         return best * scale, index
-    usable = theirs.isfinite()  # and all of them are as far from a zero row
+    usable = theirs.isfinite()  # all of these have the same distance, 1, from a zero row
     index[own == 0] = usable.long().argmax() if bool(usable.any()) else -1
     return torch.where(own == 0, 1.0, best), index
 
 
 def _prepared(rows: Tensor, norm: Tensor, scale: Tensor, cosine: bool) -> Tensor:
-    """Rows in float64, of length 1 or 0 for cosine, else in units of `scale`; zero where they are not finite."""
+    """Rows in float64, of norm 1 for the cosine, else divided by `scale`. Rows that are not finite become zero."""
     sound = norm.isfinite()
     by = torch.where(sound & (norm > 0), norm, 1) if cosine else scale.expand_as(norm)
     return torch.where(sound[:, None], rows, 0).double() / by[:, None]
@@ -89,19 +99,20 @@ def _prepared(rows: Tensor, norm: Tensor, scale: Tensor, cosine: bool) -> Tensor
 
 @dataclass(frozen=True)
 class _Others:
-    """A block of prepared rows `(m, d)` that are compared with points.
+    """A block of prepared rows `(m, d)` that points are compared with.
 
-    A squared distance from products is off by at most `slack` of the squared norms: what is farther than the nearest
-    by more than that is not. The few rows that remain are compared by differences.
+    Squared distances are first computed from products. Such a value is off by at most `slack` times the squared norms.
+    A row whose value exceeds the smallest by more than that cannot be the nearest. The few rows that remain are
+    compared by differences.
     """
 
     rows: Tensor
-    usable: Tensor  # finite
-    blank: Tensor  # zero, which cosine has at a distance of 1
+    usable: Tensor  # whether a row is finite
+    blank: Tensor  # whether a row is zero, which has a cosine distance of 1
     cosine: bool
     centre: Tensor
-    squares: Tensor  # squared norms, less the centre
-    factors: Tensor  # (d + 2, m), for squared distances less their slack by one product
+    squares: Tensor  # squared norms after the centre is subtracted
+    factors: Tensor  # (d + 2, m): one product with these gives squared distances minus their slack
     slack: float
 
     @classmethod
@@ -114,7 +125,7 @@ class _Others:
         return cls(rows, norm.isfinite(), (norm == 0) & cosine, cosine, centre, squares, factors, slack)
 
     def nearest_to(self, points: Tensor, best: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Of prepared points the smallest value, inf where none can be below `best`, and the first row that has it."""
+        """Smallest value of each prepared point, inf if none can be below `best`, and the first row that has it."""
         point, row = self._candidates(points, best, norm)
         values = torch.full_like(best, torch.inf)
         which = torch.zeros_like(best, dtype=torch.long)
@@ -129,7 +140,7 @@ class _Others:
         return values, which
 
     def _candidates(self, points: Tensor, best: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs of a point and a row, by point, that hold the nearest row of every point."""
+        """Pairs of a point and a row, ordered by point, that include the nearest row of every point."""
         points = points - self.centre
         squares = points.square().sum(1, keepdim=True)
         low = torch.cat([-2 * points, squares * (1 - self.slack), torch.ones_like(squares)], 1) @ self.factors
@@ -144,9 +155,9 @@ class _Others:
         return row, column
 
     def _exact(self, points: Tensor, rows: Tensor) -> Tensor:
-        """What is compared, by differences: Euclidean distances, or 1 - cos."""
+        """The Euclidean distances, or 1 - cos, computed by differences."""
         change = self.rows[rows] - points
-        if self.cosine:  # half the squared distance of unit vectors, without the cancellation of 1 - cos
+        if self.cosine:  # half the squared distance of unit vectors avoids the cancellation in 1 - cos
             return torch.where(self.blank[rows], 1.0, change.square().sum(1) / 2)
         return norms(change)
 
@@ -154,34 +165,48 @@ class _Others:
 def chamfer(a: Tensor, b: Tensor, measure: str = "cosine") -> float:
     """Symmetric Chamfer distance of two sets `(n, d)` and `(m, d)`: half the sum of both mean nearest distances.
 
-    `measure` as in `nearest`; with "cosine", 1 - chamfer is the similarity of Fumero et al., ICLR 2026, fig. 3.
+    With measure "cosine", 1 - chamfer is the similarity of Fumero et al., ICLR 2026, fig. 3.
+
+    Args:
+        a: rows `(n, d)`.
+        b: rows `(m, d)`.
+        measure: as in `nearest`.
     """
     return float((nearest(a, b, measure)[0].double().mean() + nearest(b, a, measure)[0].double().mean()) / 2)
 
 
 def directions(rows: Tensor) -> Tensor:
-    """Rows `(n, d)` as points `(n, d + 1)`, float64, whose squared Euclidean distances are 2 (1 - cos).
+    """Turn rows `(n, d)` into points `(n, d + 1)`, float64, whose squared Euclidean distances are 2 (1 - cos).
 
-    The last coordinate is 1 for a zero row, else 0: a zero row has a cosine of 0 with all but another zero row.
+    The last coordinate is 1 for a zero row, else 0. So a zero row has cosine 0 with every row except another zero row.
     """
     norm = norms(rows)[:, None]
     return torch.cat([rows.double() / torch.where(norm > 0, norm, 1), (norm == 0).double()], 1)
 
 
 def typical_size(mean_square: float) -> float:
-    """The size of latents' coordinates, from the mean of their squares, to the nearest power of two; 1 for none.
+    """The typical size of the coordinates of latents: the root of `mean_square`, rounded to a power of two; 1 if there
+    are none.
 
-    So coarse that it is the same for some of the starts of a search as for all: what becomes of one start must not
-    depend on which others were drawn with it.
+    The rounding makes the size the same for part of the starts of a search as for all of them. What becomes of one
+    start must not depend on the other starts.
     """
     return 2.0 ** round(math.log2(mean_square) / 2) if 0 < mean_square < math.inf else 1.0
 
 
 class Dissimilarity:
-    """Distance of latents as merging sees it, for `points` `(n, d)`.
+    """The distance of latents that merging uses.
 
-    "relative": |a - b| / max(|a|, |b|, sqrt(d) * scale), `scale` being their `typical_size`, because attractors may lie
-    at the origin of standardised latents. "cosine": 1 - cos(a, b), as `directions` has it.
+    "relative" is |a - b| / max(|a|, |b|, sqrt(d) * scale). The last term is there because attractors may lie at the
+    origin of standardised latents. "cosine" is 1 - cos(a, b), as in `directions`.
+
+    Args:
+        points: the latents `(n, d)`.
+        measure: "relative" or "cosine".
+        scale: the `typical_size` of the starts.
+
+    Raises:
+        ValueError: the measure is unknown.
     """
 
     def __init__(self, points: Tensor, measure: str, scale: float) -> None:
@@ -195,12 +220,12 @@ class Dissimilarity:
             raise ValueError(f"unknown merge measure {measure!r}: expected one of {', '.join(MEASURES)}")
 
     def from_row(self, row: int) -> Tensor:
-        """From one point to all, `(n,)`."""
+        """Distances `(n,)` from one point to all points."""
         distance = euclidean(self.points[row : row + 1], self.points)[0]
         if self.measure == "relative":
             return distance / torch.maximum(self.norms, self.norms[row])
-        return distance.square() / 2  # of unit vectors: 1 - cos, exact near zero
+        return distance.square() / 2  # for unit vectors this is 1 - cos, and it is exact near zero
 
     def as_distance(self, threshold: float) -> Tensor:
-        """The Euclidean distance that `threshold` means at each point, `(n,)`."""
+        """The Euclidean distance `(n,)` that `threshold` corresponds to at each point."""
         return self.norms * (threshold if self.measure == "relative" else math.sqrt(2 * threshold))

@@ -1,4 +1,4 @@
-"""The engine's loop: a working batch that is refilled from a source of starts and gives up its orbits as they end."""
+"""The loop of the engine: a working batch that takes new starts and gives up orbits as they end."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +14,20 @@ from fmprobe.dynamics.verdicts import distance_left, still_falling
 from fmprobe.dynamics.working import OUT_OF_STEPS, RUNNING, Criterion, WorkingBatch
 
 Observer = Callable[[Tensor, Tensor, Tensor], None]
-# At most so many starts: index (k,), latents (k, d), tol (k,), steps that each may take (k,).
+# Gives at most so many starts: index (k,), latents (k, d), tol (k,), largest number of steps (k,).
 Take = Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """Orbits that have just ended, k rows in no order: `index` says of which starts.
+    """Orbits that have just ended, k rows in no particular order.
 
-    The other fields are rows of `Orbits`; `evaluations` `(k,)`: rows of f computed for each, its steps and the surplus;
-    `check_evaluations`: further rows, for the verdicts on all of them.
+    The fields that are not listed here are rows of `Orbits`.
+
+    Attributes:
+        index: `(k,)`; the starts that the orbits belong to.
+        evaluations: `(k,)`; rows of f that were computed for each orbit, its steps and the surplus.
+        check_evaluations: further rows of f, computed for the verdicts on all of them.
     """
 
     index: Tensor
@@ -38,7 +42,7 @@ class Ended:
 
 
 class Engine:
-    """One run: the loop, the refilling of the working batch, and the verdicts."""
+    """One run of the engine: the loop, the refilling of the working batch, and the verdicts."""
 
     def __init__(
         self,
@@ -54,9 +58,13 @@ class Engine:
         self.calls = 0
 
     def go(self, take: Take, keep: Callable[[Ended], None], looked: Callable[[], None]) -> None:
-        """Follow every start that `take` gives; `keep` gets the orbits that ended; `looked` is called after each look.
+        """Follow every start that `take` gives.
 
-        A take that gives fewer than asked for is taken up again when further orbits end.
+        Args:
+            take: gives at most so many further starts. If it gives fewer than asked for, it is asked again when more
+                orbits have ended.
+            keep: gets the orbits that have ended.
+            looked: is called each time ended orbits have been looked for.
         """
         batch = self._fresh(take, self.batch_size)
         scratch = torch.empty_like(batch.latents)
@@ -90,7 +98,7 @@ class Engine:
         return after.reshape(len(batch), -1)
 
     def _retire(self, batch: WorkingBatch) -> Ended:
-        """Orbits that have ended, judged."""
+        """Judge the orbits that have ended."""
         status, errors, check_evaluations = self._judge(batch)
         return Ended(
             index=batch.index,
@@ -105,7 +113,7 @@ class Engine:
         )
 
     def _judge(self, batch: WorkingBatch) -> tuple[Tensor, Tensor, int]:
-        """Statuses, errors, and the rows of f that they took."""
+        """Return the statuses, the errors, and the number of rows of f that they took."""
         taken = 0
         rules, criterion = self.criterion.rules, self.criterion
         status, last = batch.outcome.clone(), batch.last_sample()
@@ -114,7 +122,7 @@ class Engine:
             falling = still_falling(batch.history[spent], last[spent], criterion.resolution, rules)
             status[spent] = torch.where(falling, int(Status.SLOW), int(Status.WANDERING))
 
-        # Rounding shows as coordinates that stand still, or as jitter that no further step removes.
+        # Rounding shows as coordinates that stand still, or as jitter that further steps do not remove.
         amplitude = torch.where(status == Status.CYCLE, batch.amplitude, batch.recent.median(1).values.exp())
         small = amplitude < rules.floor_share * batch.norm
         suspect = (status == Status.CONVERGED) & (batch.unmoved >= 0.25)
@@ -137,18 +145,19 @@ class Engine:
         return status, self._errors(batch, status, floor, last), taken
 
     def _errors(self, batch: WorkingBatch, status: Tensor, floor: Tensor, last: Tensor) -> Tensor:
-        """Estimated distance to the fixed point: what is left of the steps, and of the rounding in each."""
+        """Estimate the distance to the fixed point from the steps that remain and from the rounding in each."""
         rules = self.criterion.rules
         samples = torch.arange(batch.history.shape[1], device=last.device)
         times = torch.minimum((samples + 1) * batch.stride[:, None], batch.steps[:, None])
-        # The rate shows while the steps are above the floor; below it they are noise.
+        # The rate can be read off the steps above the rounding floor only; those below it are noise.
         noise = (rules.floor_factor * floor).log()[:, None]
         above = (batch.history > noise) & (samples <= last[:, None]) & batch.history.isfinite()
         seen = torch.where(above, samples, 0).amax(1)
         left = distance_left(batch.history, seen, times, rules)
         step = torch.where(batch.step > floor, batch.step, 0.0)
         errors = step * left + floor * (1 + left)
-        # An exact fixed point of full-precision arithmetic, met too soon to tell a rate, is off by its rounding.
+        # An orbit may meet a fixed point exactly, before its steps show a rate. The error is then the rounding of f,
+        # provided that this is small, as in full precision.
         exact = (batch.step == 0) & left.isinf() & (floor <= 1e-5 * batch.norm)
         errors = torch.where(exact, floor, errors)
         return torch.where(status == Status.CONVERGED, errors.nan_to_num(nan=torch.inf, posinf=torch.inf), torch.nan)

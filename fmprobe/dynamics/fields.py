@@ -1,27 +1,28 @@
-"""The latent vector field V(z) = f(z) - z on a plane through latent space, its basins, and the cosine of two fields."""
+"""Planes through latent space, and the latent vector field V(z) = f(z) - z on them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fmprobe.dynamics.calls import apart
-from fmprobe.dynamics.jacobian import Function
-
-if TYPE_CHECKING:
-    pass
+from fmprobe.dynamics.calls import Function, apart
 
 PAPER_EXTENT = 8.0  # starts of the paper's figure 1 are drawn from U[-8, 8]
-MARGIN = 1.5  # of a plane's extent over the points that it was laid through
+MARGIN = 1.5  # extent of a plane, relative to the farthest point that it is laid through
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A plane in latent space: `origin` `(*latent_shape)` and two orthonormal `directions` `(2, *latent_shape)`.
+    """A plane in latent space, and the square on it that is looked at.
 
-    `extent`: half the side, in latent units, of the square around the origin that is looked at. `label`: how the plane
-    was chosen. Raises ValueError for an extent that is not positive and finite, or shapes that do not fit.
+    Attributes:
+        origin: `(*latent_shape)`; centre of the square.
+        directions: `(2, *latent_shape)`; two orthonormal directions that span the plane.
+        extent: half the side of the square, in latent units.
+        label: how the plane was chosen.
+
+    Raises:
+        ValueError: the extent is not positive and finite, or the shapes do not fit.
     """
 
     origin: Tensor
@@ -38,9 +39,10 @@ class Plane:
 
     @classmethod
     def spanned(cls, origin: Tensor, u: Tensor, v: Tensor, extent: float = PAPER_EXTENT, label: str = "") -> "Plane":
-        """The plane at `origin` along u and v, orthonormalised (Gram-Schmidt, u's direction kept).
+        """The plane at `origin` along u and v, which are orthonormalised by Gram-Schmidt. The direction of u is kept.
 
-        Raises ValueError where u and v are parallel or zero.
+        Raises:
+            ValueError: u and v are parallel or zero, or the shapes differ.
         """
         if not u.shape == v.shape == origin.shape:
             shapes = ", ".join(str(tuple(x.shape)) for x in (origin, u, v))
@@ -55,16 +57,17 @@ class Plane:
 
     @classmethod
     def axes(cls, starts: Tensor) -> "Plane":
-        """The whole space of latents of two values, of which `starts` `(n, *latent_shape)` is an example."""
+        """The whole latent space, if latents have two values. `starts` `(n, *latent_shape)` are examples of latents."""
         shape = starts.shape[1:]
         directions = torch.eye(2, dtype=starts.dtype, device=starts.device).reshape(2, *shape)
         return cls(starts.new_zeros(shape), directions, PAPER_EXTENT, "the latent space itself")
 
     @classmethod
     def through(cls, points: Tensor, label: str = "three points") -> "Plane":
-        """The plane through three points `(3, *latent_shape)`, with their centroid as origin.
+        """The plane through three points `(3, *latent_shape)`. Its origin is their centroid.
 
-        Raises ValueError where they lie on one line.
+        Raises:
+            ValueError: the points lie on one line.
         """
         if len(points) != 3:
             raise ValueError(f"a plane needs three points, got {len(points)}")
@@ -74,9 +77,10 @@ class Plane:
 
     @classmethod
     def principal(cls, points: Tensor, label: str = "principal components") -> "Plane":
-        """The plane of the first two principal components of points `(n, *latent_shape)`, at their mean.
+        """The plane of the first two principal components of points `(n, *latent_shape)`. Its origin is their mean.
 
-        Raises ValueError where they lie on one line or are not finite.
+        Raises:
+            ValueError: the points lie on one line or are not finite.
         """
         if not bool(points.isfinite().all()):
             raise ValueError("points that are not finite have no principal components: leave them out")
@@ -89,28 +93,28 @@ class Plane:
         return plane.around(points)
 
     def around(self, points: Tensor) -> "Plane":
-        """The same plane, its extent chosen so that the points' projections lie well inside."""
+        """The same plane, with an extent that leaves a margin around the projections of the points."""
         reach = float(self.coordinates(points).abs().max())
         return Plane(self.origin, self.directions, MARGIN * reach, self.label)
 
     def at(self, coordinates: Tensor) -> Tensor:
-        """Latents `(n, *latent_shape)` at coordinates `(n, 2)`."""
+        """Latents `(n, *latent_shape)` at the coordinates `(n, 2)`."""
         flat = coordinates.to(self.directions) @ self.directions.flatten(1)
         return self.origin + flat.reshape(-1, *self.origin.shape)
 
     def coordinates(self, latents: Tensor) -> Tensor:
-        """Coordinates `(n, 2)` of the latents' orthogonal projections."""
+        """Coordinates `(n, 2)` of the orthogonal projections of latents `(n, *latent_shape)`."""
         return (latents - self.origin).flatten(1) @ self.directions.flatten(1).T
 
 
 def field_at(f: Function, latents: Tensor, batch_size: int = 256) -> Tensor:
-    """V(z) = f(z) - z at latents `(n, *latent_shape)`, in batches (Fumero et al., ICLR 2026, eq. 4)."""
+    """V(z) = f(z) - z at latents `(n, *latent_shape)`, computed in batches (Fumero et al., ICLR 2026, eq. 4)."""
     with torch.no_grad():
         return torch.cat([apart(f)(block) - block for block in latents.split(batch_size)])
 
 
 def cosine_of(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of the rows of two fields `(n, …)`, `(n,)`; nan where one of the two vanishes or is not finite."""
+    """Cosine `(n,)` between the rows of two fields `(n, …)`; nan where one of the rows is zero or not finite."""
     a, b = a.flatten(1).double(), b.flatten(1).double()
     lengths = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     cosine = (a * b).sum(1) / lengths

@@ -1,4 +1,4 @@
-"""The fixed-point engine: iterate(f, starts) follows every orbit until it ends, and says how it ended."""
+"""The fixed-point engine: `iterate(f, starts)` follows each orbit until it ends and says how it ended."""
 
 import os
 import warnings
@@ -35,22 +35,36 @@ def iterate(
     progress: bool | Progress | None = None,
     rules: Rules | None = None,
 ) -> Orbits:
-    """Iterate z[t+1] = f(z[t]) from each start until its own orbit ends (Fumero et al., ICLR 2026, eq. 3, def. 2).
+    """Iterate z[t+1] = f(z[t]) from each start until its orbit ends (Fumero et al., ICLR 2026, eq. 3, def. 2).
 
-    `f` maps a batch `(B, *latent_shape)` to the same shape, each row by itself; `starts` is `(n, *latent_shape)`,
-    float32 or float64. An orbit ends when its step is below `tol` (one value, or one a start) in `measure`: "squared"
-    (squared step norm, the paper's), "relative" (step norm over latent norm) or "rms" (step norm over sqrt(d)); when
-    it is a confirmed cycle; when it diverges; or after `max_steps` (one number, or one a start). It is then frozen and
-    its place in the working batch of `batch_size` goes to the next start, so its end does not depend on who shared its
-    batch. `batch_size` bounds every call of f. f may change what it is given, keep it or give it back.
+    An orbit ends when its step falls below `tol`, when it is a confirmed cycle, when it diverges, or after `max_steps`.
+    It is then frozen, and the next start takes its place in the working batch. So the end of an orbit does not depend
+    on the other orbits in its batch.
 
-    `observer(indices, before, after)` sees every step. `store_trajectories` keeps them all. Ended orbits are looked
-    for every `check_every` steps (default 1 on the CPU, 8 on an accelerator, where looking means waiting): ends and
-    steps stay the same, rows computed in vain are stated as `surplus`. `progress`: None shows a bar on a terminal
-    after two seconds, False never, or a function of (ended, all).
+    Args:
+        f: maps a batch `(B, *latent_shape)` to the same shape, each row by itself. It may change its argument, keep it
+            or return it.
+        starts: the starts `(n, *latent_shape)`, float32 or float64.
+        tol: tolerance at which an orbit has converged, one value or one a start.
+        measure: measure of a step: "squared" (squared norm of the step, as in the paper), "relative" (norm of the step
+            over the norm of the latent) or "rms" (norm of the step over sqrt(d)).
+        max_steps: largest number of steps, one value or one a start.
+        batch_size: size of the working batch, and largest number of latents in one call of f.
+        observer: called as `observer(indices, before, after)` with every step.
+        store_trajectories: whether all trajectories are kept.
+        check_every: number of steps between two looks for ended orbits; by default 1 on the CPU and 8 on an
+            accelerator, where looking means waiting. Ends and steps do not depend on it. Rows of f computed after the
+            end of an orbit are counted as `surplus`.
+        progress: None shows a bar on a terminal after two seconds, False shows none, and a function is called with the
+            numbers of ended orbits and of all orbits.
+        rules: thresholds of the verdicts.
 
-    Raises ValueError for starts or settings that make no sense or an f that changes the shape, MemoryError where the
-    trajectories asked for would not fit. Warns where `tol` lies under the resolution of the latents' arithmetic.
+    Raises:
+        ValueError: the starts or a setting make no sense, or f changes the shape.
+        MemoryError: the trajectories asked for would not fit into memory.
+
+    Warns:
+        UserWarning: `tol` lies below the resolution of the latents' arithmetic.
     """
     _check(starts, measure, max_steps, batch_size, check_every)
     batch_size, check_every = int(batch_size), int(check_every or _patience(starts))
@@ -84,11 +98,21 @@ def stream_orbits(
     observer: Observer | None = None,
     looked: Callable[[], None] = lambda: None,
 ) -> None:
-    """`iterate` for starts that are drawn as they are needed and orbits that are kept elsewhere: memory stays flat.
+    """Iterate starts that are drawn as they are needed, and hand over orbits as they end, so that memory stays flat.
 
-    `take(count)`: index `(k,)` and latents `(k, *latent_shape)` of at most `count` further starts, k = 0 when there are
-    no more. `keep` gets the orbits that have ended, in no order. `looked()` is called each time ended ones were looked
-    for; what it raises ends the run. The other arguments, and what an orbit's end depends on, as in `iterate`.
+    The end of an orbit depends on the same things as in `iterate`.
+
+    Args:
+        f: as in `iterate`.
+        take: `take(count)` gives index `(k,)` and latents `(k, *latent_shape)` of at most `count` further starts; k = 0
+            when there are no more.
+        keep: gets the orbits that have ended, in no particular order.
+        tol: as in `iterate`, one value.
+        measure: as in `iterate`.
+        max_steps: as in `iterate`, one value.
+        batch_size: as in `iterate`.
+        observer: as in `iterate`.
+        looked: called each time ended orbits have been looked for. An exception in it ends the run.
     """
     index, starts = take(batch_size)
     _check(starts, measure, max_steps, batch_size, None)
@@ -109,7 +133,7 @@ def stream_orbits(
 
 
 def _one_a_start(name: str, value: float | Tensor, latents: Tensor) -> Tensor:
-    """A setting for each of the latents `(n, d)`, float64 `(n,)`: one value for all of them, or one for each."""
+    """Expand a setting to one value for each of the latents `(n, d)`, float64 `(n,)`."""
     values = torch.as_tensor(value, dtype=torch.float64, device=latents.device).detach()
     if values.numel() != 1 and values.shape != (len(latents),):
         shape, n = tuple(values.shape), len(latents)
@@ -123,12 +147,12 @@ def _flat(starts: Tensor) -> Tensor:
 
 
 def _patience(latents: Tensor) -> int:
-    """Steps between looks for ended orbits: on an accelerator, looking means waiting."""
+    """Number of steps between two looks for ended orbits; on an accelerator, looking means waiting."""
     return 1 if latents.device.type == "cpu" else 8
 
 
 class _InMemory:
-    """Starts one after the other."""
+    """Gives starts that are in memory, one after the other."""
 
     def __init__(self, starts: Tensor, tols: Tensor, budgets: Tensor) -> None:
         self.starts, self.tols, self.budgets, self.taken = starts, tols, budgets, 0
@@ -140,9 +164,10 @@ class _InMemory:
 
 
 class _Kept:
-    """Ended orbits, put in the order of their starts; until one has ended, its end is its start.
+    """Keeps ended orbits in the order of their starts.
 
-    So the starts are copied, where f cannot reach them, and take no memory beside the ends.
+    Until an orbit has ended, its end is its start. So the starts are copied to where f cannot reach them, and need no
+    memory besides the ends.
     """
 
     def __init__(self, starts: Tensor, shape: torch.Size) -> None:
@@ -160,7 +185,7 @@ class _Kept:
 
     @property
     def latents(self) -> Tensor:
-        """The ends `(n, d)`, in the memory that they are kept in."""
+        """The ends `(n, d)`, as a view of the memory that keeps them."""
         return self.rows["ends"].flatten(1)
 
     def keep(self, ended: Ended) -> None:
@@ -182,7 +207,7 @@ class _Kept:
 
 
 class _Recorder:
-    """An observer that keeps every trajectory, on the CPU."""
+    """An observer that keeps every trajectory on the CPU."""
 
     def __init__(self, starts: Tensor, shape: torch.Size, max_steps: int) -> None:
         needed = starts.numel() * starts.element_size() * (max_steps + 1)
@@ -202,16 +227,16 @@ class _Recorder:
 
 
 def free_memory() -> int:
-    """Bytes that this machine can still give, or a modest guess."""
+    """Number of bytes that this machine can still give, or a cautious guess."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             facts = dict(line.split(":", 1) for line in file)
         return int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux
+    except (OSError, KeyError, ValueError):  # this is not Linux
         pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not told by this system
+    except (ValueError, OSError, AttributeError):  # this system does not say
         return 8 * 2**30
 
 
@@ -241,13 +266,14 @@ def _warn_below_resolution(latents: Tensor, tols: Tensor, criterion: Criterion) 
         typical = float(criterion.of(rounding, norm, norm).median())
         warnings.warn(
             f"tol {float(tols.median()):.1e} lies under the resolution of {latents.dtype} latents of this size (about "
-            f"{typical:.1e} in the measure {criterion.measure!r}): orbits can only converge to the rounding floor",
+            f"{typical:.1e} in the measure {criterion.measure!r}): orbits can only converge to the rounding floor; "
+            "choose a larger tol",
             stacklevel=3,
         )
 
 
 def progress_bar(progress: bool | Progress | None, total: int) -> AbstractContextManager[Progress]:
-    """What a `progress` argument means, as a function of (ended, all) to call on the way."""
+    """Turn a `progress` argument into a context that gives a function of (ended orbits, all orbits)."""
     if callable(progress):
         return nullcontext(progress)
     if progress is False:
@@ -256,7 +282,7 @@ def progress_bar(progress: bool | Progress | None, total: int) -> AbstractContex
 
 
 class _Bar(AbstractContextManager[Progress]):
-    """A bar of ended orbits, shown after two seconds."""
+    """A bar of ended orbits that appears after two seconds."""
 
     def __init__(self, total: int, always: bool) -> None:
         from tqdm.auto import tqdm

@@ -15,21 +15,24 @@ from fmprobe.dynamics.norms import norms, power_of_two
 from fmprobe.seeding import torch_generator
 
 MEMORY = 2**28  # bytes of Krylov vectors at a time
-PRODUCTS = 4 * CAPACITY  # with J, or J^T J, that are spent on one latent before its value counts as unknown
-CUT = "f cuts the gradient: is there a no_grad or a detach inside?"
+PRODUCTS = 4 * CAPACITY  # products with J, or J^T J, spent on one latent before its value counts as unknown
+CUT = "f cuts the gradient: look for a no_grad or a detach inside it and remove it"
 COMMUTATOR = 4  # how far from normal J may be, in units of the tolerance over d
 
 
 class NotDifferentiableError(RuntimeError):
-    """f has no derivative that autograd can give."""
+    """Autograd cannot differentiate f."""
 
 
 class Linearisation:
     """J_f at each of a batch of latents `(m, *latent_shape)`, as products with flat vectors `(m, d)`.
 
-    f is evaluated once for `values`; a product v J is a pass back through the graph it left. A product J v evaluates f
-    anew with its derivative along v, or, where an operator of f has no forward mode, passes through the graph twice.
-    Raises NotDifferentiableError.
+    f is evaluated once for `values`. A product v J is one backward pass through the graph of that evaluation. A product
+    J v evaluates f anew, in forward mode. Where an operator of f has no forward mode, J v is obtained from backward
+    passes through the first graph instead.
+
+    Raises:
+        NotDifferentiableError: autograd cannot differentiate f.
     """
 
     def __init__(self, f: Function, latents: Tensor) -> None:
@@ -48,25 +51,27 @@ class Linearisation:
         self._forward_mode = True
 
     def rows(self, chosen: Tensor) -> "Linearisation":
-        """At the chosen latents alone, for which f is evaluated again."""
+        """The linearisation at the chosen latents alone, for which f is evaluated again."""
         part = Linearisation(self.f, self.latents.detach()[chosen])
         part.unit = self.unit[chosen]
         return part
 
     def vjp(self, vectors: Tensor) -> Tensor:
-        """v J, row by row."""
+        """Products v J, row by row."""
         cotangent = vectors.reshape(self.shape).to(self.values.dtype)
         (product,) = torch.autograd.grad(self.values, self.latents, cotangent, retain_graph=True, allow_unused=True)
-        if product is None:  # the values want a gradient of f's parameters alone
+        if product is None:  # the values depend on the parameters of f, but not on the latents
             raise NotDifferentiableError(CUT)
         return product.reshape(vectors.shape)
 
     def jvp(self, vectors: Tensor) -> Tensor:
-        """J v, row by row: forward mode, or twice backward where an operator of f lacks it."""
+        """Products J v, row by row: in forward mode, or by differentiating the backward pass where an operator of f
+        lacks it.
+        """
         if self._forward_mode:
             try:
                 with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-                    warnings.simplefilter("ignore", FutureWarning)  # torch's own, on loading its forward-mode rules
+                    warnings.simplefilter("ignore", FutureWarning)  # torch warns when it loads its forward-mode rules
                     point, tangent = self.latents.detach(), vectors.reshape(self.shape)
                     product = torch.func.jvp(self.f, (point,), (tangent,))[1]
                 return product.detach().to(vectors.dtype).reshape(vectors.shape)
@@ -75,13 +80,13 @@ class Linearisation:
         return self._twice_backward(vectors)
 
     def gram(self, vectors: Tensor) -> Tensor:
-        """J^T J v over the square of `unit` `(m, 1)`, a number for each row that is 1 at first, row by row."""
+        """Products J^T J v / unit^2, row by row. `unit` `(m, 1)` is 1 at first."""
         return _scaled(self.vjp(_scaled(self.jvp(vectors), self.unit)), self.unit)
 
     def _twice_backward(self, vectors: Tensor) -> Tensor:
         try:
             if self._dual is None:
-                # u -> u J is linear in u, so its own derivative along v is J v, whatever u.
+                # The map u -> u J is linear in u, so its transpose applied to v is J v, for any u.
                 dummy = torch.zeros_like(self.values, requires_grad=True)
                 with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                     (back,) = torch.autograd.grad(self.values, self.latents, dummy, create_graph=True)
@@ -94,29 +99,51 @@ class Linearisation:
 
 
 def spectral_radius(f: Function, latents: Tensor, tol: float = 1e-3, batch_size: int = 256) -> Tensor:
-    """Largest modulus of the eigenvalues of J_f at each latent `(m, *latent_shape)`, `(m,)`; nan where it is not known.
+    """Largest modulus of the eigenvalues of J_f at each latent, `(m,)`; nan where it is not known.
 
-    A fixed point is an attractor if it is below 1 (Fumero et al., ICLR 2026, def. 2). A number is within `tol` of the
-    radius, relatively, as far as the products with J are exact to the latents' dtype and but for the chance, 1 in 100,
-    that a random vector misses the eigenvector. It comes from Arnoldi's iteration on backward mode, which suffices as J
-    and its transpose share their spectrum: an eigenvalue must have been found, and larger ones excluded
-    (`krylov.radius_of`). The iteration keeps 64 vectors, restarts, and ends after 256 products. Where J commutes with
-    its transpose, as far as 8 products show, the radius is the spectral norm: so it is known of rotations, permutations
-    and symmetric maps, however crowded their spectrum. Not known are the radii of maps far from normal whose largest
-    eigenvalues are defective or crowded, and of rows where f is not finite. f gets at most `batch_size` latents a call.
-    Raises NotDifferentiableError, ValueError for a batch size below 1.
+    A fixed point is an attractor if it is below 1 (Fumero et al., ICLR 2026, def. 2).
+
+    It is found by Arnoldi iteration in backward mode, which suffices because J and its transpose have the same
+    eigenvalues. The iteration keeps 64 vectors, restarts, and ends after 256 products. A value counts as known when an
+    eigenvalue has been found and larger ones have been excluded (`krylov.radius_of`). It is then within `tol` of the
+    radius, relatively. This holds as far as products with J are exact in the dtype of the latents, and except with the
+    probability, 1 in 100, that a random vector misses the eigenvector.
+
+    Where J commutes with its transpose, as far as 8 products show, the radius equals the spectral norm. So it is known
+    for rotations, permutations and symmetric maps, however crowded their spectrum is. It stays unknown for maps that
+    are far from normal and whose largest eigenvalues are defective or crowded, and for rows where f is not finite.
+
+    Args:
+        f: the map, on a batch of latents.
+        latents: the latents `(m, *latent_shape)`.
+        tol: relative tolerance.
+        batch_size: largest number of latents in one call of f.
+
+    Raises:
+        NotDifferentiableError: autograd cannot differentiate f.
+        ValueError: the batch size is below 1.
     """
     return _in_blocks(f, latents, batch_size, lambda line: _radii(line, tol).to(latents.dtype))
 
 
 def spectral_norm(f: Function, latents: Tensor, tol: float = 1e-3, batch_size: int = 256) -> Tensor:
-    """Largest singular value of J_f at each latent `(m, *latent_shape)`, `(m,)`; nan where it is not known.
+    """Largest singular value of J_f at each latent, `(m,)`; nan where it is not known.
 
-    Below 1, f contracts there (Fumero et al., ICLR 2026, def. 3). By Lanczos's iteration on J^T J. But for rounding a
-    number is never above the norm, and below it by more than `tol`, relatively, only by the chance, 1 in 100, that a
-    random vector misses the singular vector (`krylov.norm_of`). The iteration keeps 64 vectors, restarts, and ends
-    after 256 products with J^T J. f gets at most `batch_size` latents a call. Raises NotDifferentiableError, ValueError
-    for a batch size below 1.
+    Where it is below 1, f is a local contraction (Fumero et al., ICLR 2026, def. 3).
+
+    It is found by Lanczos iteration on J^T J, which keeps 64 vectors, restarts, and ends after 256 products. Apart from
+    rounding, a value is never above the norm. It is below the norm by more than `tol`, relatively, only with the
+    probability, 1 in 100, that a random vector misses the singular vector (`krylov.norm_of`).
+
+    Args:
+        f: the map, on a batch of latents.
+        latents: the latents `(m, *latent_shape)`.
+        tol: relative tolerance.
+        batch_size: largest number of latents in one call of f.
+
+    Raises:
+        NotDifferentiableError: autograd cannot differentiate f.
+        ValueError: the batch size is below 1.
     """
     return _in_blocks(f, latents, batch_size, lambda line: _norms(line, tol).to(latents.dtype))
 
@@ -129,14 +156,28 @@ def distance_to_fixed_point(
     noise: Tensor | None = None,
     batch_size: int = 256,
 ) -> Tensor:
-    """Norm of Newton's correction (I - J)^{-1} (f(z) - z), `(m,)`, by GMRES (Saad and Schultz 1986); nan if not known.
+    """Norm of Newton's correction (I - J)^{-1} (f(z) - z), `(m,)`; nan where it is not known.
 
-    Unlike a rate of the steps it sees slow modes that hide under fast ones, and non-normal maps. GMRES restarts until
-    it leaves `tol` of f(z) - z, by the residual of the solution itself, or has taken 256 products. What is left, and
-    the `noise` `(m,)` in f(z), are added, times the gain of (I - J)^{-1}: 1/(1 - radius), or where the `radius` `(m,)`
-    is nan or not below 1 what GMRES finds for a random direction. nan where more than `tol` is left and comes to more
-    than a tenth of the correction that way, or where no gain is found. f gets at most `batch_size` latents a call.
-    Raises NotDifferentiableError, ValueError for a batch size below 1.
+    Unlike the rate of the steps, it sees slow modes hidden under fast ones, and non-normal maps. It is found by GMRES
+    (Saad and Schultz 1986), which restarts until the residual of its solution is at most `tol` of f(z) - z, or until
+    256 products have been taken.
+
+    That residual and the `noise` in f(z) are added to the distance, each times the gain of (I - J)^{-1}. The gain is
+    1/(1 - radius); where the radius is nan or not below 1, it is what GMRES finds for a random direction. The distance
+    is nan where no gain is found, and where the residual is above `tol` and contributes more than a tenth of the
+    correction.
+
+    Args:
+        f: the map, on a batch of latents.
+        latents: the latents `(m, *latent_shape)`.
+        radius: the spectral radii `(m,)`.
+        tol: tolerance of GMRES, relative to f(z) - z.
+        noise: norm of the noise in f(z), `(m,)`; by default none.
+        batch_size: largest number of latents in one call of f.
+
+    Raises:
+        NotDifferentiableError: autograd cannot differentiate f.
+        ValueError: the batch size is below 1.
     """
 
     def distance(line: Linearisation, radius: Tensor, noise: Tensor) -> Tensor:
@@ -150,6 +191,7 @@ def distance_to_fixed_point(
 
 
 def _radii(line: Linearisation, tol: float) -> Tensor:
+    """Spectral radii `(m,)`; for rows that take longer, J is first tested for being normal."""
     search = _Search(line, Linearisation.vjp, radius_of, tol)
     search.run(CAPACITY)
     unknown = search.waiting()
@@ -161,15 +203,17 @@ def _radii(line: Linearisation, tol: float) -> Tensor:
 
 
 def _norms(line: Linearisation, tol: float) -> Tensor:
-    # J^T J of a very large or small J may not fit into the dtype: J is measured in units of its first product.
+    """Spectral norms `(m,)`."""
+    # For a very large or small J, J^T J may not fit into the dtype. So J is measured in units of its first product.
     line.unit = power_of_two(norms(line.jvp(first_vectors(line.shape[0], _flat(line.latents)))))[:, None]
     return _Search(line, Linearisation.gram, norm_of, tol).run(PRODUCTS) * line.unit[:, 0]
 
 
 class _Search:
-    """A value of each of a linearisation's maps, by products with it, from Krylov spaces that tell when it is certain.
+    """Searches for one value of each map of a linearisation, by products with the maps.
 
-    Every row goes its own way: what is found for it does not depend on its companions, and it leaves when it is done.
+    `read` takes the values from the Krylov spaces and tells which are certain. Each row is independent of the others
+    and leaves the search when it is done.
     """
 
     def __init__(
@@ -182,13 +226,13 @@ class _Search:
         m = line.shape[0]
         self.line, self.product, self.read, self.tol = line, product, read, tol
         self.krylov = Krylov(first_vectors(m, _flat(line.latents)))
-        self.places = torch.arange(m, device=line.latents.device)  # of the rows that are still in the search
+        self.places = torch.arange(m, device=line.latents.device)  # indices of the rows that are still in the search
         self.open = torch.ones_like(self.places, dtype=torch.bool)
         self.values = torch.full((m,), torch.nan, dtype=torch.float64, device=line.latents.device)
         self.products, self.due = 0, 2
 
     def run(self, products: int) -> Tensor:
-        """The values as they are known after so many products in all, `(m,)`; nan where they are not."""
+        """Continue the search up to a total of `products`; return the values `(m,)`, nan where they are not known."""
         while self.products < products and bool(self.open.any()):
             self._drop_what_is_done()
             if self.krylov.full:
@@ -201,11 +245,11 @@ class _Search:
         return self.values
 
     def waiting(self) -> Tensor:
-        """Places of the rows of which more products may tell more."""
+        """Indices of the rows whose value may still become known by more products."""
         return self.places[self.open]
 
     def settle(self, places: Tensor, values: Tensor) -> None:
-        """Spend no more on some rows, whose values are known otherwise."""
+        """Set the values of some rows that are known otherwise, and stop their search."""
         self.values[places] = values
         self.open &= ~torch.isin(self.places, places)
 
@@ -214,7 +258,7 @@ class _Search:
         values, certain = self.read(self.krylov, self.tol)
         new = self.open & certain
         self.values[self.places[new]] = values[new]
-        exhausted = self.krylov.log_norm.isinf()  # more products tell no more
+        exhausted = self.krylov.log_norm.isinf()  # more products would not change anything
         self.open &= ~certain & ~exhausted & self.krylov.finite
 
     def _drop_what_is_done(self) -> None:
@@ -225,11 +269,11 @@ class _Search:
 
 
 def _commutes(line: Linearisation, tol: float) -> Tensor:
-    """Which J commute with their transposes, `(m,)` bool, as far as products with two random vectors show.
+    """Whether each J commutes with its transpose, `(m,)` bool, as far as products with two random vectors show.
 
-    For a random v of norm 1, ||(J^T J - J J^T) v|| is on average ||J^T J - J J^T||_F / sqrt(d). Of the weighted
-    shifts whose radius falls short of the norm by tol, those with the slowest weights, which vary once along a cycle of
-    length d, show as 6.9 tol / d.
+    For a random v of norm 1, ||(J^T J - J J^T) v|| is on average ||J^T J - J J^T||_F / sqrt(d). Consider weighted
+    shifts whose radius is below their norm by tol. The hardest to detect have weights that vary once along a cycle of
+    length d; for them the test gives 6.9 tol / d.
     """
     m, d = line.shape[0], _flat(line.latents).shape[1]
     passed = torch.ones(m, dtype=torch.bool, device=line.latents.device)
@@ -243,7 +287,7 @@ def _commutes(line: Linearisation, tol: float) -> Tensor:
 
 
 def _gain(line: Linearisation, radius: Tensor) -> Tensor:
-    """By how much (I - J)^{-1} enlarges vectors, `(m,)`: see `distance_to_fixed_point`."""
+    """By how much (I - J)^{-1} enlarges vectors, `(m,)`; see `distance_to_fixed_point`."""
     gain = 1 / (1 - radius).clamp(min=torch.finfo(line.latents.dtype).eps)
     rows = (~(radius < 1)).nonzero()[:, 0]
     if len(rows):
@@ -255,9 +299,10 @@ def _gain(line: Linearisation, radius: Tensor) -> Tensor:
 
 
 def _solve(line: Linearisation, target: Tensor, tol: float, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Norms of (I - J)^{-1} of each row of `target` `(m, d)` and of what it leaves of the target, float64 `(m,)`.
+    """Apply (I - J)^{-1} to each row of `target` `(m, d)`, and return norms alone.
 
-    And whether that is at most `tol` of the target, or times the `gain` `(m,)` at most a tenth of the solution.
+    These are the norms of the solutions and of their residuals, float64 `(m,)`. A third tensor tells whether a residual
+    is at most `tol` of its target or, times the `gain` `(m,)`, at most a tenth of the solution.
     """
     size, solution = norms(target), torch.zeros_like(target, dtype=torch.float64)
     residual, left, solved = target, size, size == 0
@@ -273,8 +318,9 @@ def _solve(line: Linearisation, target: Tensor, tol: float, gain: Tensor) -> tup
 
 
 def _gmres(line: Linearisation, target: Tensor, enough: Tensor) -> Tensor:
-    """(I - J)^{-1} of each row of `target` `(m, d)`, float64, as near as one Krylov space comes or until it leaves
-    `enough` `(m,)`.
+    """Apply (I - J)^{-1} to each row of `target` `(m, d)`, float64, with one Krylov space.
+
+    A row is done when its residual is at most `enough` `(m,)` or when its space is full.
     """
     krylov = Krylov(target)
     size, steps = norms(target), krylov.matrix.shape[2]
@@ -292,13 +338,13 @@ def _gmres(line: Linearisation, target: Tensor, enough: Tensor) -> Tensor:
             break
     found[~krylov.finite] = torch.nan
     solution = torch.zeros_like(target, dtype=torch.float64)
-    for weights, vectors in zip(found.mT, krylov.basis.unbind(1), strict=False):  # the last vector has no weight
+    for weights, vectors in zip(found.mT, krylov.basis.unbind(1), strict=False):  # the last basis vector has no weight
         solution += weights[:, None] * vectors
     return solution
 
 
 def _least_squares(hessenberg: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """GMRES's small problem: the solution `(m, k)`, and the norm of what it leaves `(m,)`."""
+    """Solve the small least-squares problem of GMRES: the solution `(m, k)` and the norm of its residual `(m,)`."""
     target = torch.zeros(hessenberg.shape[:2], dtype=hessenberg.dtype, device=hessenberg.device)
     target[:, 0] = size
     solution = torch.einsum("mkj,mj->mk", torch.linalg.pinv(hessenberg), target)
@@ -307,7 +353,7 @@ def _least_squares(hessenberg: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(vectors: Tensor, units: Tensor) -> Tensor:
-    """Vectors `(m, d)` over a power of two each, `(m, 1)`."""
+    """Vectors `(m, d)`, each divided by a power of two, `(m, 1)`."""
     return (vectors / units).to(vectors.dtype)
 
 
@@ -316,7 +362,7 @@ def _flat(latents: Tensor) -> Tensor:
 
 
 def _in_blocks(f: Function, latents: Tensor, batch_size: int, read: Callable[..., Tensor], *more: Tensor) -> Tensor:
-    """What is read of the linearisations of f at latents `(m, *latent_shape)`, in blocks that fit, `(m,)`."""
+    """Apply `read` to linearisations of f at latents `(m, *latent_shape)`, in blocks that fit into memory; `(m,)`."""
     check_counts(batch_size=batch_size)
     d = latents[0].numel() if len(latents) else 1
     rows = max(1, MEMORY // (latents.element_size() * d * (min(CAPACITY, d) + 1)))

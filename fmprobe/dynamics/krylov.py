@@ -1,4 +1,4 @@
-"""Krylov spaces of many linear maps at once, and what they make certain about the largest eigenvalue of each."""
+"""Krylov spaces of many linear maps at once, and what they prove about the largest eigenvalue of each map."""
 
 import math
 from collections.abc import Callable
@@ -11,18 +11,23 @@ from fmprobe.dynamics.norms import norms
 from fmprobe.seeding import torch_generator
 
 Product = Callable[[Tensor], Tensor]  # rows of vectors (m, d) to rows of products (m, d)
-CAPACITY = 64  # basis vectors at a time
-KEPT = 32  # of them, by a restart; even, so that no complex pair has to be split
-DOUBT = 1e-2  # probability that the first vector has next to nothing of the eigenvector that counts
-EXHAUSTED = 16  # units of rounding of a product that, left beside the known space, are no direction
-ROUNDING = 4  # units of rounding that a product is off, in its norm; sqrt(d) / 2 where that is less
-UNLUCKY = 3  # times as little as is typical the first vector may have of the eigenvector that is found
-POINTS = 33  # of the upper half of a circle
+CAPACITY = 64  # number of basis vectors at a time
+KEPT = 32  # number that a restart keeps; even, so that no complex pair has to be split
+DOUBT = 1e-2  # probability that the first vector has next to no component along the eigenvector that counts
+EXHAUSTED = 16  # a remainder of a product below so many units of rounding is no new direction
+ROUNDING = 4  # error of a product in units of rounding of its norm; sqrt(d) / 2 where that is less
+UNLUCKY = 3  # how many times smaller than typical the component along the eigenvector found may be
+POINTS = 33  # number of points tried on the upper half of a circle
 
 
 class Spectrum(NamedTuple):
-    """Of H_k, on the CPU: eigenvalues `(m, k)`, eigenvectors of norm 1 as columns, their inverse, infinite where there
-    is none, and by how much, as a norm, each column of its relation to A may fail, `(m, k)`.
+    """The spectrum of H_k, on the CPU.
+
+    Attributes:
+        values: `(m, k)`; eigenvalues.
+        vectors: `(m, k, k)`; eigenvectors of norm 1, as columns.
+        inverse: `(m, k, k)`; inverse of the eigenvectors, infinite where there is none.
+        rounding: `(m, k)`; bound on the norm by which each column of the relation of H_k to A may fail.
     """
 
     values: Tensor
@@ -35,14 +40,20 @@ class Spectrum(NamedTuple):
 
 
 class Krylov:
-    """Orthonormal bases of the Krylov spaces of `m` maps A (Arnoldi 1951), Gram-Schmidt done twice.
+    """Orthonormal bases of the Krylov spaces of `m` maps A (Arnoldi 1951), with Gram-Schmidt done twice.
 
-    `basis` `(m, K+1, d)` in the products' dtype and `matrix` `(m, K+1, K)` in float64, of which the first `k` columns
-    are valid: A V_k = V_k H_k + h v_{k+1} e_k^T. With P the polynomial whose zeros are the eigenvalues of H_k and those
-    that restarts left out, h is what makes `log_norm` `(m,)` the logarithm of ||P(A) v|| for the first vector v. A row
-    whose space is exhausted goes on with zeros. A row whose products are not finite is `finite` no more. `defect`
-    `(m,)`: by how much, as a norm, the relation fails through restarts and through what is dropped of an exhausted
-    space. `before_restarts`: the spectrum as it was at the first restart. `typical`: ||A v||.
+    The relation is A V_k = V_k H_k + h v_{k+1} e_k^T. A row whose space is exhausted continues with zeros.
+
+    Attributes:
+        basis: `(m, K+1, d)`; the basis vectors, in the dtype of the products.
+        matrix: `(m, K+1, K)`, float64; H_k and h. The first `k` columns are valid.
+        log_norm: `(m,)`; log ||P(A) v|| for the first vector v. P is the polynomial whose zeros are the eigenvalues of
+            H_k and those that restarts left out.
+        finite: `(m,)`; whether all products of a row have been finite.
+        defect: `(m,)`; norm by which the relation fails because of restarts and of what is dropped of an exhausted
+            space.
+        typical: `(m,)`; ||A v||.
+        before_restarts: the spectrum at the first restart.
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -61,14 +72,16 @@ class Krylov:
 
     @property
     def full(self) -> bool:
+        """Whether there is room for no further basis vector."""
         return self.k == self.matrix.shape[2]
 
     @property
     def whole(self) -> bool:
-        """Whether the space is all of the space, where none was exhausted before."""
+        """Whether the Krylov space is the whole space, unless it was exhausted before."""
         return self.k == self.basis.shape[2]
 
     def extend(self, product: Product) -> None:
+        """Add a basis vector."""
         known, vector = self.basis[:, : self.k + 1], product(self.basis[:, self.k].contiguous())
         before = norms(vector)
         self.finite &= before.isfinite()
@@ -79,8 +92,8 @@ class Krylov:
             vector = vector - torch.einsum("mk,mkd->md", along, known)
             self.matrix[:, : self.k + 1, self.k] += along.double()
         norm = norms(vector)
-        # What is left of an invariant subspace is rounding, and must not become a direction; nor is there a direction
-        # beyond the whole space.
+        # In an invariant subspace only rounding is left of a product, and it must not become a direction. Beyond the
+        # whole space there is no direction either.
         whole = self.k + 1 == vector.shape[1]
         dropped = (norm <= EXHAUSTED * torch.finfo(vector.dtype).eps * before) | whole
         self.defect += torch.where(dropped, norm, 0.0)
@@ -99,11 +112,11 @@ class Krylov:
         rows = torch.arange(len(values))[:, None]
         others = torch.ones(values.shape, dtype=torch.bool).scatter_(1, chosen, False)
         dropped = values[others].reshape(len(values), -1)
-        parts = vectors.mT[rows, chosen]  # each a unit vector, pairs one after the other
+        parts = vectors.mT[rows, chosen]  # each is a unit vector, and complex pairs are next to each other
         second = (values[rows, chosen].imag < 0)[..., None]
         kept = torch.linalg.qr(torch.where(second, parts.imag, parts.real).mT)[0].to(small)
         reduced = kept.mT @ small @ kept
-        # Where eigenvectors are nearly parallel, their span is not known as well as the products are.
+        # The span of nearly parallel eigenvectors is known less well than the products are.
         self.defect += torch.linalg.matrix_norm(small @ kept - kept @ reduced)
         last = self.matrix[:, self.k, self.k - 1, None] * kept[:, -1]
         basis = torch.einsum("mkp,mkd->mpd", kept.to(self.basis), self.basis[:, : self.k])
@@ -115,7 +128,7 @@ class Krylov:
         self.k = KEPT
 
     def rows(self, chosen: Tensor) -> "Krylov":
-        """The chosen rows, copied."""
+        """A copy of the chosen rows."""
         part = object.__new__(Krylov)
         part.k = self.k
         for name in ("basis", "matrix", "log_norm", "defect", "typical", "left_out", "finite"):
@@ -128,29 +141,33 @@ class Krylov:
         return self.matrix[:, : self.k, : self.k].cpu()
 
     def spectrum(self) -> Spectrum:
+        """The spectrum of H_k."""
         values, vectors = torch.linalg.eig(self.small())
         inverse, failed = torch.linalg.inv_ex(vectors)
         inverse[(failed != 0) | ~inverse.isfinite().all((1, 2))] = math.inf
-        # A product is off by its own rounding, or by that of what cancels in it, which v as a random vector shows.
+        # A product is off by its own rounding, or by the rounding of terms that cancel in it. The product with v, a
+        # random vector, shows how large these terms are.
         products = torch.linalg.vector_norm(self.matrix[:, : self.k + 1, : self.k], dim=1)
         unit = min(ROUNDING, math.sqrt(self.basis.shape[2]) / 2) * torch.finfo(self.basis.dtype).eps
         rounding = unit * torch.maximum(products, self.typical[:, None]) + self.defect[:, None]
         return Spectrum(values, vectors, inverse, rounding.cpu())
 
     def log_level(self) -> Tensor:
-        """Every eigenvalue z of A has log |P(z)| below this, `(m,)`, with probability 1 - DOUBT for the largest one.
+        """A bound `(m,)` below which log |P(z)| lies for every eigenvalue z of A.
 
-        w^H A = z w^H gives |P(z)| |w^H v| = |w^H P(A) v| <= ||P(A) v|| for a left eigenvector w of norm 1, however far
-        from normal A is; and a random v of norm 1 has |w^H v| below DOUBT / sqrt(d) with probability DOUBT at most.
+        For a left eigenvector w of norm 1, w^H A = z w^H gives |P(z)| |w^H v| = |w^H P(A) v| <= ||P(A) v||, however far
+        from normal A is. A random v of norm 1 has |w^H v| below DOUBT / sqrt(d) with probability at most DOUBT. So the
+        bound holds for the largest eigenvalue with probability 1 - DOUBT.
         """
         return (self.log_norm + 0.5 * math.log(self.basis.shape[2]) - math.log(DOUBT)).cpu()
 
 
 def radius_of(krylov: Krylov, tol: float) -> tuple[Tensor, Tensor]:
-    """Spectral radius of each map `(m,)`, and whether it is certain to `tol` of itself, `(m,)` bool.
+    """Spectral radius of each map `(m,)`, and whether it is certain to within a relative `tol`, `(m,)` bool.
 
-    Of the eigenvalues of H_k one must be an eigenvalue of A (`_found`), and none of A may be larger (`_excluded`).
-    Where H_k is the whole of A but for rounding, that must not move the largest one so far (`_stays`).
+    It is certain if the largest eigenvalue found is an eigenvalue of A (`_found`) and no eigenvalue of A is larger
+    (`_excluded`). If H_k is the whole of A apart from rounding, it is also certain if rounding cannot move the largest
+    eigenvalue that far (`_stays`).
     """
     spectrum = krylov.spectrum()
     first = krylov.before_restarts or spectrum
@@ -159,18 +176,19 @@ def radius_of(krylov: Krylov, tol: float) -> tuple[Tensor, Tensor]:
     if krylov.whole:
         largest = torch.where(certain, largest, spectrum.values.abs().amax(1))
         certain[~certain] = _stays(krylov.small()[~certain], spectrum.rows(~certain), largest[~certain], tol)
-    null = ~krylov.small().any(2).any(1)  # A v = 0 for a random v
+    null = ~krylov.small().any(2).any(1)  # A v = 0 for a random v, so A is zero
     certain = (certain | null) & krylov.finite.cpu()
     return largest.clamp(min=0).to(krylov.log_norm), certain.to(krylov.finite.device)
 
 
 def _found(krylov: Krylov, spectrum: Spectrum, first: Spectrum, tol: float) -> Tensor:
-    """Which of the eigenvalues of H_k, `(m, k)`, are within `tol` of one of A, bool.
+    """Tell which eigenvalues of H_k are within a relative `tol` of an eigenvalue of A, `(m, k)` bool.
 
-    Its residual, and the rounding of the products, times its condition number must be below the tolerance, and |P| at
-    that distance from it above the level under which the eigenvalues of A lie. The condition number is that in H_k, or
-    what the first vector tells: of an eigenvector x and left eigenvector w of norm 1 it has (w^H v) / (w^H x), and
-    w^H v is about 1 / sqrt(d).
+    Two conditions must hold. First, the residual and the rounding of the products, times the condition number of the
+    eigenvalue, must be below the tolerance. Second, |P| at that distance from the eigenvalue must be above the level
+    under which the eigenvalues of A lie. The condition number is the larger of that in H_k and an estimate from the
+    first vector: for an eigenvector x and a left eigenvector w of norm 1, the component of v along x is (w^H v) / (w^H
+    x), and w^H v is about 1 / sqrt(d).
     """
     values, vectors, inverse, rounding = spectrum
     nearest = (values[:, :, None] - first.values[:, None]).abs().argmin(2)
@@ -181,19 +199,19 @@ def _found(krylov: Krylov, spectrum: Spectrum, first: Spectrum, tol: float) -> T
     slack = tol * values.abs()
     distance = (values[:, :, None] - torch.cat([values, krylov.left_out.cpu()], 1)[:, None]).abs()
     apart = torch.maximum(distance, slack[:, :, None]).log().sum(2) > krylov.log_level()[:, None]
-    # A condition number holds for errors below the distance of the eigenvalue to others, unless these are as good.
+    # A condition number is valid for errors below the distance to the other eigenvalues, or if the error is tiny.
     distance.diagonal(dim1=1, dim2=2).fill_(math.inf)
     return (error <= slack) & ((error <= distance.amin(2) / 4) | (error <= slack / 100)) & apart
 
 
 def _excluded(krylov: Krylov, spectrum: Spectrum, first: Spectrum, outer: Tensor) -> Tensor:
-    """Whether no eigenvalue of A has a modulus of `outer` `(m,)` or more, `(m,)` bool.
+    """Tell whether no eigenvalue of A has a modulus of at least `outer` `(m,)`; `(m,)` bool.
 
     For an eigenvalue z and a left eigenvector w of norm 1 the relation gives w^H v = [w^H P(A) v] / P(z) + w^H E r(z),
-    with E its failure through rounding and r(z) = (z - H_k)^{-1} e_1: so z is none where neither term can be as large
-    as w^H v is. Of both terms the moduli are largest on the circle, by the maximum principle, where no zero of P is
-    beyond it. Rounding has no more of w than random vectors have. It matters before the first restart: later ones
-    begin with vectors that have less of what is to be excluded.
+    where E is its failure through rounding and r(z) = (z - H_k)^{-1} e_1. So z is no eigenvalue if neither term can be
+    as large as w^H v. By the maximum principle both terms have their largest modulus on the circle, provided that no
+    zero of P lies beyond it. The component of rounding along w is taken to be that of a random vector. E matters before
+    the first restart. Later cycles start with vectors that have a smaller component along what is to be excluded.
     """
     zeros = torch.cat([spectrum.values, krylov.left_out.cpu()], 1)
     holds = (zeros.abs() < outer[:, None]).all(1)
@@ -209,13 +227,14 @@ def _excluded(krylov: Krylov, spectrum: Spectrum, first: Spectrum, outer: Tensor
 
 
 def _stays(small: Tensor, spectrum: Spectrum, largest: Tensor, tol: float) -> Tensor:
-    """Whether no rounding E of H_k moves its spectral radius by `tol` of itself, `(m,)` bool, also if it is defective.
+    """Tell whether no rounding E of H_k can move its spectral radius by a relative `tol`; `(m,)` bool.
 
-    No eigenvalue of H_k + t E, 0 <= t <= 1, lies on a circle where ||(z - H_k)^{-1}|| ||E|| < 1: so on either side of
-    it H_k + E has as many as H_k. Between the angles that are tried the norm is largest near eigenvalues.
+    It also holds for a defective H_k. No eigenvalue of H_k + t E, 0 <= t <= 1, lies on a circle where ||(z -
+    H_k)^{-1}|| ||E|| < 1. So H_k + E has as many eigenvalues on either side of the circle as H_k. Between the angles
+    that are tried, the norm is largest near eigenvalues.
     """
     k, rounding = small.shape[1], torch.linalg.vector_norm(spectrum.rounding, dim=1)
-    used = small.diagonal(-1, 1, 2).ne(0).all(1)  # the space of a row that was exhausted before is not the whole one
+    used = small.diagonal(-1, 1, 2).ne(0).all(1)  # the space of a row that was exhausted early is not the whole space
     holds = used & (largest > 0)
     even = torch.linspace(0, math.pi, POINTS).double().expand(len(small), -1)
     angles, unit = torch.cat([spectrum.values.angle(), even], 1), torch.eye(k, dtype=torch.complex128)
@@ -228,9 +247,10 @@ def _stays(small: Tensor, spectrum: Spectrum, largest: Tensor, tol: float) -> Te
 
 
 def norm_of(krylov: Krylov, tol: float) -> tuple[Tensor, Tensor]:
-    """Spectral norm of each map J `(m,)` from the spaces of J^T J, and whether it is certain to `tol` of itself.
+    """Spectral norm of each map J `(m,)` from the Krylov spaces of J^T J, and whether it is certain to a relative
+    `tol`.
 
-    The largest eigenvalue of H_k is below that of J^T J always, and P there tells how far at most.
+    The largest eigenvalue of H_k is never above that of J^T J, and P bounds how far below it can be.
     """
     small = krylov.small()
     values = torch.linalg.eigvalsh((small + small.mT) / 2)
@@ -243,21 +263,21 @@ def norm_of(krylov: Krylov, tol: float) -> tuple[Tensor, Tensor]:
 
 
 def first_vectors(m: int, like: Tensor) -> Tensor:
-    """The same random unit vector for each row, `(m, d)`."""
+    """The same random unit vector for each of m rows, `(m, d)`."""
     generator = torch_generator(0, "jacobian: first vector")
     start = torch.randn(1, like.shape[-1], generator=generator)
     return (start / torch.linalg.vector_norm(start)).expand(m, -1).to(like)
 
 
 def _unit(vectors: Tensor, norm: Tensor) -> Tensor:
-    """Vectors of norm 1, 0 where the norm is; divided in float64, so that no norm is too small."""
+    """Vectors of norm 1, or 0 where `norm` is 0. The division is done in float64, so that no norm is too small."""
     return torch.where(norm[:, None] > 0, vectors / norm[:, None], 0.0).to(vectors.dtype)
 
 
 def _closed_under_conjugation(values: Tensor, count: int) -> Tensor:
-    """Places of `count` values, an even number, of largest modulus, with every one its complex conjugate."""
+    """Indices of the `count` values of largest modulus, `count` even, each together with its complex conjugate."""
     chosen: list[int] = []
-    # Of a pair the one with positive imaginary part comes first in what LAPACK gives, and its conjugate next to it.
+    # LAPACK gives a conjugate pair side by side, the value with positive imaginary part first.
     for place in values.abs().sort(descending=True, stable=True).indices.tolist():
         imaginary = float(values[place].imag)
         unit = [place, place + 1] if imaginary > 0 else [place]

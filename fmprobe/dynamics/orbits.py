@@ -1,4 +1,4 @@
-"""What the engine gives back: a status for every start, and the rules by which it was given."""
+"""The result of the engine: a status for every start, and the rules by which it was given."""
 
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Status(IntEnum):
-    """How an orbit ended, decided for each latent alone."""
+    """How an orbit ended. Each orbit is judged by itself."""
 
     CONVERGED = 0
     CYCLE = 1
@@ -19,31 +19,48 @@ class Status(IntEnum):
 
     @property
     def meaning(self) -> str:
-        """One sentence: what it says and what to do about it."""
+        """One sentence: what the status says and what to do about it."""
         return _MEANING[self]
 
 
 _MEANING = {
-    Status.CONVERGED: "the step fell below the tolerance: a fixed point, as near as its error estimate says",
-    Status.CYCLE: "a periodic orbit of period 2 or more, confirmed over two further periods; not an attractor point",
+    Status.CONVERGED: "the step fell below the tolerance: a fixed point, to within its estimated error",
+    Status.CYCLE: "a periodic orbit of period 2 or more, confirmed over two further periods; not a fixed point",
     Status.SLOW: "out of steps while the step was still falling: allow more steps",
-    Status.WANDERING: "bounded, the step not falling: chaotic or quasi-periodic; more steps will not help",
-    Status.DIVERGED: "not finite, or its norm grew beyond the stated factor",
+    Status.WANDERING: "bounded, but the step does not fall: chaotic or quasi-periodic; more steps will not help",
+    Status.DIVERGED: "the latent is not finite, or its norm grew beyond the stated factor",
 }
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Thresholds of the engine's verdicts; every run records them in its protocol.
+    """Thresholds of the engine's verdicts. Every run records them in its protocol.
 
-    The rate rho is taken over `rate_window` successive steps. SLOW: the step fell on `fall_share` of the last
-    `fall_window` steps to a new low of the orbit's second half, or the medians of its third and last quarters lie over
-    `fall_sigmas` robust standard errors of `fall_blocks` block medians apart. CYCLE: successive returns stay under the
-    tolerance and under `return_share` of the step, and their extrapolated sum under `drift_share` of the largest step
-    in the cycle; a cycle from which a small disturbance has grown by `cycle_growth` two periods later is a chaotic
-    orbit that rounding closed, and WANDERING. DIVERGED: the norm exceeds `divergence_factor` times the larger of the
-    start's norm and sqrt(d). Jitter of at most `floor_factor` times the measured rounding floor of f counts as
-    converged to that floor; it is looked for where the step is under `floor_share` of the latent's norm.
+    An orbit that runs out of steps is SLOW if its step was still falling: on `fall_share` of the last `fall_window`
+    steps it fell, down to a new low of the orbit's second half; or the medians of its third and last quarters differ by
+    more than `fall_sigmas` robust standard errors. Otherwise the orbit is WANDERING.
+
+    An orbit is a CYCLE if its successive returns stay below the tolerance and below `return_share` of the step, and if
+    their extrapolated sum stays below `drift_share` of the largest step in the cycle. If a small disturbance grows by
+    `cycle_growth` within two periods, then the orbit is chaotic and was closed by rounding, so it is WANDERING.
+
+    An orbit is DIVERGED if its norm exceeds `divergence_factor` times the larger of the start's norm and sqrt(d).
+
+    Jitter of at most `floor_factor` times the measured rounding floor of f counts as converged to that floor. It is
+    looked for where the step is below `floor_share` of the latent's norm.
+
+    Attributes:
+        rate_window: number of successive steps over which the rate rho is taken.
+        fall_window: number of last steps that are looked at for a steady fall.
+        fall_share: share of these steps that must be smaller than the step before.
+        fall_blocks: number of block medians in a quarter, from which a standard error is estimated.
+        fall_sigmas: number of robust standard errors between the medians of the two quarters.
+        return_share: largest return of a cycle, relative to the step.
+        drift_share: largest drift of a cycle, relative to its largest step.
+        cycle_growth: growth of a disturbance beyond which a cycle repels.
+        divergence_factor: growth of the norm beyond which an orbit has diverged.
+        floor_factor: largest jitter that counts as converged, relative to the rounding floor.
+        floor_share: largest step, relative to the latent's norm, for which the rounding floor is measured.
     """
 
     rate_window: int = 32
@@ -61,16 +78,22 @@ class Rules:
 
 @dataclass(frozen=True)
 class Orbits:
-    """The orbits of n starts, row i belonging to start i.
+    """The orbits of n starts; row i belongs to start i.
 
-    `ends` `(n, *latent_shape)`: the last finite latent. `steps` `(n,)`: evaluations of f along the orbit. `residuals`
-    `(n,)`: the last step in the chosen measure, inf where it was not finite or is too large for their type.
-    `status` `(n,)`: values of `Status`.
-    `errors` `(n,)`: estimated Euclidean distance to the fixed point for CONVERGED (inf where the rate is not known or
-    does not contract), nan otherwise. `periods` `(n,)`: of cycles, 0 otherwise. `evaluations`: rows of f computed along
-    orbits, of which `surplus` belonged to orbits that had ended; `check_evaluations`: further rows, spent on measuring
-    rounding floors and on examining cycles. `trajectories`: one `(steps + 1, *latent_shape)` tensor a start, if asked
-    for.
+    Attributes:
+        ends: `(n, *latent_shape)`; the last finite latent of each orbit.
+        steps: `(n,)`; number of evaluations of f along the orbit.
+        residuals: `(n,)`; size of the last step in the chosen measure. It is inf where the step was not finite or is
+            too large for the dtype.
+        status: `(n,)`; values of `Status`.
+        errors: `(n,)`; estimated Euclidean distance to the fixed point for CONVERGED, else nan. It is inf where the
+            rate is not known or does not contract.
+        periods: `(n,)`; period of a cycle, 0 for other orbits.
+        evaluations: number of rows of f computed along orbits.
+        surplus: how many of these rows belonged to orbits that had already ended.
+        check_evaluations: number of further rows, spent on measuring rounding floors and on examining cycles.
+        protocol: everything that decided a status, as JSON holds it.
+        trajectories: one `(steps + 1, *latent_shape)` tensor a start, if asked for.
     """
 
     ends: Tensor
@@ -94,7 +117,7 @@ class Orbits:
         return self.status == Status.CONVERGED
 
     def counts(self) -> dict[str, int]:
-        """Number of starts by status name, zeros included."""
+        """Number of starts by name of the status, zeros included."""
         return {status.name.lower(): int((self.status == status).sum()) for status in Status}
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +140,7 @@ class Orbits:
 def protocol_of(
     measure: str, tol: float | None, max_steps: int | None, batch_size: int, rules: Rules
 ) -> dict[str, Any]:
-    """Everything that decided a status, JSON-ready; None for what each start had a value of its own of."""
+    """Everything that decided a status, as JSON holds it. A setting that differs between starts is None."""
     return {
         "measure": measure,
         "tol": tol,

@@ -1,4 +1,4 @@
-"""Iterating on where an orbit met the tolerance but may still be far from its fixed point."""
+"""Continue orbits that met the tolerance while their estimated error is still too large."""
 
 import math
 import warnings
@@ -13,21 +13,29 @@ from fmprobe.dynamics.norms import norms
 from fmprobe.dynamics.orbits import Orbits, Status
 from fmprobe.dynamics.paging import forget
 
-AT_ONCE = 1024  # orbits in memory together
+AT_ONCE = 1024  # number of orbits in memory at a time
 
 
 def iterate_on(f: Function, orbits: Orbits, target: Tensor, device: torch.device) -> Orbits:
-    """The orbits, those CONVERGED with an error above `target` `(n,)` iterated on until it is below, on `device`.
+    """Continue the orbits that are CONVERGED with an error above `target`, until their error is below it.
 
-    Each goes on under a tolerance as much smaller as its error is too large; its end is overwritten. Nothing is spent
-    on an orbit that, at its rate, cannot arrive within the protocol's `max_steps` in all, or whose last round did not
-    make its error smaller. One that still meets the protocol's tolerance stays CONVERGED, whatever its error. What
-    becomes of an orbit does not depend on the others. Raises ValueError where the protocol has no one `tol` and
-    `max_steps`.
+    Each is continued under a smaller tolerance, in proportion to how much its error is too large, and its end is
+    overwritten. No step is spent on an orbit that, at its rate, cannot arrive within the protocol's `max_steps` in all,
+    nor on one whose error the last round did not reduce. An orbit that still meets the protocol's tolerance stays
+    CONVERGED, whatever its error. What becomes of an orbit does not depend on the others.
+
+    Args:
+        f: the map, on a batch of latents.
+        orbits: the orbits of n starts.
+        target: error `(n,)` that each orbit should reach.
+        device: the device of f.
+
+    Raises:
+        ValueError: the protocol does not have one `tol` and one `max_steps` for all starts.
     """
     tol, measure, max_steps, batch_size = (orbits.protocol[k] for k in ("tol", "measure", "max_steps", "batch_size"))
     if tol is None or max_steps is None:
-        raise ValueError("attractors are looked for under one tol and one max_steps: give a number, not one a start")
+        raise ValueError("attractors need one tol and one max_steps for all starts: give numbers, not tensors")
     helped = torch.ones_like(orbits.converged)
     for _ in range(6):
         late = helped & orbits.converged & (orbits.errors > target)
@@ -36,19 +44,19 @@ def iterate_on(f: Function, orbits: Orbits, target: Tensor, device: torch.device
             break
         before = orbits.errors[rows]
         for some in rows.split(max(batch_size, AT_ONCE)):
-            orbits = _joined(orbits, some, _further(f, orbits, some, target, device), tol)
+            orbits = _written_back(orbits, some, _continued(f, orbits, some, target, device), tol)
             forget(orbits.ends)
         helped[rows] = orbits.errors[rows] < before
     return orbits
 
 
-def _further(f: Function, orbits: Orbits, rows: Tensor, target: Tensor, device: torch.device) -> Orbits:
-    """Some orbits from their ends on."""
+def _continued(f: Function, orbits: Orbits, rows: Tensor, target: Tensor, device: torch.device) -> Orbits:
+    """Iterate some orbits on from their ends."""
     tol, measure, max_steps, batch_size = (orbits.protocol[k] for k in ("tol", "measure", "max_steps", "batch_size"))
     share = (target / orbits.errors).double().nan_to_num(nan=0.0)[rows].clamp(min=1e-3)
     tols = (orbits.residuals[rows].double() * (share**2 if measure == "squared" else share)).clamp(max=tol)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a tolerance under the resolution is of our own making
+        warnings.simplefilter("ignore", UserWarning)  # we chose the tolerance that lies under the resolution
         return iterate(
             f,
             orbits.ends[rows].to(device),
@@ -61,7 +69,7 @@ def _further(f: Function, orbits: Orbits, rows: Tensor, target: Tensor, device: 
 
 
 def _steps_needed(orbits: Orbits, target: Tensor, measure: str) -> Tensor:
-    """Steps to go at the present rate (Fumero et al., ICLR 2026, prop. A.9); 1 where the rate is not known."""
+    """Steps to the target at the present rate (Fumero et al., ICLR 2026, prop. A.9); 1 where it is not known."""
     step = orbits.residuals.double()
     if measure == "squared":
         step = step.sqrt()
@@ -77,11 +85,11 @@ def _steps_needed(orbits: Orbits, target: Tensor, measure: str) -> Tensor:
     return needed.nan_to_num(nan=1.0, posinf=1.0, neginf=1.0).clamp(min=1.0)
 
 
-def _joined(orbits: Orbits, rows: Tensor, more: Orbits, tol: float) -> Orbits:
-    """`more` taken over into the rows it went on from."""
+def _written_back(orbits: Orbits, rows: Tensor, more: Orbits, tol: float) -> Orbits:
+    """The orbits, with the rows that were continued as `more` overwritten."""
     fields = {}
     moved = {name: getattr(more, name).to(orbits.steps.device) for name in ("steps", "residuals", "status", "errors")}
-    # What it became counts, unless it merely ran out of steps on the way to the smaller tolerance.
+    # The new status counts, unless the orbit merely ran out of steps on the way to the smaller tolerance.
     arrived = moved["residuals"] < tol
     status = torch.where(arrived, int(Status.CONVERGED), moved["status"])
     errors = torch.where(arrived, orbits.errors[rows], torch.nan)
@@ -96,7 +104,7 @@ def _joined(orbits: Orbits, rows: Tensor, more: Orbits, tol: float) -> Orbits:
         ("periods", periods),
     ):
         whole = getattr(orbits, name)
-        whole = whole if name == "ends" else whole.clone()  # the ends may be many, and on disk
+        whole = whole if name == "ends" else whole.clone()  # the ends may be many and lie on disk
         whole[rows] = values.to(whole)
         fields[name] = whole
     return replace(

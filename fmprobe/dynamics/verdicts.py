@@ -1,6 +1,7 @@
-"""Verdicts on finished orbits, from the logarithms of their steps alone: rate, distance left, still falling or not.
+"""Verdicts on finished orbits from the logarithms of their steps alone: their rate, and whether they were still
+falling.
 
-A history is `(R, samples)`, one row an orbit, sampled every `stride` steps, its last sample being the last step.
+A history is `(R, samples)`, one row an orbit, sampled every `stride` steps. Its last sample is the last step.
 """
 
 import math
@@ -12,12 +13,21 @@ from fmprobe.dynamics.orbits import Rules
 
 
 def distance_left(history: Tensor, last: Tensor, times: Tensor, rules: Rules) -> Tensor:
-    """Remaining steps summed, in units of the step at sample `last`: rho/(1-rho) for a geometric decay, `(R,)`.
+    """Sum of the remaining steps, in units of the step at sample `last`, `(R,)`: rho/(1-rho) for a geometric decay.
 
-    rho is the mean rate over the window before `last`. Where the time constant grows all through the window, as in an
-    algebraic decay or when a slow mode emerges, its growth `g` a step is carried on: a step falling like t^(-a) has
-    time constant t/a, so g = 1/a, and its tail sums to (time constant)/(1-g) steps; g >= 1 is no convergence at all.
-    Inf where fewer than two samples tell the rate, or it does not contract. `times`: the step count of each sample.
+    rho is the mean rate over the window before `last`. The time constant may grow all through the window, as in an
+    algebraic decay or when a slow mode emerges. Then its growth `g` a step is extrapolated: a step falling like t^(-a)
+    has time constant t/a, so g = 1/a, and its tail sums to (time constant)/(1-g) steps. For g >= 1 the orbit does not
+    converge.
+
+    Args:
+        history: logarithms of the steps `(R, samples)`.
+        last: index `(R,)` of the last sample to use.
+        times: number of steps `(R, samples)` at each sample.
+        rules: thresholds of the verdicts.
+
+    Returns:
+        The sums `(R,)`; inf where fewer than two samples show the rate, or the rate does not contract.
     """
     width = last.clamp(max=rules.rate_window)
     quarters = torch.stack([last - (width * (4 - j)) // 4 for j in range(5)], dim=1).clamp(min=0)
@@ -36,10 +46,13 @@ def distance_left(history: Tensor, last: Tensor, times: Tensor, rules: Rules) ->
 
 
 def still_falling(history: Tensor, last: Tensor, resolution: float, rules: Rules) -> Tensor:
-    """Whether the step was still falling at the end, `(R,)` bool, by tests that stationary noise does not pass.
+    """Tell whether the step was still falling at the end, `(R,)` bool, by tests that stationary noise does not pass.
 
-    `last` `(R,)` is the index of the last sample of each row, which ran out of steps. A fall below `resolution` (of the
-    latents' arithmetic, relative) a step is rounding, not a fall.
+    Args:
+        history: logarithms of the steps `(R, samples)`, of orbits that ran out of steps.
+        last: index `(R,)` of the last sample of each row.
+        resolution: relative resolution of the latents' arithmetic. A smaller fall a step is rounding.
+        rules: thresholds of the verdicts.
     """
     falls = torch.zeros_like(last, dtype=torch.bool)
     for length in last.unique().tolist():
@@ -52,14 +65,14 @@ def still_falling(history: Tensor, last: Tensor, resolution: float, rules: Rules
 def _falls_steadily(logs: Tensor, resolution: float, rules: Rules) -> Tensor:
     n = logs.shape[1]
     window = min(rules.fall_window, n - 1)
-    if window < 8:  # too short to tell a fall from chance
+    if window < 8:  # this is too short to tell a fall from chance
         return torch.zeros(len(logs), dtype=torch.bool, device=logs.device)
     recent = logs[:, -window - 1 :]
     falls = (recent.diff(dim=1) < -resolution).double().mean(1) >= rules.fall_share
     earlier = logs[:, n // 2 : n - window - 1]
     if earlier.shape[1] == 0:
         return falls
-    # A laminar phase of an intermittent orbit falls steadily too, but only to where such phases got before.
+    # In a laminar phase of an intermittent orbit the steps fall steadily too, but no lower than in earlier phases.
     return falls & (recent[:, -16:].median(1).values < earlier.min(1).values)
 
 
@@ -70,7 +83,7 @@ def _medians_fall(logs: Tensor, resolution: float, rules: Rules) -> Tensor:
         return torch.zeros(len(logs), dtype=torch.bool, device=logs.device)
     centres, errors = [], []
     for part in (logs[:, -2 * quarter : -quarter], logs[:, -quarter:]):
-        # Successive steps are correlated: block medians are nearly independent, so their scatter gives the error.
+        # Successive steps are correlated. Block medians are nearly independent, so their scatter gives the error.
         medians = part[:, -block * rules.fall_blocks :].reshape(len(logs), rules.fall_blocks, block).median(2).values
         centre = medians.median(1, keepdim=True).values
         deviation = 1.4826 * (medians - centre).abs().median(1).values

@@ -1,4 +1,4 @@
-"""The working batch of the engine: orbits in flight, one row each, advanced together and judged apart."""
+"""The working batch of the engine: the orbits in progress, one row each, advanced together and judged separately."""
 
 import math
 from dataclasses import dataclass, fields
@@ -10,16 +10,21 @@ from fmprobe.dynamics.norms import norms, quick_norms
 from fmprobe.dynamics.orbits import Rules, Status
 
 RUNNING = -1
-OUT_OF_STEPS = -2  # told apart into SLOW and WANDERING when the orbit leaves the batch
-HISTORY = 4096  # samples of the step kept for an orbit; longer runs keep every k-th
-RECENT = 10  # last steps that tell a gradual approach from a chance landing
+OUT_OF_STEPS = -2  # becomes SLOW or WANDERING when the orbit leaves the batch
+HISTORY = 4096  # number of steps kept of an orbit; longer runs keep every k-th
+RECENT = 10  # number of last steps by which a gradual approach is told from a chance landing
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """What ends an orbit: the measure of a step and the rules.
+    """What ends an orbit: the measure of a step, and the rules.
 
-    `samples`: how many of its steps are kept at most. `resolution`: of the latents' arithmetic, relative.
+    Attributes:
+        measure: measure of a step.
+        samples: largest number of steps that are kept of an orbit.
+        dimension: number of values of a latent.
+        resolution: relative resolution of the latents' arithmetic.
+        rules: thresholds of the verdicts.
     """
 
     measure: str
@@ -30,53 +35,59 @@ class Criterion:
 
     @classmethod
     def make(cls, latents: Tensor, measure: str, max_steps: int, rules: Rules) -> "Criterion":
-        """For latents `(n, d)` that take `max_steps` at most."""
+        """The criterion for latents `(n, d)` that take at most `max_steps`."""
         return cls(measure, min(max_steps, HISTORY), latents.shape[1], torch.finfo(latents.dtype).eps, rules)
 
     def of(self, distance: Tensor, norm: Tensor, peak: Tensor) -> Tensor:
-        """A step's size in the chosen measure; `norm` of the latent it left, `peak` the largest on its orbit."""
+        """Size of a step in the chosen measure.
+
+        Args:
+            distance: norm of the step.
+            norm: norm of the latent that it left.
+            peak: largest norm on the orbit.
+        """
         if self.measure == "squared":
             return distance.square()
         if self.measure == "rms":
             return distance / math.sqrt(self.dimension)
-        # At an attractor in the origin the norm vanishes with the step: it is floored at the orbit's resolution.
+        # At an attractor in the origin the norm vanishes together with the step. So it is bounded from below.
         return distance / torch.maximum(norm, peak * self.resolution).clamp(min=torch.finfo(norm.dtype).tiny)
 
 
 @dataclass
 class WorkingBatch:
-    """Rows of orbits in flight; every field has the row as its first axis.
+    """Rows of orbits in progress. Every field has the row as its first axis.
 
-    All but the latents is kept in float64 (or whole numbers): the square of a float32 fits into it, so that what an
-    orbit is called does not depend on its scale.
+    Everything but the latents is kept in float64 or in whole numbers. The square of a float32 fits into float64, so the
+    verdict on an orbit does not depend on its scale.
 
-    Cycles are looked for by Brent's method (1980): an anchor is kept from a step that is a power of two, and every
-    latent is compared with it, so memory does not grow with the period. A return near the anchor becomes a candidate
-    period, confirmed over two more (Brent's own test is an exact return, which a converging orbit never shows).
+    Cycles are found by Brent's method (1980). An anchor is kept from a step that is a power of two, and every latent is
+    compared with it, so memory does not grow with the period. A return near the anchor makes a candidate period, which
+    is confirmed over two more returns. (Brent's own test is an exact return, which a converging orbit never shows.)
     """
 
-    index: Tensor  # which start
-    born: Tensor  # calls of f before its first
-    latents: Tensor  # (B, d), the last finite ones
+    index: Tensor  # the start that the orbit belongs to
+    born: Tensor  # number of calls of f before its first
+    latents: Tensor  # (B, d), the last finite latents
     tol: Tensor
-    budget: Tensor  # steps that it may take
+    budget: Tensor  # number of steps that it may take
     outcome: Tensor  # RUNNING, OUT_OF_STEPS or a Status
     steps: Tensor
     step: Tensor  # norm of the last step
-    residual: Tensor  # the same in the chosen measure
+    residual: Tensor  # size of the last step in the chosen measure
     norm: Tensor
     peak: Tensor  # largest norm on the orbit
-    limit: Tensor  # norm beyond which it has diverged
+    limit: Tensor  # norm beyond which the orbit has diverged
     unmoved: Tensor  # share of the coordinates that the last step left exactly as they were
-    history: Tensor  # (B, samples), log of the step
-    recent: Tensor  # (B, RECENT), log of the last steps, the newest last
+    history: Tensor  # (B, samples), logs of the steps
+    recent: Tensor  # (B, RECENT), logs of the last steps, the newest last
     was_small: Tensor  # whether the last step was below tol
     anchor: Tensor  # (B, d)
-    age: Tensor  # steps since the anchor
+    age: Tensor  # number of steps since the anchor
     window: Tensor  # age at which the anchor moves on
-    youngest: Tensor  # shorter periods were tried from this anchor and rejected
+    youngest: Tensor  # shortest period still to be tried; shorter ones were rejected from this anchor
     period: Tensor
-    returns: Tensor  # how many returns of the candidate period have held, 0 = none pending
+    returns: Tensor  # number of returns of the candidate period that have held; 0 means that none is pending
     gap: Tensor  # distance of the last return
     ratio: Tensor  # largest ratio of successive returns
     amplitude: Tensor  # largest step since the candidate
@@ -85,7 +96,7 @@ class WorkingBatch:
     def start(
         cls, latents: Tensor, index: Tensor, tol: Tensor, budget: Tensor, criterion: Criterion, born: int = 0
     ) -> "WorkingBatch":
-        """Fresh rows at `latents` `(B, d)`, after `born` calls of f; a start that is not finite has diverged."""
+        """Fresh rows at `latents` `(B, d)`, after `born` calls of f. A start that is not finite has diverged."""
         n = len(latents)
         norm = norms(latents)
         zeros = torch.zeros_like(norm)
@@ -123,24 +134,25 @@ class WorkingBatch:
         return len(self.index)
 
     def rows(self, chosen: Tensor) -> "WorkingBatch":
-        """The chosen rows, copied."""
+        """A copy of the chosen rows."""
         return WorkingBatch(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
     def put(self, rows: Tensor, fresh: "WorkingBatch") -> None:
-        """Overwrite `rows` by fresh ones."""
+        """Overwrite `rows` with fresh ones."""
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(fresh, field.name)
 
     def advance(self, after: Tensor, criterion: Criterion, scratch: Tensor) -> None:
-        """Take f's values `(B, d)` as the next latents; rows that have ended stay as they are.
+        """Take the values of f `(B, d)` as the next latents. Rows that have ended stay as they are.
 
-        `scratch` `(B, d)` is overwritten: fresh memory for every difference would cost more than the arithmetic.
+        `scratch` `(B, d)` is overwritten, because fresh memory for every difference would cost more than the
+        arithmetic.
         """
         active = self.outcome == RUNNING
         change = torch.sub(after, self.latents, out=scratch)
         step, norm = quick_norms(change), quick_norms(after)
         finite = norm.isfinite()
-        # The difference of two finite latents may overflow: their norms bound it.
+        # The difference of two finite latents may overflow. The sum of their norms bounds it.
         step = torch.where(finite & ~step.isfinite(), norm + self.norm, step)
         moved = active & finite
         residual = criterion.of(step, self.norm, torch.maximum(self.peak, norm))
@@ -160,7 +172,7 @@ class WorkingBatch:
         self.was_small = torch.where(active, residual < self.tol, self.was_small)
         spent = active & (self.steps >= self.budget)
         torch.where(moved[:, None], after, self.latents, out=self.latents)
-        # The later line wins: an orbit that meets a criterion on its last step has met it.
+        # A later line overrules an earlier one: an orbit that meets a criterion on its last step has met it.
         for mask, outcome in (
             (spent, OUT_OF_STEPS),
             (cycle, Status.CYCLE),
@@ -171,11 +183,11 @@ class WorkingBatch:
 
     @property
     def stride(self) -> Tensor:
-        """Steps between samples of the history, `(B,)`: by each row's own budget."""
+        """Number of steps between samples of the history, `(B,)`, by the budget of each row."""
         return (self.budget + HISTORY - 1) // HISTORY
 
     def last_sample(self) -> Tensor:
-        """Index into `history` of the last step taken, `(B,)`."""
+        """Index `(B,)` into `history` of the last step taken."""
         return ((self.steps - 1) // self.stride).clamp(min=0)
 
     def _record(self, step: Tensor, active: Tensor) -> None:
@@ -184,11 +196,11 @@ class WorkingBatch:
         self.recent = torch.where(active[:, None], torch.cat([self.recent[:, 1:], logs], dim=1), self.recent)
 
     def _approached(self) -> Tensor:
-        """Whether the last step is one of a fall, rather than a chance landing near a fixed point.
+        """Tell whether the last step belongs to a gradual approach, rather than to a chance landing near a fixed point.
 
-        A chaotic orbit lands near its unstable fixed points now and then, out of steps as large as any. In an
-        approach the step before was about the lowest of its time, and the last fell at most twice as far (Newton's
-        rate) as some step before, and a factor e.
+        A chaotic orbit lands near its unstable fixed points now and then, coming from steps as large as any. In an
+        approach, the step before was about the lowest in its window. And the fall of the last step, in logarithms, is
+        at most twice the largest earlier fall (Newton's rate) plus 1.
         """
         before, fall = self.recent[:, :-1], self.recent[:, -2] - self.recent[:, -1]
         falls = (before[:, :-1] - before[:, 1:]).nan_to_num(nan=0.0, posinf=0.0)
@@ -196,11 +208,11 @@ class WorkingBatch:
         return (self.steps > 2) & low & (fall > 0) & (fall <= 2 * falls.amax(1) + 1)
 
     def _stayed(self) -> Tensor:
-        """Whether the step, small already, did not grow: near an unstable fixed point it would."""
+        """Tell whether the step was small before and did not grow. Near an unstable fixed point it would grow."""
         return (self.recent[:, -1] <= self.recent[:, -2]) & self.was_small
 
     def _seek_cycle(self, after: Tensor, active: Tensor, criterion: Criterion, scratch: Tensor) -> Tensor:
-        """One step of Brent's search; true where a cycle is confirmed."""
+        """Do one step of Brent's search; return whether a cycle is confirmed."""
         rules = criterion.rules
         self.age += active
         gap = quick_norms(torch.sub(after, self.anchor, out=scratch))
@@ -211,7 +223,7 @@ class WorkingBatch:
         candidate = active & ~pending & near & (self.age >= self.youngest)
         due = pending & (self.age == self.period)
         held = due & near
-        growth = (gap / self.gap).nan_to_num(nan=0.0, posinf=math.inf)  # 0/0: an exact return
+        growth = (gap / self.gap).nan_to_num(nan=0.0, posinf=math.inf)  # 0/0 stands for an exact return
         self.ratio = torch.where(held, torch.maximum(self.ratio, growth), self.ratio)
         confirmed = held & (self.returns == 2) & self._drift_is_small(gap, criterion)
         failed = due & ~confirmed & (~near | (self.returns == 2))
@@ -230,10 +242,10 @@ class WorkingBatch:
         return confirmed
 
     def _drift_is_small(self, gap: Tensor, criterion: Criterion) -> Tensor:
-        """Whether the returns, carried on geometrically, move the orbit by little against its own amplitude.
+        """Tell whether the returns, extrapolated geometrically, move the orbit by little compared with its amplitude.
 
-        Three equal returns of a quasi-periodic orbit, or of a slow flip, add up without bound; returns that are
-        rounding alone do not count.
+        Three equal returns of a quasi-periodic orbit, or of a slow flip, would add up without bound. Returns that are
+        rounding alone are ignored.
         """
         drift = gap * self.ratio / (1 - self.ratio)
         drift = torch.where(self.ratio < 1, drift, math.inf)
