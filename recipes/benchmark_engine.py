@@ -1,13 +1,14 @@
-"""The engine against the everyday loop, on the paper's convolutional autoencoder, and its overhead at ViT size.
-
-The everyday loop steps a whole batch until its slowest member stops, or the step budget is spent. `fmprobe.iterate`
-freezes each latent when it ends, refills its place, and catches divergence. Both run here, in one process, on the same
-trained network and starts, and are compared on the starts that both say converged.
+"""Time the engine against the everyday loop, and measure its overhead at ViT size.
 
     python recipes/benchmark_engine.py                                  # scikit-learn's digits
-    python recipes/benchmark_engine.py --data mnist.npz:x_train         # MNIST, the figure quoted in the README
+    python recipes/benchmark_engine.py --data mnist.npz:x_train         # MNIST, as in recipes/README.md
 
-Starts are drawn from U[-8, 8], as for fig. 1 of Fumero et al., ICLR 2026, where k = 2.
+1. The paper's convolutional autoencoder with k = 2 is trained. Starts are drawn from U[-8, 8], as for fig. 1 of Fumero
+   et al., ICLR 2026.
+2. The everyday loop steps a whole batch until its slowest member stops, or the step budget is spent. `fmprobe.iterate`
+   freezes each latent when its orbit ends, refills its place and detects divergence. Both run in one process.
+3. Their ends are compared on the starts that converged on both sides.
+4. The engine's overhead over bare calls of f is measured at ViT size.
 """
 
 import argparse
@@ -23,11 +24,11 @@ import fmprobe
 from fmprobe.seeding import seed_torch, torch_generator
 from fmprobe.sharing import alone
 
-MAX_STEPS, TOL, BATCH = 3000, 1e-6, 256  # the paper's rule for small autoencoders
+MAX_STEPS, TOL, BATCH = 3000, 1e-6, 256  # the paper's stopping rule for small autoencoders
 
 
 def images_of(source: str | None) -> Tensor:
-    """Grey 28x28 images: a source, or scikit-learn's digits enlarged."""
+    """Grey 28x28 images of a source, or scikit-learn's digits enlarged."""
     if source is not None:
         return fmprobe.load_images(source, image_shape=(1, 28, 28))
     digits = torch.from_numpy(load_digits(return_X_y=True)[0].reshape(-1, 8, 8)).float()[:, None] / 16
@@ -35,7 +36,7 @@ def images_of(source: str | None) -> Tensor:
 
 
 def everyday_loop(f: Callable[[Tensor], Tensor], starts: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Ends, whether each converged, and evaluations, of the loop that steps a batch until its slowest member stops."""
+    """Ends, whether each converged, and evaluations of f, of the loop that steps whole batches."""
     ends, converged, evaluations = [], [], 0
     with torch.no_grad():
         for z in starts.split(BATCH):
@@ -66,7 +67,7 @@ def compare_with_everyday_loop(model: fmprobe.Autoencoder, starts: Tensor) -> No
     print(f"{'ratio':16}{evaluations / orbits.evaluations:14.1f}{loop_seconds / seconds:10.1f}")
     print("statuses: " + ", ".join(f"{name} {count}" for name, count in orbits.counts().items() if count))
     both = orbits.converged & converged
-    # The loop goes on stepping what has converged, so its ends lie nearer to the fixed point than the rule asks.
+    # The loop keeps stepping latents that have converged, so its ends lie nearer to the fixed point.
     gap = (orbits.ends - ends).norm(dim=1)[both]
     within = gap <= 2 * orbits.errors[both]
     print(
@@ -76,7 +77,7 @@ def compare_with_everyday_loop(model: fmprobe.Autoencoder, starts: Tensor) -> No
 
 
 def measure_overhead(dimension: int, batch: int, steps: int) -> None:
-    """Engine against bare calls of f, where f costs what a small transformer costs and no orbit ends."""
+    """Time the engine against bare calls of f, where f is a small transformer and no orbit ends."""
     seed_torch(0, "benchmark_engine recipe: transformer")
     layer = nn.TransformerEncoderLayer(384, 6, 1536, batch_first=True, norm_first=True)
     network = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False).eval().requires_grad_(False)
@@ -112,20 +113,22 @@ def measure_overhead(dimension: int, batch: int, steps: int) -> None:
     print(f"\noverhead at ViT size ({batch} latents of {dimension // 384} x 384, {steps} steps, 5 runs a side)")
     print(f"bare calls of f                {min(lone):6.2f} to {max(lone):.2f} s")
     print(f"fmprobe.iterate                {min(map(sum, runs)):6.2f} to {max(map(sum, runs)):.2f} s")
-    # f's own time scatters by more than the engine adds, so what is spent outside f is timed in the same run.
+    # The time of f varies by more than the engine adds, so the time outside f is measured in the same run.
     print(f"of which outside f             {own[0]:6.1f} to {own[-1]:.1f} % of the time in f")
 
 
 @alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="image source, FILE.npz:key, a folder, parquet; default: scikit-learn's digits")
-    parser.add_argument("--epochs", type=int, default=30, help="of training before the comparison")
-    parser.add_argument("--images", type=int, default=2000, help="how many images to train on, at most")
-    parser.add_argument("-n", "--starts", type=int, default=1000)
-    parser.add_argument("--width", type=int, default=16, help="of the convolutional autoencoder")
-    parser.add_argument("--overhead-steps", type=int, default=15, help="at ViT size; 0 leaves that part out")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", help="Image source: FILE.npz:key, folder or parquet. [default: digits]")
+    parser.add_argument("--epochs", type=int, default=30, help="Number of training epochs.")
+    parser.add_argument("--images", type=int, default=2000, help="Largest number of training images.")
+    parser.add_argument("-n", "--starts", type=int, default=1000, help="Number of starts.")
+    parser.add_argument("--width", type=int, default=16, help="Number of channels of the first layer.")
+    parser.add_argument(
+        "--overhead-steps", type=int, default=15, help="Number of steps at ViT size; 0 skips that part."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the weights, the training and the starts.")
     options = parser.parse_args()
 
     images = images_of(options.data)[: options.images]

@@ -1,11 +1,11 @@
-"""Peak memory of a run against the number of starts: 100,000 starts of a 2,048-dimensional latent, kept in shards.
+"""Measure the peak memory of a run with many starts, whose ends are kept in shards on disk.
 
     python recipes/benchmark_memory.py                       # 100,000 starts, several minutes on one core
     python recipes/benchmark_memory.py -n 10000
 
-The map is one step of a modern Hopfield network (Ramsauer et al. 2021, eq. 3) with stored patterns, whose attractors
-are known: so the number found says whether the merging, in blocks, is right. Starts are drawn as they are needed, ends
-are read from disk, merging compares groups; f itself needs next to nothing, so the peak is the run's own.
+The latent has 2,048 dimensions. The map is one step of a modern Hopfield network (Ramsauer et al. 2021, eq. 3) with
+stored patterns, whose attractors are known. So the number found shows whether the merging, in blocks, is right. f
+itself needs little memory, so the peak is that of the run.
 """
 
 import argparse
@@ -25,7 +25,10 @@ from fmprobe.sharing import alone
 
 
 def hopfield(patterns: int, dimension: int, seed: int) -> fmprobe.Autoencoder:
-    """Decode: how much of each pattern; encode: their sum. beta = 4 / sqrt(d) keeps every pattern an attractor."""
+    """Decode to the weight of each pattern, encode to their weighted sum.
+
+    beta = 4 / sqrt(d) makes every pattern an attractor.
+    """
     stored = torch.randn(patterns, dimension, generator=torch_generator(seed, "benchmark_memory recipe: patterns"))
     beta = 4 / dimension**0.5
     shape = (1, 1, patterns)
@@ -46,11 +49,11 @@ def peak() -> float:
 @alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", "--starts", type=int, default=100_000)
-    parser.add_argument("--dimension", type=int, default=2048)
-    parser.add_argument("--patterns", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-n", "--starts", type=int, default=100_000, help="Number of starts.")
+    parser.add_argument("--dimension", type=int, default=2048, help="Dimension of the latent.")
+    parser.add_argument("--patterns", type=int, default=64, help="Number of stored patterns.")
+    parser.add_argument("--batch-size", type=int, default=256, help="Number of latents iterated together.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the patterns and the starts.")
     options = parser.parse_args()
 
     model = hopfield(options.patterns, options.dimension, options.seed)

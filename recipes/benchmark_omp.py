@@ -1,13 +1,13 @@
-"""Orthogonal Matching Pursuit of many targets against scikit-learn's, in one run on the same cores.
+"""Time Orthogonal Matching Pursuit of many targets against scikit-learn's, in one run on the same cores.
 
     python recipes/benchmark_omp.py                          # 4096 atoms of dimension 4096, 256 selected, 64 targets
     python recipes/benchmark_omp.py --scaling omp.png        # the same, and time against targets and atoms, plotted
 
 Both sides include the products of all atoms and the coefficients. scikit-learn's `orthogonal_mp_gram` takes one target
-after another, so its time a target is measured on the first few. It is timed in several ways, since the order of the
-matrix it is given decides its speed: as `numpy.dot` makes it, with and without `copy_Gram`, and in Fortran order, which
-is what suits it best (there `copy_Gram=False` would spoil the matrix for the next target). Rounds alternate between the
-sides, and medians over rounds are printed, with the range.
+after another, so its time for one target is measured on the first few. It is timed in several ways, since its speed
+depends on the memory order of the matrix: as `numpy.dot` makes it, with and without `copy_Gram`, and in Fortran order,
+its fastest (there `copy_Gram=False` would overwrite the matrix before the next target). Rounds alternate between the
+sides. The recipe prints medians over rounds, with the range.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SKLEARN: dict[str, tuple[str, Literal["C", "F"], bool]] = {
 
 
 def problem(atoms: int, dim: int, targets: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Unit atoms, as scikit-learn expects, and targets, both N(0, I) in direction."""
+    """Unit atoms, as scikit-learn expects, in directions drawn from N(0, I), and N(0, I) targets."""
     g = torch_generator(seed, "benchmark_omp recipe: atoms and targets")
     dictionary = torch.nn.functional.normalize(torch.randn(atoms, dim, generator=g), dim=1)
     return dictionary, torch.randn(targets, dim, generator=g)
@@ -56,11 +56,11 @@ def by_fmprobe(dictionary: Tensor, targets: Tensor, select: int) -> tuple[Tensor
 def by_sklearn(
     dictionary: Tensor, targets: Tensor, select: int, first: int, dtype: str, order: Literal["C", "F"], copy: bool
 ) -> tuple[list[set], float]:
-    """Chosen sets of the first targets, and seconds for all: the products once, the time of a target for each."""
+    """Sets of chosen atoms of the first targets, and the seconds that all targets would take."""
     atoms, points = dictionary.numpy().astype(dtype), targets.numpy().astype(dtype)
     began = time.perf_counter()
     gram = np.dot(atoms, atoms.T)
-    gram = gram.T if order == "F" else gram  # symmetric, so this is the order alone
+    gram = gram.T if order == "F" else gram  # symmetric, so only its memory order changes
     products = time.perf_counter() - began
     began = time.perf_counter()
     right = np.asfortranarray(np.dot(atoms, points[:first].T))
@@ -96,7 +96,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def memory(peak: bool) -> int:
-    """Bytes of memory that the process holds (and its peak is counted anew from here), or its peak. Linux only."""
+    """Bytes of memory that the process holds, or their peak since the last call without `peak`. Linux only."""
     if not peak:
         Path("/proc/self/clear_refs").write_text("5")
     name = "VmHWM" if peak else "VmRSS"
@@ -106,7 +106,7 @@ def memory(peak: bool) -> int:
 
 
 def large(arguments: argparse.Namespace) -> None:
-    """1024 atoms selected: everything finite, and the memory that the process grew by. Runs in a process of its own."""
+    """Select many atoms and print whether all is finite and how memory grew. Runs in a process of its own."""
     dictionary, targets = problem(arguments.atoms, arguments.dim, arguments.targets)
     fmprobe.orthogonal_matching_pursuit(dictionary[:64, :64], targets[:4, :64], 4).reconstruct(4)
     before = memory(peak=False)
@@ -127,14 +127,14 @@ def large(arguments: argparse.Namespace) -> None:
 
 
 def scaling(arguments: argparse.Namespace, path: Path) -> None:
-    """Time a target against targets, atoms selected and atoms there are."""
+    """Plot milliseconds per target against the number of targets, of selected atoms and of all atoms."""
     from matplotlib.figure import Figure
 
     atoms, dim, targets, select = arguments.atoms, arguments.dim, arguments.targets, arguments.select
     axes_of: dict[str, tuple[list[int], Callable[[int], tuple[int, int, int]]]] = {
         "targets": ([1, 4, 16, 64, 256], lambda value: (atoms, value, select)),
         "atoms selected": ([32, 64, 128, 256, 512], lambda value: (atoms, targets, value)),
-        "atoms there are": ([512, 1024, 2048, 4096, 8192], lambda value: (value, targets, select)),
+        "atoms": ([512, 1024, 2048, 4096, 8192], lambda value: (value, targets, select)),
     }
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for ax, (label, (values, setting)) in zip(figure.subplots(1, 3, sharey=True), axes_of.items(), strict=True):
@@ -163,11 +163,16 @@ def scaling(arguments: argparse.Namespace, path: Path) -> None:
 @alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("atoms", 4096), ("dim", 4096), ("select", 256), ("targets", 64), ("large", 1024)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--sklearn-targets", type=int, default=4, help="on which scikit-learn is timed")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scaling", type=Path, help="picture to plot into")
+    parser.add_argument("--atoms", type=int, default=4096, help="Number of atoms.")
+    parser.add_argument("--dim", type=int, default=4096, help="Dimension of the atoms.")
+    parser.add_argument("--select", type=int, default=256, help="Number of atoms to select.")
+    parser.add_argument("--targets", type=int, default=64, help="Number of targets.")
+    parser.add_argument("--large", type=int, default=1024, help="Number of atoms to select in the test of memory.")
+    parser.add_argument(
+        "--sklearn-targets", type=int, default=4, help="Number of targets that scikit-learn is timed on."
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="Number of rounds.")
+    parser.add_argument("--scaling", type=Path, help="PNG to plot the scaling into.")
     parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only_large:

@@ -1,12 +1,13 @@
-"""Two processes against one, one thread each, on starts whose orbits differ in length by a factor of about 100.
+"""Time two processes against one, on starts whose orbits differ in length by a factor of about 100.
 
     python recipes/benchmark_processes.py
 
-The map is a small transformer's work followed by a step whose rate is set by one coordinate of the start: one orbit in
-eight is long. Both runs are what `fmprobe probe` does, shards and all, from the first start to the last orbit; loading,
-merging and the Jacobians, which the main process does alone, are left out. Processes draw starts from a shared counter,
-so none idles while another has starts left. On a busy machine look at the processor time: if the two processes together
-need what the one needs, only the machine can keep them from halving the time.
+Each process has one thread. A step of the map costs what a small transformer costs, and one coordinate of the start
+sets its rate, so that one orbit in eight is long. Both runs do what `fmprobe probe` does from the first start to the
+last orbit, with shards on disk. Loading, merging and the Jacobians are left out: the main process does them alone.
+
+Processes draw starts from a shared counter, so that none idles while starts are left. On a busy machine read the
+processor time: it shows what an idle machine would do.
 """
 
 import argparse
@@ -31,7 +32,7 @@ WIDTH, TOKENS = 192, 16
 
 
 def skewed_model() -> fmprobe.Autoencoder:
-    """Towards the origin at rate 0.3, or 0.97 where the start's first coordinate, which f keeps, is over 1.15."""
+    """A map that contracts at rate 0.3, or 0.97 where the first coordinate, which f keeps, is over 1.15."""
     seed_torch(0, "benchmark_processes recipe: weights")
     layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, batch_first=True, norm_first=True)
     network = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval().requires_grad_(False)
@@ -49,7 +50,7 @@ def skewed_model() -> fmprobe.Autoencoder:
 
 
 def work(rank: int, size: int, starts: int, batch_size: int, folder: str, port: int, figures: "mp.Queue") -> None:
-    """One process of a run; reports its wall-clock and processor seconds from when all are ready."""
+    """Run as one process and report its wall-clock and processor seconds, from when all processes are ready."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     model, together = skewed_model(), team()
@@ -67,7 +68,7 @@ def work(rank: int, size: int, starts: int, batch_size: int, folder: str, port: 
 
 
 def measure(size: int, starts: int, batch_size: int, port: int) -> tuple[float, list[float]]:
-    """Wall-clock seconds of a run by so many processes, and the processor seconds of each."""
+    """Wall-clock seconds of a run by `size` processes, and the processor seconds of each."""
     with tempfile.TemporaryDirectory() as folder:
         context = mp.get_context("spawn")
         figures = context.Queue()
@@ -89,9 +90,9 @@ def measure(size: int, starts: int, batch_size: int, port: int) -> tuple[float, 
 @alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", "--starts", type=int, default=512)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--port", type=int, default=29417)
+    parser.add_argument("-n", "--starts", type=int, default=512, help="Number of starts.")
+    parser.add_argument("--batch-size", type=int, default=16, help="Number of latents iterated together.")
+    parser.add_argument("--port", type=int, default=29417, help="First of two free ports of this machine.")
     options = parser.parse_args()
     one, one_cpu = measure(1, options.starts, options.batch_size, options.port)
     two, two_cpu = measure(2, options.starts, options.batch_size, options.port + 1)

@@ -1,15 +1,18 @@
-"""Do networks contract before they are trained (Fumero et al., ICLR 2026, fig. 6)?
+"""Measure how far networks with random weights contract their input (Fumero et al., ICLR 2026, fig. 6).
 
     python recipes/contraction.py                   # 12 backbones of timm, 64 inputs of 112 px, 3 seeds; minutes
     python recipes/contraction.py --full            # 1000 inputs of 224 px, 10 seeds
     python recipes/contraction.py --probe           # J_f along trajectories of the demo model, trained and random
 
-Each backbone is made with random weights as timm initialises them, in eval mode (batch normalisation is then the
-identity), and fed N(0, I) images as they are, without a normalisation of pixels. Two outputs are measured:
-`forward_features`, which in transformers ends with a LayerNorm that sets its deviation to 1 whatever came before, and
-the 1000 logits. The ratio of standard deviations, output over input, is taken twice: over all values together
-("pooled"), and over inputs, coordinate by coordinate ("across"), which no offset can raise. One backbone is in memory
-at a time. What `--out` holds is not measured again; launched processes share the backbones.
+1. Each backbone is made with the random weights of timm's initialisation, in eval mode. Batch normalisation is then the
+   identity.
+2. It is fed N(0, I) images without a normalisation of pixels.
+3. Two outputs are measured: `forward_features` and the 1000 logits. In transformers `forward_features` ends with a
+   LayerNorm, which sets its deviation to 1 whatever came before.
+4. The ratio of standard deviations, output over input, is taken in two ways. "Pooled" is over all values together.
+   "Across" is over inputs, coordinate by coordinate, and no offset can raise it.
+
+The recipe prints a line for each backbone. One backbone is in memory at a time. `--out` keeps the ratios.
 """
 
 import argparse
@@ -51,15 +54,15 @@ def backbone(name: str, side: int, seed: int) -> Any:
     import timm
 
     seed_torch(seed, "contraction recipe: weights")
-    try:  # transformers and mixers fix their size when they are made
+    try:  # transformers and mixers fix their image size when they are made
         module = timm.create_model(name, pretrained=False, img_size=side)
-    except TypeError:  # convolutional networks take any
+    except TypeError:  # convolutional networks take any size
         module = timm.create_model(name, pretrained=False)
     return module.eval().requires_grad_(False)
 
 
 def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Ratios by output and kind, one a seed, and the seconds they took."""
+    """Ratios by output and kind, one for each seed, and the seconds they took."""
     began = time.perf_counter()
     arguments = argparse.Namespace(**settings)
     row: dict[str, Any] = {f"{output} {kind}": [] for output in OUTPUTS for kind in ("pooled", "across")}
@@ -77,7 +80,7 @@ def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {"ratios": row, "seconds": time.perf_counter() - began}
 
 
-def tell(name: str, row: dict[str, Any], seconds: float) -> None:
+def print_ratios(name: str, row: dict[str, Any], seconds: float) -> None:
     cells = []
     for values in row.values():
         known = [value for value in values if value is not None]
@@ -91,9 +94,10 @@ def table(arguments: argparse.Namespace) -> None:
     print(f"{'':30}" + "".join(f"{f'{output} {kind}':>19}  " for output in OUTPUTS for kind in ("pooled", "across")))
     rows = {}
     settings = {name: getattr(arguments, name) for name in ("inputs", "side", "seeds", "device")}
-    for name, found in sweep(measure, dict.fromkeys(arguments.backbones, settings), arguments.out / "backbones"):
+    conditions = dict.fromkeys(arguments.backbones, settings)
+    for name, found in sweep(measure, conditions, arguments.out / "backbones"):
         rows[name] = found["ratios"]
-        tell(name, rows[name], found["seconds"])
+        print_ratios(name, found["ratios"], found["seconds"])
     for column in next(iter(rows.values())):
         below = sum(all(value is not None and value < 1 for value in row[column]) for row in rows.values())
         print(f"{column}: below 1 under every seed for {below} of {len(rows)} backbones")
@@ -103,7 +107,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 
 def examine(label: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The spectral norm and radius of J_f along the demo model's trajectories, or those of its untrained twin."""
+    """The spectral norm and radius of J_f along trajectories of the demo model, trained or with random weights."""
     model = fmprobe.load(str(Path(fmprobe.__file__).parent / "demo" / "vit-mae-digits"), device="cpu", **settings)
     found = fmprobe.probe_contraction(model, n=256, starts=16)
     found.plot().savefig(out / f"contraction-{label.replace(' ', '-')}.png", dpi=120)
@@ -111,12 +115,13 @@ def examine(label: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def probe(arguments: argparse.Namespace) -> None:
-    settings = {"trained": {"random_weights": None}, "random weights": {"random_weights": 0}}
-    for label, row in sweep(partial(examine, out=arguments.out), settings, arguments.out / "probe"):
-        print(f"\ndemo model, {label}: ratio of deviations {json.dumps(row['std_ratio'])}")
+    conditions = {"trained": {"random_weights": None}, "random weights": {"random_weights": 0}}
+    work = partial(examine, out=arguments.out)
+    for name, found in sweep(work, conditions, arguments.out / "probe"):
+        print(f"\ndemo model, {name}: ratio of deviations {json.dumps(found['std_ratio'])}")
         print(f"{'step':>6}{'norm':>10}{'below 1':>10}{'radius':>10}{'below 1':>10}{'finite differences':>21}")
-        for i, step in enumerate(row["steps"]):
-            cells = [row[name][i] for name in ("norms", "radii", "local")]
+        for i, step in enumerate(found["steps"]):
+            cells = [found[key][i] for key in ("norms", "radii", "local")]
             text = "".join(f"{cell['q50']:10.3f}{cell['share_below_1']:10.0%}" for cell in cells[:2])
             print(f"{step:6}{text}{cells[2]['q50']:21.3f}")
 
@@ -124,14 +129,14 @@ def probe(arguments: argparse.Namespace) -> None:
 @together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the published protocol: 1000 inputs of 224 px, 10 seeds")
-    parser.add_argument("--probe", action="store_true", help="the demo model's Jacobians along trajectories instead")
-    parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="names of timm's architectures")
-    parser.add_argument("--inputs", type=int)
-    parser.add_argument("--side", type=int, help="pixels, a multiple of 32")
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--device")
-    parser.add_argument("--out", type=Path, default=Path("runs/contraction"))
+    parser.add_argument("--full", action="store_true", help="Use 1000 inputs of 224 px and 10 seeds, as published.")
+    parser.add_argument("--probe", action="store_true", help="Measure the demo model's Jacobians instead.")
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="Names of timm architectures.")
+    parser.add_argument("--inputs", type=int, help="Number of inputs. [default: 64]")
+    parser.add_argument("--side", type=int, help="Image side in pixels, a multiple of 32. [default: 112]")
+    parser.add_argument("--seeds", type=int, help="Number of seeds of each backbone. [default: 3]")
+    parser.add_argument("--device", help="Device to compute on. [default: cuda where there is one, else cpu]")
+    parser.add_argument("--out", type=Path, default=Path("runs/contraction"), help="Folder for the results.")
     arguments = parser.parse_args()
     defaults = {"inputs": 1000, "side": 224, "seeds": 10} if arguments.full else {"inputs": 64, "side": 112, "seeds": 3}
     for name, value in defaults.items():

@@ -1,4 +1,4 @@
-"""Out-of-distribution detection by latent trajectories, with every baseline in one table (fig. 5, 10, tab. 1).
+"""Detect out-of-distribution images by their latent trajectories, beside every baseline (fig. 5, 10, tab. 1).
 
     python recipes/ood_detection.py                                        # the demo model, offline
     python recipes/ood_detection.py --model M --data ID --ood A --ood B    # anything else
@@ -6,12 +6,14 @@
     python recipes/ood_detection.py --dinov2 ../shared                     # an encoder with a surrogate decoder
     python recipes/ood_detection.py --full                                 # the published protocol; an accelerator
 
-1. data: an in-distribution source, split by content into fit, held-out and test images; other sets; controls;
-2. detector: the attractors of the fit images; the score is a trajectory's mean distance to the nearest of them;
-3. table: AUROC and FPR95 of that score, of each part alone, of every baseline on the same features, of two-sided and
-   one-class scores fitted on held-out images. Nothing is chosen by the out-of-distribution sets.
+1. The in-distribution images are split by content into fit, held-out and test images. Out-of-distribution sets and
+   controls stand beside them.
+2. A detector finds the attractors of the fit images. Its published score is the mean distance of a trajectory to the
+   nearest of them.
+3. A table gives AUROC and FPR95 of that score, of each part alone, of every baseline on the same features, and of
+   two-sided and one-class scores that are fitted on the held-out images. No out-of-distribution set decides anything.
 
-The run folder holds results.json, report.html and the detector, ready for `fmprobe score`.
+`--out` is a run folder with results.json, report.html and the detector, ready for `fmprobe score`.
 """
 
 import argparse
@@ -25,9 +27,9 @@ from fmprobe.probes.ood import run_ood
 from fmprobe.seeding import generator
 from fmprobe.sharing import is_main, team, together
 
-PATCHES, SIDE = 120, 64  # of scikit-learn's two photographs, and their side in pixels
+PATCHES, SIDE = 120, 64  # patches of scikit-learn's two photographs, and their side in pixels
 
-# The paper's: 2000 images to fit on. A run takes 4000, half to fit and a quarter each to calibrate and to test.
+# The published protocol fits on 2000 images. A run takes 4000: half to fit, a quarter held out, a quarter to test.
 FULL: dict[str, Any] = {
     "model": "facebook/vit-mae-base",
     "data": "ILSVRC/imagenet-1k:train",
@@ -43,7 +45,7 @@ FULL: dict[str, Any] = {
 
 
 def demo(folder: Path, seed: int) -> dict[str, Any]:
-    """The embedded model; scikit-learn's digits against random patches of its two photographs."""
+    """The embedded model, with scikit-learn's digits against random patches of its two photographs."""
     import fmprobe.demo
 
     digits: Any = load_digits()
@@ -67,7 +69,7 @@ def demo(folder: Path, seed: int) -> dict[str, Any]:
 
 
 def small_mae(folder: Path, data: Path, minutes: float, seed: int) -> dict[str, Any]:
-    """A small ViT-MAE, trained on CIFAR-10 unless it is there; against digits, garments and textures."""
+    """A small ViT-MAE, trained on CIFAR-10 unless the folder holds it, against digits, garments and textures."""
     import train_small_mae as small
 
     import fmprobe
@@ -79,7 +81,7 @@ def small_mae(folder: Path, data: Path, minutes: float, seed: int) -> dict[str, 
         small.save(model, folder)
     return {
         "model": str(folder),
-        "data": f"{data / 'cifar10'}:test",  # the model has seen none of these
+        "data": f"{data / 'cifar10'}:test",  # held out from the training
         "ood": [
             f"mnist={data / 'mnist.npz'}:x_test",
             f"fashion={data / 'fashion_mnist.npz'}:x_test",
@@ -91,7 +93,7 @@ def small_mae(folder: Path, data: Path, minutes: float, seed: int) -> dict[str, 
 
 
 def dinov2(shared: Path) -> dict[str, Any]:
-    """A DINOv2 backbone at 112 px with a surrogate decoder on procedural images; photos against three sets."""
+    """A DINOv2 backbone at 112 px with a surrogate of procedural images, with photos against three sets."""
     data = shared / "data"
     return {
         "model": str(shared / "models/dinov2-small"),
@@ -106,24 +108,26 @@ def dinov2(shared: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", help="hub id or folder; with --data and --ood")
-    which.add_argument("--train-mae", type=Path, metavar="DATA", help="folder with cifar10/, mnist.npz, …")
-    which.add_argument("--dinov2", type=Path, metavar="SHARED", help="folder with models/dinov2-small and data/")
-    which.add_argument("--full", action="store_true", help="the published protocol, by hub names")
-    parser.add_argument("--data", help="in-distribution images, SOURCE[:split][#column]")
-    parser.add_argument("--ood", action="append", default=[], help="NAME=SOURCE or SOURCE; repeatable")
-    parser.add_argument("--images", type=int, help="in-distribution images: half to fit, a quarter to test")
-    parser.add_argument("--steps", type=int, help="steps counted of every orbit [default: to its end]")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of training, with --train-mae")
-    parser.add_argument("--decoder", help="a folder that fit-decoder wrote")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/ood"))
+    which.add_argument("--model", help="Hub id or folder of a model; with --data and --ood.")
+    which.add_argument(
+        "--train-mae", type=Path, metavar="DATA", help="Folder with cifar10/, mnist.npz, …: train a ViT-MAE."
+    )
+    which.add_argument("--dinov2", type=Path, metavar="SHARED", help="Folder with models/dinov2-small and data/.")
+    which.add_argument("--full", action="store_true", help="Use the published protocol, by hub names.")
+    parser.add_argument("--data", help="In-distribution images, SOURCE[:split][#column].")
+    parser.add_argument("--ood", action="append", default=[], help="Out-of-distribution images, NAME=SOURCE or SOURCE.")
+    parser.add_argument("--images", type=int, help="Number of in-distribution images; half of them to fit.")
+    parser.add_argument("--steps", type=int, help="Number of steps of a scored orbit. [default: to its end]")
+    parser.add_argument("--minutes", type=float, default=9.0, help="Minutes of training, with --train-mae.")
+    parser.add_argument("--decoder", help="Folder of a decoder that fit-decoder wrote.")
+    parser.add_argument("--device", default="auto", help="Device to compute on.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the splits, the controls and a training.")
+    parser.add_argument("--out", type=Path, default=Path("runs/ood"), help="Run folder.")
     args = parser.parse_args()
     if args.model and not args.data:
-        parser.error("--model needs --data, and --ood for each set from elsewhere")
+        parser.error("--model needs --data, and --ood for each out-of-distribution set")
 
-    with team().main_first():  # which leaves what is prepared on disk
+    with team().main_first():  # it prepares data and models on disk, which the others then read
         if args.train_mae:
             run = small_mae(args.out.with_name(args.out.name + "-model"), args.train_mae, args.minutes, args.seed)
         elif args.dinov2:

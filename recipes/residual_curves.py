@@ -1,24 +1,26 @@
-"""Residuals of latents and images, and norms of latents, step by step (Fumero et al., ICLR 2026, fig. 12, 16, 17).
+"""Measure residuals and latent norms of trajectories step by step (Fumero et al., ICLR 2026, fig. 12, 16, 17).
 
     python recipes/residual_curves.py                                        # the demo model, offline, seconds
     python recipes/residual_curves.py --assets ../shared                     # and dinov2-small with a surrogate, taef2
     python recipes/residual_curves.py --model M --data photos:test           # any model, from encoded images
     python recipes/residual_curves.py --full --data ImageNet:validation      # the paper's models, 500 starts, 300 steps
 
-Starts are encoded images where there are any (--data; for the demo model scikit-learn's digits), and N(0, I) beside
-them. A language model has no images: its f is the residual stream from the embedding to the last layer. An encoder
-without a decoder gets a surrogate on procedural images, so its curves are those of both together. One model is in
-memory at a time. Leaves one JSON and one figure a model and kind of start in `--out`; what is there is not computed
-again. Launched processes share these, and the training of a surrogate.
+1. Each model is loaded; one is in memory at a time. An encoder without a decoder gets a surrogate, fitted on procedural
+   images, so its curves are those of both together.
+2. Its starts are encoded images (`--data`; for the demo model scikit-learn's digits) and draws from N(0, I). A language
+   model has no images: its f is the residual stream from the embedding to the last layer.
+3. Every start takes all steps. The curves are residuals of the latents, residuals of the decoded images, and norms.
+
+The recipe prints medians at a few steps. `--out` keeps one JSON file and one figure for each model and kind of start.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import _taef2
 import torch
 from torch import Tensor
 
@@ -28,9 +30,8 @@ from fmprobe.runs.models import with_decoder
 from fmprobe.runs.sweeps import sweep
 from fmprobe.sharing import together
 
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "fmprobe" / "demo" / "vit-mae-digits"
-# DINOv2 and SigLIP2 get decoders that are fitted here, on procedural images; the paper takes published ones.
+DEMO = Path(__file__).resolve().parents[1] / "fmprobe" / "demo" / "vit-mae-digits"
+# DINOv2 and SigLIP2 get decoders that are fitted here on procedural images. The paper uses published decoders.
 FULL = (
     "facebook/vit-mae-base",
     "facebook/dinov2-base",
@@ -49,15 +50,8 @@ def digits(model: fmprobe.Autoencoder, n: int) -> Tensor:
     return pixels.expand(-1, model.image_shape[0], -1, -1)
 
 
-def taef2(arguments: argparse.Namespace) -> fmprobe.Autoencoder:
-    sys.path.append(str(ROOT / "tests"))
-    from support import taef2 as networks  # the layers, which only the tests need otherwise
-
-    return networks.load(arguments.assets / "models" / "taef2", side=64)
-
-
 def models(arguments: argparse.Namespace) -> dict[str, Callable[[], fmprobe.Autoencoder]]:
-    """Functions that load, by name, so that one model is in memory at a time."""
+    """Functions that load the models, by name, so that one model is in memory at a time."""
     load, size = partial(fmprobe.load, device=arguments.device), arguments.image_size or "fit"
     if arguments.full or arguments.model:
         names = [arguments.model] if arguments.model else FULL
@@ -65,7 +59,7 @@ def models(arguments: argparse.Namespace) -> dict[str, Callable[[], fmprobe.Auto
     found: dict[str, Callable[[], fmprobe.Autoencoder]] = {"demo": partial(load, str(DEMO), image_size="fit")}
     if arguments.assets is not None:
         found["dinov2-small"] = partial(load, str(arguments.assets / "models" / "dinov2-small"), image_size=size)
-        found["taef2"] = partial(taef2, arguments)
+        found["taef2"] = partial(_taef2.load, arguments.assets / "models" / "taef2", side=64)
     return found
 
 
@@ -78,8 +72,8 @@ def images_for(name: str, model: fmprobe.Autoencoder, arguments: argparse.Namesp
     return None if source is None else model.load_images(source, arguments.starts)
 
 
-def tell(name: str, row: dict[str, Any]) -> None:
-    """Medians over starts at a few steps, and how far each fell."""
+def print_curves(name: str, row: dict[str, Any]) -> None:
+    """Print medians over starts at a few steps, and the ratio of the last to the first."""
     last = row["steps"][-1]
     shown = [step for step in (1, 2, 5, 10, 30, 100, 300) if step <= last]
     print(f"\n{name}, {row['n']} starts ({row['starts']}), {last} steps: medians over starts")
@@ -96,23 +90,25 @@ def tell(name: str, row: dict[str, Any]) -> None:
         ratio = f"{median[-1] / median[0]:.3g}" if median[-1] is not None and median[0] else "–"
         print(f"{label:18}{cells}{ratio:>15}")
     if row["finite"][-1] < row["n"]:
-        print(f"{row['n'] - row['finite'][-1]} of {row['n']} orbits are not finite at the end")
+        print(f"{row['n'] - row['finite'][-1]} of {row['n']} orbits are not finite at the last step")
 
 
 @together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="hub id or folder, language models among them")
-    parser.add_argument("--assets", type=Path, help="folder with models/dinov2-small, models/taef2 and data/photos")
-    parser.add_argument("--data", help="images to start from, SOURCE[:split][#column]")
-    parser.add_argument("--full", action="store_true", help="the paper's models by their hub names; an accelerator")
-    parser.add_argument("--starts", type=int)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--image-size", type=int, help="pixels a side, of all but the demo model and taef2")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/residual_curves"))
+    parser.add_argument("--model", help="Hub id or folder of a model; language models too.")
+    parser.add_argument("--assets", type=Path, help="Folder with models/dinov2-small, models/taef2 and data/photos.")
+    parser.add_argument("--data", help="Images to start from, SOURCE[:split][#column].")
+    parser.add_argument(
+        "--full", action="store_true", help="Use the paper's models, by hub names; needs an accelerator."
+    )
+    parser.add_argument("--starts", type=int, help="Number of starts of each kind. [default: 32; 500 with --full]")
+    parser.add_argument("--steps", type=int, help="Number of steps. [default: 100; 300 with --full]")
+    parser.add_argument("--image-size", type=int, help="Image side in pixels, except for the demo model and taef2.")
+    parser.add_argument("--batch-size", type=int, default=32, help="Number of latents iterated together.")
+    parser.add_argument("--device", default="auto", help="Device to compute on.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the noise starts and of a surrogate.")
+    parser.add_argument("--out", type=Path, default=Path("runs/residual_curves"), help="Folder for the results.")
     arguments = parser.parse_args()
     arguments.starts = arguments.starts or (500 if arguments.full else 32)
     arguments.steps = arguments.steps or (300 if arguments.full else 100)
@@ -120,20 +116,20 @@ def main() -> None:
     given = {name: value for name, value in vars(arguments).items() if name != "out"}
     decoders, conditions = {}, {}
     for name, load in loads.items():
-        model = with_decoder(load(), arguments.seed)  # which processes fit together, so before they part
+        model = with_decoder(load(), arguments.seed)  # processes fit it together, before they share the conditions
         decoders[name] = model.surrogate
         own = {**given, "name": name, "fingerprint": model.fingerprint}
         conditions |= {f"{name}-{kind}": {**own, "kind": kind} for kind in ("images", "noise")}
         del model
 
     @lru_cache(1)
-    def whole(name: str) -> fmprobe.Autoencoder:
+    def model_of(name: str) -> fmprobe.Autoencoder:
         model = loads[name]()
         return model if decoders[name] is None else model.with_decoder(decoders[name])
 
     def measure(label: str, settings: dict[str, Any]) -> dict[str, Any] | None:
         name = settings["name"]
-        model = whole(name)
+        model = model_of(name)
         images = images_for(name, model, arguments) if settings["kind"] == "images" else None
         if images is None and settings["kind"] == "images":
             return None
@@ -144,9 +140,9 @@ def main() -> None:
         plot_residuals(row, title).savefig(arguments.out / f"{label}.png", dpi=120)
         return {"model": model.provenance, "residual_curves": row}
 
-    for label, found in sweep(measure, conditions, arguments.out):
+    for name, found in sweep(measure, conditions, arguments.out):
         if found is not None:
-            tell(conditions[label]["name"], found["residual_curves"])
+            print_curves(conditions[name]["name"], found["residual_curves"])
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Surrogates for an encoder without a decoder: what each reconstructs, and whether its latent map settles.
+"""Compare surrogates of one encoder: what each reconstructs, and whether orbits of its latent map settle.
 
     python recipes/surrogates.py                                     # the demo model's encoder, offline
     python recipes/surrogates.py --model facebook/dinov2-small --data photos/train --test photos/test
-    python recipes/surrogates.py --model M --report                  # four surrogates and the random-weight null
+    python recipes/surrogates.py --model M --report                  # and five more surrogates, one of them the null
 
-1. a pixel decoder on procedural images, judged on images of every kind, those of --test among them;
-2. the same trained on --data, judged on the same images;
-3. latent surrogates of all six kinds on the same cached features.
+1. A pixel decoder is fitted on procedural images and evaluated on procedural images and those of --test.
+2. A second pixel decoder is fitted on --data and evaluated on the same images.
+3. Latent surrogates of all six kinds are fitted on the same cached features.
+4. The latent map of each is iterated from N(0, I).
 
-Each is iterated from N(0, I); reconstructions.png shows originals and what the decoders make of them. Launched
+The recipe prints errors and counts. reconstructions.png in `--out` shows originals and reconstructions. Launched
 processes share the training of every surrogate.
 """
 
@@ -35,16 +36,16 @@ DEMO = files("fmprobe.demo") / "vit-mae-digits"
 @together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="hub id or folder of an encoder [the demo model's]")
-    parser.add_argument("--data", help="images to train a second decoder on, SOURCE[:split][#column]")
-    parser.add_argument("--test", help="images that none is trained on")
-    parser.add_argument("--image-size", type=int, help="pixels a side [the processor's; on a CPU 112]")
-    parser.add_argument("--images", type=int, help="training images of every surrogate [by device]")
-    parser.add_argument("--steps", type=int, help="training steps of every surrogate [by device]")
-    parser.add_argument("--starts", type=int, default=16)
-    parser.add_argument("--max-steps", type=int, default=200)
-    parser.add_argument("--report", action="store_true", help="print surrogate_report too: five surrogates")
-    parser.add_argument("--out", type=Path, default=Path("runs/surrogates"))
+    parser.add_argument("--model", help="Hub id or folder of an encoder. [default: the demo model's]")
+    parser.add_argument("--data", help="Training images of a second decoder, SOURCE[:split][#column].")
+    parser.add_argument("--test", help="Held-out images.")
+    parser.add_argument("--image-size", type=int, help="Image side in pixels. [default: the processor's; on a CPU 112]")
+    parser.add_argument("--images", type=int, help="Number of training images of every surrogate. [default: by device]")
+    parser.add_argument("--steps", type=int, help="Number of training steps of every surrogate. [default: by device]")
+    parser.add_argument("--starts", type=int, default=16, help="Number of noise starts.")
+    parser.add_argument("--max-steps", type=int, default=200, help="Largest number of steps of an orbit.")
+    parser.add_argument("--report", action="store_true", help="Also print surrogate_report, of five surrogates.")
+    parser.add_argument("--out", type=Path, default=Path("runs/surrogates"), help="Folder for the picture.")
     arguments = parser.parse_args()
 
     model = encoder(arguments.model, arguments.image_size)
@@ -89,7 +90,7 @@ def main() -> None:
 
 
 def encoder(name: str | None, image_size: int | None) -> Autoencoder:
-    """The encoder asked for; by default the demo model's, its own decoder set aside."""
+    """The encoder of this name, or the demo model's without its own decoder."""
     if name is not None:
         return fmprobe.load(name, image_size=image_size or "fit")
     model = fmprobe.load(str(DEMO), image_size=image_size)
@@ -97,12 +98,12 @@ def encoder(name: str | None, image_size: int | None) -> Autoencoder:
 
 
 def some(sets: dict[str, Tensor]) -> Tensor:
-    """At most six images of each set, spread evenly."""
+    """At most six images of each set, spread evenly over it."""
     return torch.cat([images[spread(len(images), min(6, len(images)))] for images in sets.values()])
 
 
 def settled(model: Autoencoder, surrogate, arguments: argparse.Namespace) -> str:
-    """How N(0, I) starts end under the latent map that a surrogate makes."""
+    """The count of each status, and of attractors, from N(0, I) under the latent map with a surrogate."""
     whole = model.with_decoder(surrogate)
     found = fmprobe.find_attractors(
         whole, arguments.starts, tol=1e-5, max_steps=arguments.max_steps, batch_size=32, stability_cap=4, progress=False
@@ -112,7 +113,7 @@ def settled(model: Autoencoder, surrogate, arguments: argparse.Namespace) -> str
 
 
 def save_sheet(path: Path, originals: Tensor, painted: dict[str, Tensor]) -> None:
-    """A row of originals and one a decoder."""
+    """Save a picture with a row of originals and a row for each decoder."""
     from PIL import Image
 
     rows = [originals, *painted.values()]

@@ -3,14 +3,15 @@
     python recipes/train_demo_model.py --out vit-mae-digits --picture attractors.png
 
 The latent map f(z) = E(D(z)) of an autoencoder trained on few images has those images among its attractors (Fumero
-et al., ICLR 2026, sec. 3 and fig. 14). This recipe makes the smallest such case that is still a Hugging Face model:
+et al., ICLR 2026, sec. 3 and fig. 14). This recipe makes the smallest such case that is still a Hugging Face model.
+It takes about two minutes.
 
-1. data: the first digits of each class in scikit-learn's `load_digits` (no download), framed, enlarged to 16x16;
-2. model: `ViTMAEForPreTraining`, masking off, one patch an image, so z = CLS + one patch token;
-3. training: reconstruct the clean digit after noise on the pixels, noise on the latent, and a second turn of f;
-4. what came of it: iterate f from z ~ N(0, I), count the attractors, compare each with the training digits.
+1. The data are the first digits of each class in scikit-learn's `load_digits`, framed and enlarged to 16x16.
+2. The model is a `ViTMAEForPreTraining` without masking. An image is one patch, so z is CLS and one patch token.
+3. The training reconstructs the clean digit from noise on the pixels, noise on the latent, and a second step of f.
+4. f is iterated from z ~ N(0, I). The attractors are counted and compared with the training digits.
 
-No attractor is placed by hand: step 4 reports what the trained map has, training digit or not. About two minutes.
+No attractor is placed by hand: step 4 reports what the trained map has, training digit or not.
 """
 
 import argparse
@@ -31,13 +32,13 @@ from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 import fmprobe
 from fmprobe.sharing import alone
 
-# Pixels a side, of the image and of its one patch: trained alike on 2x2 patches, the map kept nearly every noise start
-# apart, as a patchwork of parts of several digits.
+# Side in pixels of the image and of its one patch. With 2x2 patches and the same training, nearly every noise start
+# ended in an attractor of its own, a patchwork of parts of several digits.
 SIDE = 16
 WIDTH = 64  # hidden size of encoder and decoder
-PIXEL_NOISE = 0.7  # the largest deviation, on pixels in [-1, 1]
-LATENT_ANGLE = 75.0  # degrees; at 90 a latent would be noise alone
-MATCH = 0.99  # cosine of two images called the same; the two most alike of the 30 training digits have 0.984
+PIXEL_NOISE = 0.7  # largest standard deviation of the noise on pixels in [-1, 1]
+LATENT_ANGLE = 75.0  # degrees; at 90 a latent would be noise only
+MATCH = 0.99  # cosine above which two images count as the same; the most alike of the 30 digits have 0.984
 
 
 def training_digits(per_class: int) -> tuple[Tensor, Tensor]:
@@ -46,7 +47,7 @@ def training_digits(per_class: int) -> tuple[Tensor, Tensor]:
     labels = torch.as_tensor(digits.target)
     chosen = torch.cat([torch.nonzero(labels == c)[:per_class, 0] for c in range(10)])
     small = torch.as_tensor(digits.images, dtype=torch.float32)[chosen, None] / 16  # grey levels 0 … 16
-    framed = F.pad(small, (1, 1, 1, 1))  # the digits touch the edges, and are easier to read with a margin
+    framed = F.pad(small, (1, 1, 1, 1))  # the digits touch the edges; a margin makes them easier to read
     large = F.interpolate(framed, size=SIDE, mode="bicubic", align_corners=False).clamp(0, 1)
     return large.expand(-1, 3, -1, -1).contiguous(), labels[chosen]
 
@@ -68,14 +69,14 @@ def build_model() -> ViTMAEForPreTraining:
         norm_pix_loss=False,
     )
     model = ViTMAEForPreTraining(config)
-    # Scale 1 and offset 0 keep every token at norm sqrt(WIDTH), the norm of N(0, I): starts and latents are comparable,
-    # and the encoder cannot outgrow the latent noise.
+    # Scale 1 and offset 0 keep every token at norm sqrt(WIDTH), about the norm of N(0, I). So starts and latents are
+    # comparable, and the encoder cannot make the latent noise negligible by growing its latents.
     model.vit.layernorm.requires_grad_(False)
     return model
 
 
 def encode(model: ViTMAEForPreTraining, pixels: Tensor) -> Tensor:
-    """All tokens, in order: left alone, the model permutes them at random even with masking off."""
+    """All tokens in order; without `noise` the model permutes them at random even without masking."""
     order = torch.arange(model.vit.embeddings.patch_embeddings.num_patches, dtype=torch.float32)
     return model.vit(pixels, noise=order.expand(len(pixels), -1)).last_hidden_state
 
@@ -86,7 +87,7 @@ def decode(model: ViTMAEForPreTraining, latents: Tensor) -> Tensor:
 
 
 def train(model: ViTMAEForPreTraining, images: Tensor, *, steps: int, batch_size: int, lr: float) -> None:
-    """Denoise in pixels and in the latent space: noise comes at every level, so f learns to lead back to the digits."""
+    """Train to denoise pixels and latents at every level of noise, so that f leads back to the digits."""
     pixels = images * 2 - 1  # what the image processor makes of [0, 1]
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
@@ -103,7 +104,7 @@ def train(model: ViTMAEForPreTraining, images: Tensor, *, steps: int, batch_size
         angle = math.radians(LATENT_ANGLE) * torch.rand(batch_size, 1, 1)
         noised = torch.cos(angle) * latents + torch.sin(angle) * torch.randn_like(latents)
         once = decode(model, noised)
-        # The second turn starts from the decoder's own output, which is what f meets when it is iterated.
+        # The second step starts from the decoder's own output, as f does when it is iterated.
         twice = decode(model, encode(model, once.detach()))
         loss = F.mse_loss(once, clean) + F.mse_loss(twice, clean)
         optimizer.zero_grad()
@@ -118,23 +119,36 @@ def train(model: ViTMAEForPreTraining, images: Tensor, *, steps: int, batch_size
 
 @dataclass(frozen=True)
 class Findings:
-    """What f does from `starts` noise starts; the two counts merge by relative distance and by cosine."""
+    """Where f leads from noise starts.
+
+    Attributes:
+        starts: number of noise starts.
+        seed: seed of the starts.
+        converged: share of the starts that converged.
+        steps_median: median number of steps.
+        steps_max: largest number of steps.
+        distinct_relative: number of attractors with ||a-b|| / max(||a||, ||b||) > 0.01 between any two.
+        distinct_cosine: number of attractors with a cosine of at most 0.99 between any two.
+        matching_a_training_digit: number of decoded attractors with a cosine above MATCH to a training digit.
+        nearest_cosine_min: cosine of the attractor that is least like any training digit.
+        spectral_radius_max: largest spectral radius of an attractor.
+    """
 
     starts: int
     seed: int
-    converged: float  # share
+    converged: float
     steps_median: float
     steps_max: int
-    distinct_relative: int  # ||a-b|| / max(||a||, ||b||) > 0.01
-    distinct_cosine: int  # cosine <= 0.99
-    matching_a_training_digit: int  # of the distinct ones: cosine of decoded image and nearest training digit > MATCH
-    nearest_cosine_min: float  # of the attractor least like any training digit
+    distinct_relative: int
+    distinct_cosine: int
+    matching_a_training_digit: int
+    nearest_cosine_min: float
     spectral_radius_max: float
 
 
 @torch.no_grad()
 def iterate(model: fmprobe.Autoencoder, z: Tensor, max_steps: int = 1000, tol: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Ends, and the steps until the squared step is below `tol`, -1 where it never is; decided for each start alone."""
+    """Ends, and the number of steps until the squared step is below `tol`, -1 where it never is."""
     z, steps = z.clone(), torch.full((len(z),), -1)
     for step in range(1, max_steps + 1):
         active = torch.nonzero(steps < 0)[:, 0]
@@ -148,7 +162,7 @@ def iterate(model: fmprobe.Autoencoder, z: Tensor, max_steps: int = 1000, tol: f
 
 
 def distinct(latents: Tensor, measure: str) -> Tensor:
-    """The first latent of every group of equal ones."""
+    """The first latent of every group that count as one."""
     kept: list[Tensor] = []
     for z in latents:
         if measure == "cosine":
@@ -161,14 +175,14 @@ def distinct(latents: Tensor, measure: str) -> Tensor:
 
 
 def spectral_radius(model: fmprobe.Autoencoder, z: Tensor) -> float:
-    """The largest modulus of an eigenvalue of J_f(z): below 1 at an attractor. 128 x 128 here, so exact."""
+    """The largest modulus of an eigenvalue of J_f(z), exact since J_f is 128 x 128 here."""
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention of the CPU has no batching rule
         jacobian = torch.func.jacrev(lambda v: model.latent_map(v.view(1, *z.shape)).flatten())(z.flatten())
     return torch.linalg.eigvals(jacobian).abs().max().item()
 
 
 def examine(model: fmprobe.Autoencoder, images: Tensor, starts: int, seed: int) -> tuple[Findings, Tensor, Tensor]:
-    """The findings, the decoded attractors, and the cosine of each with its nearest training digit."""
+    """The findings, the decoded attractors, and the cosine of each to its nearest training digit."""
     ends, steps = iterate(model, model.sample_latents(starts, seed=seed))
     converged = steps > 0
     attractors = distinct(ends[converged], "relative")
@@ -191,7 +205,7 @@ def examine(model: fmprobe.Autoencoder, images: Tensor, starts: int, seed: int) 
 
 
 def draw(pictures: Tensor, nearest: Tensor, file: Path) -> None:
-    """The decoded attractors, each titled with its cosine to the nearest training digit."""
+    """Draw the decoded attractors, each titled with its cosine to the nearest training digit."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -250,20 +264,24 @@ def write_card(folder: Path, findings: list[Findings], **facts: Any) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("vit-mae-digits"), help="model folder (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the training noise (%(default)s)")
-    parser.add_argument("--steps", type=int, default=3000, help="training steps (%(default)s)")
-    parser.add_argument("--per-class", type=int, default=3, help="training digits of each class (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="(%(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (%(default)s)")
-    parser.add_argument("--picture", type=Path, help="also draw the decoded attractors into this PNG")
+    parser.add_argument(
+        "--out", type=Path, default=Path("vit-mae-digits"), help="Folder for the model. [default: %(default)s]"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the weights and the noise. [default: %(default)s]")
+    parser.add_argument("--steps", type=int, default=3000, help="Number of training steps. [default: %(default)s]")
+    parser.add_argument(
+        "--per-class", type=int, default=3, help="Training digits of each class. [default: %(default)s]"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="Images in a training step. [default: %(default)s]")
+    parser.add_argument("--lr", type=float, default=2e-3, help="Largest learning rate. [default: %(default)s]")
+    parser.add_argument("--picture", type=Path, help="PNG to draw the decoded attractors into.")
     return parser.parse_args()
 
 
 @alone()
 def main() -> None:
     args = parse_arguments()
-    torch.set_num_threads(1)  # the model is too small to gain from more, and sums then add up in one order
+    torch.set_num_threads(1)  # the model is too small to gain from more, and one thread adds in one order
     torch.manual_seed(args.seed)
     images, _ = training_digits(args.per_class)
     model = build_model()
@@ -274,7 +292,7 @@ def main() -> None:
     size = {"height": SIDE, "width": SIDE}
     ViTImageProcessor(size=size, image_mean=half, image_std=half, resample=3).save_pretrained(args.out)
 
-    # From here on the model is one like any other: loaded from its folder.
+    # From here on the model is loaded from its folder, like any other.
     loaded = fmprobe.load(args.out, device="cpu")
     with torch.no_grad():
         error = F.mse_loss(loaded.decode(loaded.encode(images)), images).item()
@@ -282,7 +300,7 @@ def main() -> None:
     ends, _ = iterate(loaded, loaded.encode(images))
     with torch.no_grad():
         kept = int((F.cosine_similarity(loaded.decode(ends).flatten(1), images.flatten(1)) > MATCH).sum())
-    print(f"started from themselves, {kept} of {len(images)} training digits are kept by f")
+    print(f"f keeps {kept} of {len(images)} training digits that it starts from")
     found = [examine(loaded, images, 64, seed) for seed in range(5)]
     for findings, _, _ in found:
         print(json.dumps(asdict(findings)))

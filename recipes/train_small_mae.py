@@ -1,10 +1,10 @@
-"""Train a small ViT-MAE on 32 px images, for the recipes that need an autoencoder of natural images.
+"""Train a small ViT-MAE on 32 px images, for recipes that need an autoencoder of natural images.
 
     python recipes/train_small_mae.py --data ../shared/data/cifar10:train --out vit-mae-cifar10 --minutes 9
 
-`ViTMAEForPreTraining` in Hugging Face layout: 4x4 patches, so z = CLS + 64 tokens. Each batch hides a share of the
-patches drawn from 0, 1/4, 1/2 and 3/4, and the loss counts every patch: the latent map f(z) = E(D(z)) runs without
-masking, which a model trained at 75% alone has never met.
+The model is a `ViTMAEForPreTraining` in Hugging Face layout. Its patches have 4x4 pixels, so z is CLS and 64 patch
+tokens. Batches mask 0, 1/4, 1/2 and 3/4 of the patches in turn, and the loss counts every patch. The latent map
+f(z) = E(D(z)) runs without masking, which a model trained at 75% alone has never met.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def build(width: int, layers: int, seed: int = 0) -> ViTMAEForPreTraining:
 
 
 def loss_of(model: ViTMAEForPreTraining, pixels: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
-    """Squared error over all patches, a share `ratio` of them hidden from the encoder."""
+    """Squared error over all patches, of which the encoder sees all but a share `ratio`."""
     model.vit.config.mask_ratio = ratio
     tokens = (SIDE // PATCH) ** 2
     out = model.vit(pixels, noise=torch.rand(len(pixels), tokens, generator=generator))
@@ -55,9 +55,9 @@ def loss_of(model: ViTMAEForPreTraining, pixels: Tensor, ratio: float, generator
 
 
 def train(model: ViTMAEForPreTraining, images: Tensor, minutes: float, batch_size: int = 64, seed: int = 0) -> float:
-    """AdamW with warm-up and a cosine over the time allowed; returns the last loss without masking.
+    """Train by AdamW, with warm-up and a cosine schedule over `minutes`; returns the last loss without masking.
 
-    The schedule follows the clock, so two runs differ by how many steps their machine makes.
+    The schedule follows the clock, so two runs differ in their number of steps.
     """
     g = torch_generator(seed, "train_small_mae recipe: batches and masks")
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
@@ -76,7 +76,7 @@ def train(model: ViTMAEForPreTraining, images: Tensor, minutes: float, batch_siz
         optimiser.step()
         losses[ratio] = float(loss.detach())
         if step % 200 == 0:
-            shown = ", ".join(f"{r:.0%} hidden {v:.4f}" for r, v in sorted(losses.items()))
+            shown = ", ".join(f"{r:.0%} masked {v:.4f}" for r, v in sorted(losses.items()))
             print(f"step {step:6d}  {time.monotonic() - began:4.0f} s  {shown}", flush=True)
         step += 1
     model.eval()
@@ -95,13 +95,13 @@ def save(model: ViTMAEForPreTraining, folder: Path) -> None:
 @alone()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="SOURCE[:split][#column]")
-    parser.add_argument("--images", type=int, help="training images [default: all]")
-    parser.add_argument("--out", type=Path, default=Path("vit-mae-small"))
-    parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", required=True, help="Training images, SOURCE[:split][#column].")
+    parser.add_argument("--images", type=int, help="Number of training images. [default: all]")
+    parser.add_argument("--out", type=Path, default=Path("vit-mae-small"), help="Folder for the model.")
+    parser.add_argument("--minutes", type=float, default=9.0, help="Minutes of training.")
+    parser.add_argument("--width", type=int, default=96, help="Hidden size.")
+    parser.add_argument("--layers", type=int, default=4, help="Number of encoder layers.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the weights, the batches and the masks.")
     args = parser.parse_args()
     images = fmprobe.load_images(args.data, args.images, image_shape=(3, SIDE, SIDE))
     model = build(args.width, args.layers, args.seed)

@@ -1,34 +1,35 @@
-"""The latent vector field of an autoencoder with a bottleneck of two (Fumero et al., ICLR 2026, fig. 1, 3a).
+"""Draw the latent vector field of an autoencoder over its training (Fumero et al., ICLR 2026, fig. 1, 3a).
 
     python recipes/vector_field.py                                     # scikit-learn's digits, 3 seeds, 1 minute
     python recipes/vector_field.py --data ../shared/data --set mnist
     python recipes/vector_field.py --data ../shared/data --set mnist --k 16      # a plane through 16 dimensions
     python recipes/vector_field.py --full                              # MNIST of the hub, 500 epochs; an accelerator
 
-For every seed the paper's convolutional autoencoder is trained, and its field drawn on [-8, 8] x [-8, 8]: arrows
-coloured by their norm, attractors as stars, basins shaded. `epochs-SEED.gif` shows it from the first epoch to the last;
-for k above 2, on the plane through the trained network's three largest attractors. Seeds that are in `--out` already
-are not drawn again; launched processes share them.
+1. The paper's convolutional autoencoder is trained for every seed, with snapshots of its weights on the way.
+2. Its field is drawn on [-8, 8] x [-8, 8]: arrows coloured by their norm, attractors as stars, basins shaded. For k
+   above 2 the plane goes through the three largest attractors of the trained network.
+3. `epochs-SEED.gif` shows the field from the first epoch to the last.
+
+The recipe prints a line for each picture. `--out` keeps the pictures.
 """
 
 import argparse
 import math
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from _shared import epochs_of, fill, loaded, parser_of, train, untrained
 from torch import Tensor, nn
 
 import fmprobe
-from fmprobe.images import SMALL_SETS, load_small_set
+from fmprobe.images import SMALL_SETS
 from fmprobe.loading import pick_device
 from fmprobe.probes.field import VectorField, animate_fields, plot_field
 from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
-
-loaded = cache(load_small_set)
 
 
 class Snapshots:
@@ -50,38 +51,28 @@ def field_of(network: fmprobe.ConvAutoencoder, arguments: argparse.Namespace, pl
 
 
 def draw(name: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
-    """One seed's pictures; its field, and what there is to tell of it."""
+    """One seed's pictures; returns its field and the lines to print."""
     arguments = argparse.Namespace(**settings)
     images, _ = loaded(arguments.set, arguments.data, arguments.images, 1)
     seed = arguments.seed
     seed_torch(seed, "vector_field recipe: weights")
-    _, channels, height, width = images.shape
-    network = fmprobe.ConvAutoencoder(arguments.k, arguments.width, (channels, height, width))
-    network.to(arguments.device)
-    epochs = arguments.epochs or max(1, arguments.steps // math.ceil(len(images) / arguments.batch_size))
+    network = untrained(images, arguments)
+    epochs = arguments.epochs or epochs_of(arguments.steps, images, arguments.batch_size, math.floor)
     kept = Snapshots(epochs, arguments.frames)
-    losses = fmprobe.train_autoencoder(
-        network,
-        images,
-        epochs=epochs,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        seed=seed,
-        callback=kept,
-    )
+    losses = train(network, images, arguments, epochs=epochs, seed=seed, callback=kept)
     last = field_of(network.requires_grad_(False), arguments)
     entry = last.to_dict()
-    told = [line(f"seed {seed}, {epochs} epochs, loss {losses[-1]:.4f}", last)]
+    lines = [line(f"seed {seed}, {epochs} epochs, loss {losses[-1]:.4f}", last)]
     plot_field(entry, f"seed {seed}: {len(entry['attractors'])} attractors").savefig(out / f"{name}.png", dpi=120)
     frames, titles = [], []
     for epoch, weights in kept.weights.items():
         network.load_state_dict(weights)
         found = field_of(network, arguments, last.plane)
-        told.append(line(f"  epoch {epoch}", found))
+        lines.append(line(f"  epoch {epoch}", found))
         frames.append(found.to_dict())
         titles.append(f"seed {seed}, epoch {epoch}: {len(frames[-1]['attractors'])} attractors")
     animate_fields(frames, titles, out / f"epochs-{seed}.gif")
-    return {"told": told, "field": entry}
+    return {"told": lines, "field": entry}
 
 
 def line(label: str, field: VectorField) -> str:
@@ -102,30 +93,26 @@ def line(label: str, field: VectorField) -> str:
 
 @together()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with mnist.npz, fashion_mnist.npz and cifar10  [digits]")
-    parser.add_argument("--set", choices=("digits", *SMALL_SETS))
-    parser.add_argument("--k", type=int, default=2, help="bottleneck")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--full", action="store_true", help="all images of the hub's MNIST, width 32, 500 epochs")
-    parser.add_argument("--images", type=int, help="[all of digits, 4000 of others]")
-    parser.add_argument("--steps", type=int, default=1500, help="of the training, at reduced size")
-    parser.add_argument("--frames", type=int, default=10, help="of the animation")
-    parser.add_argument("--resolution", type=int, default=25, help="grid points a side")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=Path("runs/vector_field"))
+    parser = parser_of("vector_field", __doc__, "Use all images of the hub's MNIST, width 32 and 500 epochs.", "auto")
+    parser.add_argument("--set", choices=("digits", *SMALL_SETS), help="Data set.")
+    parser.add_argument("--k", type=int, default=2, help="Bottleneck.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds, one network each.")
+    parser.add_argument("--images", type=int, help="Number of training images. [default: all digits, or 4000]")
+    parser.add_argument("--steps", type=int, default=1500, help="Number of training steps, without --full.")
+    parser.add_argument("--frames", type=int, default=10, help="Number of frames of the animation.")
+    parser.add_argument("--resolution", type=int, default=25, help="Number of grid points a side.")
     arguments = parser.parse_args()
     arguments.device = str(pick_device(arguments.device))
     preset = {"epochs": None, "batch_size": 64, "learning_rate": 1e-3, "width": 16, "max_steps": 500}
     if arguments.full:
         preset = {"epochs": 500, "batch_size": 128, "learning_rate": 5e-4, "width": 32, "max_steps": 3000}
-    for name, value in preset.items():
-        setattr(arguments, name, value)
+    fill(arguments, preset)
     arguments.set = arguments.set or ("mnist" if arguments.full or arguments.data else "digits")
     arguments.images = arguments.images or (None if arguments.full or arguments.set == "digits" else 4000)
     given = {name: value for name, value in vars(arguments).items() if name not in ("seeds", "full", "out")}
-    settings = {f"field-{seed}": {**given, "seed": seed} for seed in arguments.seeds}
-    for _, found in sweep(partial(draw, out=arguments.out), settings, arguments.out):
+    conditions = {f"field-{seed}": {**given, "seed": seed} for seed in arguments.seeds}
+    work = partial(draw, out=arguments.out)
+    for _, found in sweep(work, conditions, arguments.out):
         print("\n".join(found["told"]), flush=True)
     print(f"pictures and animations: {arguments.out}")
 

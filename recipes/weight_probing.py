@@ -1,16 +1,18 @@
-"""Data-free weight probing (Fumero et al., ICLR 2026, fig. 4, 7-9): do attractors reconstruct images never shown?
+"""Reconstruct held-out images from attractors that noise starts found (Fumero et al., ICLR 2026, fig. 4, 7-9).
 
     python recipes/weight_probing.py                                   # the demo model on scikit-learn's digits
     python recipes/weight_probing.py --assets ../shared --models demo taef2 dinov2
     python recipes/weight_probing.py --full                            # the paper's protocol, from the hub, on a GPU
 
-`--assets` is a folder with `data/` (photos, textures, cifar10, mnist) and `models/` (taef2, dinov2-small). Prints the
-table of every data set and leaves it, with curves and reconstructions, in `--out`. What is there under the same
-protocol is not computed again; launched processes share networks and data sets.
+1. The attractors of a model and of its null, the same architecture with random weights, are found from N(0, I).
+2. They serve as a dictionary. Orthogonal Matching Pursuit reconstructs the latents of images from a few of its atoms.
+3. The decoded reconstructions are compared with those of as many atoms of chance and of data, image by image.
+
+`--assets` is a folder with `data/` (photos, textures, cifar10, mnist) and `models/` (taef2, dinov2-small). The recipe
+prints one table for each data set. `--out` keeps the tables, curves and reconstructions.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import _taef2
 import numpy as np
 from torch import nn
 
@@ -33,11 +36,10 @@ from fmprobe.sharing import together
 from fmprobe.surrogates.cache import cached_decoder
 from fmprobe.tables import as_text
 
-ROOT = Path(__file__).resolve().parents[1]
-STABILITY = 2  # attractors whose Jacobian is examined: what is asked here does not need it
+STABILITY = 2  # attractors whose Jacobian is examined, few since no figure here depends on it
 LOCAL = {"photos": "photos:test", "textures": "textures", "cifar10": "cifar10:test", "mnist": "mnist.npz:x_test"}
 FULL_MODEL = "stabilityai/sd-vae-ft-mse"
-FULL_DATA = {  # 500 images each, as in the paper; the first column of images is taken
+FULL_DATA = {  # 500 images of each, as in the paper, from its first column of images
     "Laion": "dclure/laion-aesthetics-12m-umap",
     "ImageNet": "mrm8488/ImageNet1K-val",
     "EuroSAT": "blanchon/EuroSAT_RGB:test",
@@ -49,7 +51,15 @@ FULL_DATA = {  # 500 images each, as in the paper; the first column of images is
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, the same architecture with random weights if that can be made, and how its orbits are run."""
+    """A model, its null if one can be made, and the protocol of its orbits.
+
+    Attributes:
+        model: the model to probe.
+        null: the same architecture with random weights.
+        starts: number of noise starts.
+        max_steps: largest number of steps of an orbit.
+        ends: whether the ends after the last step serve as atoms, converged or not.
+    """
 
     model: fmprobe.Autoencoder
     null: fmprobe.Autoencoder | None
@@ -79,16 +89,13 @@ def dinov2(arguments: argparse.Namespace) -> Subject:
 
 
 def taef2(arguments: argparse.Namespace) -> Subject:
-    sys.path.append(str(ROOT / "tests"))
-    from support import taef2 as networks  # the layers, which only the tests need otherwise
-
-    model = networks.load(arguments.assets / "models" / "taef2", side=64)
+    model = _taef2.load(arguments.assets / "models" / "taef2", side=64)
     seed_torch(arguments.seed, "weight_probing recipe: random weights of taef2")
-    parts: list[nn.Module] = [networks.encoder().eval(), networks.decoder().eval()]
+    parts: list[nn.Module] = [_taef2.encoder().eval(), _taef2.decoder().eval()]
     null = fmprobe.from_functions(
         *parts, image_shape=model.image_shape, latent_shape=model.latent_shape, name="taef2, random weights"
     )
-    # Its orbits do not settle: what is probed are places they have come to, and the tables say so.
+    # No orbit of it settles, so the ends serve as atoms, as the tables say.
     return Subject(model, null, arguments.starts or 32, 20, ends=True)
 
 
@@ -101,7 +108,7 @@ SUBJECTS: dict[str, Callable[[argparse.Namespace], Subject]] = {"demo": demo, "t
 
 
 def find(part: str, settings: dict[str, Any], subject: Subject, folder: Path) -> dict[str, int]:
-    """The attractors of the subject or of its null, kept in a folder of that name; how its starts ended."""
+    """Find the attractors of the subject or of its null and keep them; returns the count of each status."""
     model = subject.model if part == "attractors" else subject.null
     assert model is not None
     how: dict[str, Any] = {"tol": 1e-5, "batch_size": 32, "merge": "relative", "stability_cap": STABILITY}
@@ -120,7 +127,8 @@ def sources_of(arguments: argparse.Namespace) -> dict[str, str]:
 
     path = Path(tempfile.mkdtemp()) / "digits.npz"
     digits = load_digits(return_X_y=True)[0].reshape(-1, 8, 8)
-    np.savez(path, images=(digits[::-1] / 16 * 255).astype(np.uint8))  # the demo model learned some of the first
+    # In reverse order, since the demo model was trained on some of the first.
+    np.savez(path, images=(digits[::-1] / 16 * 255).astype(np.uint8))
     return {"digits": f"{path}:images"}
 
 
@@ -128,37 +136,39 @@ def probe(name: str, subject: Subject, arguments: argparse.Namespace) -> None:
     folder = arguments.out / name
     given = {key: getattr(arguments, key) for key in ("assets", "full", "image_size", "device", "seed")}
     search = {**given, "starts": subject.starts, "max_steps": subject.max_steps}
-    parts = ["attractors"] if subject.null is None else ["attractors", "null"]
-    counts = dict(sweep(partial(find, subject=subject, folder=folder), dict.fromkeys(parts, search), folder))
-    found = {part: fmprobe.AttractorSet.load(folder / part) for part in parts}
-    print(f"\n=== {name}: images {subject.model.image_shape}, latents {subject.model.latent_shape}, ", end="")
-    print(f"{subject.starts} starts: {counts['attractors']}, {found['attractors'].count} attractors")
-    if "null" in found:
-        print(f"random weights: {counts['null']}, {found['null'].count} attractors")
+    conditions = dict.fromkeys(["attractors"] if subject.null is None else ["attractors", "null"], search)
+    attractors: dict[str, fmprobe.AttractorSet] = {}
+    work = partial(find, subject=subject, folder=folder)
+    for part, counts in sweep(work, conditions, folder):
+        attractors[part] = fmprobe.AttractorSet.load(folder / part)
+        text = f"\n=== {name}: images {subject.model.image_shape}, latents {subject.model.latent_shape}, "
+        head = f"{text}{subject.starts} starts" if part == "attractors" else "random weights"
+        print(f"{head}: {counts}, {attractors[part].count} attractors")
     sources = sources_of(arguments)
     protocol = {**search, "images": arguments.images, "atoms": arguments.atoms}
-    measure = partial(curves_of, subject=subject, found=found, sources=sources, folder=folder)
-    for label, summary in sweep(measure, dict.fromkeys(sources, protocol), folder / "data"):
-        print(as_text(tables({"weights": {"data": {label: summary}}}, "weights")), end="\n\n")
+    work = partial(curves_of, subject=subject, attractors=attractors, sources=sources, folder=folder)
+    conditions = dict.fromkeys(sources, protocol)
+    for label, found in sweep(work, conditions, folder / "data"):
+        print(as_text(tables({"weights": {"data": {label: found}}}, "weights")), end="\n\n")
 
 
 def curves_of(
     label: str,
     settings: dict[str, Any],
     subject: Subject,
-    found: dict[str, fmprobe.AttractorSet],
+    attractors: dict[str, fmprobe.AttractorSet],
     sources: dict[str, str],
     folder: Path,
 ) -> dict[str, Any]:
-    seed, n_atoms = settings["seed"], len(atoms_of(found["attractors"], subject.ends)[0])
+    seed, n_atoms = settings["seed"], len(atoms_of(attractors["attractors"], subject.ends)[0])
     images, reference = held_out(subject.model, sources[label], settings["images"], n_atoms, seed)
     curves = fmprobe.probe_weights(
         subject.model,
-        found["attractors"],
+        attractors["attractors"],
         images,
         settings["atoms"],
         ends=subject.ends,
-        null_attractors=found.get("null"),
+        null_attractors=attractors.get("null"),
         reference_images=reference,
         seed=seed,
     )
@@ -171,16 +181,22 @@ def curves_of(
 @together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=["demo"])
-    parser.add_argument("--assets", type=Path)
-    parser.add_argument("--full", action="store_true", help="Stable Diffusion's autoencoder, 4096 starts, 500 images")
-    parser.add_argument("--images", type=int, help="of each data set  [32; 500 with --full]")
-    parser.add_argument("--starts", type=int)
-    parser.add_argument("--atoms", type=int, nargs="+", help="numbers of atoms  [powers of two; 32 … 4096 with --full]")
-    parser.add_argument("--image-size", type=int, default=56, help="of dinov2, a multiple of 14")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/weight_probing"))
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=["demo"], help="Models to probe.")
+    parser.add_argument("--assets", type=Path, help="Folder with data/ and models/.")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="Use Stable Diffusion's autoencoder, 4096 starts and 500 images of each data set.",
+    )
+    parser.add_argument("--images", type=int, help="Number of images of each data set. [default: 32; 500 with --full]")
+    parser.add_argument("--starts", type=int, help="Number of noise starts. [default: by model]")
+    parser.add_argument(
+        "--atoms", type=int, nargs="+", help="Numbers of atoms. [default: powers of two; 32 to 4096 with --full]"
+    )
+    parser.add_argument("--image-size", type=int, default=56, help="Image side of dinov2, a multiple of 14.")
+    parser.add_argument("--device", default="auto", help="Device to compute on.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the noise starts and random weights.")
+    parser.add_argument("--out", type=Path, default=Path("runs/weight_probing"), help="Folder for the results.")
     arguments = parser.parse_args()
     arguments.images = arguments.images or (500 if arguments.full else 32)
     if arguments.full:

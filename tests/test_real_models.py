@@ -2,9 +2,9 @@
 
 import json
 
+import _taef2 as taef2
 import pytest
 import torch
-from support import taef2
 from typer.testing import CliRunner
 
 import fmprobe

@@ -1,5 +1,6 @@
 """Every recipe runs at its smallest setting, and every flag that the texts name exists."""
 
+import ast
 import re
 import runpy
 import sys
@@ -14,7 +15,8 @@ import typer
 from fmprobe.cli import app
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("[!_]*.py"))
+SHARED = (ROOT / "recipes" / "_shared.py").read_text()
 
 # The smallest command of every recipe, and a line that it must print. IMAGES: 32 pictures of noise, 32 pixels a side.
 SMALLEST: dict[str, tuple[str, str]] = {
@@ -83,12 +85,20 @@ def _flags(parameters: Iterable[Any]) -> set[str]:
     return {"--help"}.union(*((*parameter.opts, *parameter.secondary_opts) for parameter in parameters))
 
 
+def _with_shared(source: str) -> str:
+    """A recipe's text with those functions of `_shared.py` that it imports."""
+    imported = re.findall(r"^from _shared import (.+)$", source, re.MULTILINE)
+    names = {name for line in imported for name in line.split(", ")}
+    functions = [node for node in ast.parse(SHARED).body if isinstance(node, ast.FunctionDef) and node.name in names]
+    return "\n".join([source, *(ast.get_source_segment(SHARED, node) or "" for node in functions)])
+
+
 def _known() -> dict[str, set[str]]:
     """Flags by what precedes them: `fmprobe COMMAND`, or the path of a recipe."""
     group: Any = typer.main.get_command(app)
     known = {f"fmprobe {name}": _flags(command.params) for name, command in group.commands.items()}
     for path in RECIPES:
-        source = path.read_text()
+        source = _with_shared(path.read_text())
         names = re.findall(r'add_argument\(\s*(?:"-\w", )?"(--[\w-]+)"', source)
         names += [f"--{name}" for name in re.findall(r'\("(\w+)", \d+\)', source)]  # those added in a loop
         for listed in re.findall(r"for name in \(([^)]*)\):\n +parser\.add_argument", source):

@@ -10,7 +10,7 @@ import fmprobe
 
 
 class Block(nn.Module):
-    """x + path(x) if there is one, then ReLU(x + three convolutions of x)."""
+    """ReLU(x + three convolutions of x), with x + pool(x) in place of x where `normed`."""
 
     def __init__(self, normed: bool = False) -> None:
         super().__init__()

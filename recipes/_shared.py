@@ -1,0 +1,83 @@
+"""What the recipes share that train the paper's convolutional autoencoder: options, presets and the training itself."""
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import fmprobe
+from fmprobe.images import load_small_set
+
+loaded = cache(load_small_set)  # conditions of one sweep use the same images
+
+# The published protocol, one that two CPU cores manage in minutes, and one for scikit-learn's digits.
+FULL: dict[str, Any] = {"images": None, "steps": 234_500, "batch_size": 128, "learning_rate": 5e-4, "width": 32}
+FULL |= {"starts": 5000, "max_steps": 3000}
+REDUCED: dict[str, Any] = {"images": 2000, "steps": 2000, "batch_size": 64, "learning_rate": 1e-3, "width": 16}
+SMALLEST = REDUCED | {"images": 500, "steps": 800, "width": 8}
+
+
+def parser_of(recipe: str, description: str | None, full: str, device: str = "cpu") -> argparse.ArgumentParser:
+    """A parser with the options --data, --full, --device and --out of the recipe of this name."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    folder = "Folder with mnist.npz, fashion_mnist.npz and cifar10/. [default: no folder, scikit-learn's digits]"
+    parser.add_argument("--data", type=Path, help=folder)
+    parser.add_argument("--full", action="store_true", help=full)
+    parser.add_argument("--device", default=device, help="Device to compute on. [default: %(default)s]")
+    parser.add_argument("--out", type=Path, default=Path("runs", recipe), help="Folder for the results.")
+    return parser
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    """Add the options that a preset fills."""
+    parser.add_argument("--images", type=int, help="Number of training images.")
+    parser.add_argument("--steps", type=int, help="Number of training steps.")
+    parser.add_argument("--batch-size", type=int, help="Number of images in a training step.")
+    parser.add_argument("--learning-rate", type=float, help="Learning rate at the start of the training.")
+    parser.add_argument("--width", type=int, help="Number of channels of the first layer.")
+    parser.add_argument("--starts", type=int, help="Number of starts of each kind.")
+    parser.add_argument("--max-steps", type=int, help="Largest number of steps of an orbit.")
+
+
+def fill(arguments: argparse.Namespace, preset: Mapping[str, Any]) -> None:
+    """Take from the preset what no option gave."""
+    for name, value in preset.items():
+        setattr(arguments, name, getattr(arguments, name, None) or value)
+
+
+def epochs_of(steps: int, images: Tensor, batch_size: int, rounding: Callable[[float], int] = round) -> int:
+    """The number of epochs that makes this many training steps; at least one."""
+    return max(1, rounding(steps / math.ceil(len(images) / batch_size)))
+
+
+def untrained(images: Tensor, arguments: argparse.Namespace, **variant: Any) -> fmprobe.ConvAutoencoder:
+    """The paper's network for images of this shape. Its weights come from torch's own generator: seed it first."""
+    _, channels, height, width = images.shape
+    network = fmprobe.ConvAutoencoder(arguments.k, arguments.width, (channels, height, width), **variant)
+    return network.to(arguments.device)
+
+
+def train(
+    network: fmprobe.ConvAutoencoder,
+    images: Tensor,
+    arguments: argparse.Namespace,
+    *,
+    epochs: int,
+    seed: int,
+    callback: Callable[[int, nn.Module], object] | None = None,
+) -> list[float]:
+    """The mean loss of each epoch of a training by the options of a recipe."""
+    return fmprobe.train_autoencoder(
+        network,
+        images,
+        epochs=epochs,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        weight_decay=getattr(arguments, "weight_decay", 1e-4),
+        seed=seed,
+        callback=callback,
+    )
