@@ -17,7 +17,7 @@ import torch
 import fmprobe
 from fmprobe.files import write_json
 from fmprobe.images import load_small_set
-from fmprobe.report.convergence import convergence_scatter
+from fmprobe.probes.convergence import convergence_scatter
 from fmprobe.seeding import seed_torch, torch_generator
 from fmprobe.sharing import alone
 
