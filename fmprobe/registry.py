@@ -18,6 +18,7 @@ PROBES = (
     "weights",
     "memorization",
     "field",
+    "convergence",
     "alignment",
     "ood",
     "score",

@@ -14,7 +14,7 @@ from _shared import epochs_of, fill, loaded, parser_of, train, untrained
 
 import fmprobe
 from fmprobe.files import write_json
-from fmprobe.report.convergence import convergence_scatter
+from fmprobe.probes.convergence import convergence_scatter
 from fmprobe.seeding import seed_torch, torch_generator
 from fmprobe.sharing import alone
 

@@ -1,7 +1,11 @@
-"""Residual curves: how far each step of an orbit moves, kept at chosen steps."""
+"""Residual curves: how far the steps of orbits move, in latent space and in images."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from fmprobe.dynamics.calls import Function
 
 POINTS = 80  # of a curve that are kept, evenly spread over the logarithm of the step
 
@@ -49,3 +53,50 @@ class ResidualCurves:
             values = row[self.steps <= taken].tolist()
             curves.append([float(f"{v:.4g}") if v == v and v != float("inf") else None for v in values])
         return {"steps": self.steps.tolist(), "norms": curves}
+
+
+def norms_along(
+    f: Function,
+    latents: Tensor,
+    steps: int,
+    *,
+    decode: Function | None = None,
+    encode: Function | None = None,
+    stepped: Callable[[], object] = lambda: None,
+) -> dict[str, Tensor]:
+    """Norms along the orbits of a batch of latents, each of which takes all steps (Fumero et al., fig. 12, 16, 17).
+
+    Args:
+        f: the latent map.
+        latents: starts `(B, *latent_shape)`.
+        steps: number of steps T.
+        decode: D, where the images of the latents are looked at too.
+        encode: E, where f is E after D, so that each latent is decoded once.
+        stepped: called after every step.
+
+    Returns:
+        float32 on the CPU, nan where not finite: `start_norm` `(B, 1)`, ||z[0]||; and `(B, T)`, whose column t - 1
+        belongs to step t, `latent`, ||z[t] - z[t-1]||; `norm`, ||z[t]||; and, where there is a decoder, `output`,
+        ||D(z[t]) - D(z[t-1])||.
+    """
+    rows: dict[str, list[Tensor]] = {"start_norm": [_norms(latents)], "latent": [], "norm": []}
+    image = None
+    if decode is not None:
+        image, rows["output"] = decode(latents), []
+    for _ in range(steps):
+        after = f(latents) if encode is None or image is None else encode(image)
+        rows["latent"].append(_norms(after - latents))
+        if decode is not None and image is not None:
+            painted = decode(after)
+            rows["output"].append(_norms(painted - image))
+            image = painted
+        rows["norm"].append(_norms(after))
+        latents = after
+        stepped()
+    return {name: torch.stack(row, dim=1) for name, row in rows.items()}
+
+
+def _norms(values: Tensor) -> Tensor:
+    """Row by row, on the CPU, nan where not finite."""
+    norms = torch.linalg.vector_norm(values.flatten(1).float(), dim=1).cpu()
+    return torch.where(norms.isfinite(), norms, torch.nan)

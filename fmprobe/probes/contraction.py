@@ -10,16 +10,21 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.checks import check_counts
-from fmprobe.dynamics.jacobian import NotDifferentiableError, spectral_norm, spectral_radius
+from fmprobe.dynamics.jacobian import NotDifferentiableError
+from fmprobe.dynamics.lipschitz import (
+    DIRECTIONS,
+    DISTANCE,
+    jacobian_sizes,
+    latents_at,
+    local_lipschitz,
+    pairwise_lipschitz,
+)
 from fmprobe.errors import InputError
 from fmprobe.probes.result import Result
 from fmprobe.seeding import normal_rows
 
 QUANTILES = (0.1, 0.5, 0.9)
-DISTANCE = 1e-2  # of the pairs of a local Lipschitz estimate, relative to the norm of the point
-DIRECTIONS = 4  # pairs a point
 
 
 class Spread:
@@ -137,12 +142,15 @@ def probe_contraction(
     steps = tuple(sorted(set(steps)))
     norms = radii = local = distant = None
     if model.has_latent_map:
-        points = _trajectory(model, model.sample_latents(starts, seed), steps, batch_size)
-        norms, radii, reason = _jacobians(model, points, batch_size)
-        if reason:
-            absent["norms"] = absent["radii"] = reason
-        local = torch.stack([local_lipschitz(model.latent_map, z, seed=seed, batch_size=batch_size) for z in points], 1)
-        distant = _distant(model, points, steps, batch_size) if steps[0] == 0 else None
+        f = model.latent_map
+        points = latents_at(f, model.sample_latents(starts, seed), steps, batch_size)
+        local = torch.stack([local_lipschitz(f, z, seed=seed, batch_size=batch_size) for z in points], 1)
+        distant = pairwise_lipschitz(f, points[0], batch_size) if steps[0] == 0 else None
+        try:
+            sizes = [jacobian_sizes(f, z, batch_size) for z in points]
+            norms, radii = (torch.stack(rows, 1) for rows in zip(*sizes, strict=True))
+        except NotDifferentiableError as error:
+            absent["norms"] = absent["radii"] = str(error)
     else:
         absent["f"] = f"{model.name} has no latent map: the encoder alone was looked at"
     protocol = {
@@ -153,29 +161,6 @@ def probe_contraction(
         "pairs_a_point": DIRECTIONS,
     }
     return Contraction(ratios, list(steps), norms, radii, local, distant, absent, protocol).about(model)
-
-
-def local_lipschitz(f: Callable[[Tensor], Tensor], latents: Tensor, *, seed: int = 0, batch_size: int = 32) -> Tensor:
-    """Largest ||f(z + e) - f(z)|| / ||e|| over a few random e, `(m,)`, on the CPU; nan where f is not finite.
-
-    e has 1% of the norm of z, or of sqrt(d) where that is more. Random directions seldom meet the steepest one, so this
-    is a lower bound of what a spectral norm says.
-    """
-    flat = latents.flatten(1)
-    d = flat.shape[1]
-    length = DISTANCE * torch.linalg.vector_norm(flat, dim=1).clamp(min=d**0.5)
-    ratios = []
-    with torch.no_grad():
-        f = apart(f, batch_size)
-        values = f(latents)
-        for i in range(DIRECTIONS):
-            noise = torch.from_numpy(normal_rows(len(flat), d, seed, "contraction: noise", first=i * len(flat))).to(
-                flat
-            )
-            moved = flat + noise * (length / torch.linalg.vector_norm(noise, dim=1))[:, None]
-            changed = f(moved.reshape(latents.shape))
-            ratios.append(_ratio(changed - values, moved - flat))
-    return torch.stack(ratios).amax(0)
 
 
 def _ratios(model: Autoencoder, n: int, seed: int, batch_size: int) -> dict[str, dict[str, float | None]]:
@@ -193,51 +178,6 @@ def _ratios(model: Autoencoder, n: int, seed: int, batch_size: int) -> dict[str,
     if model.has_decoder:
         found["D"] = std_ratio(model.decode, latents())
     return found
-
-
-def _trajectory(model: Autoencoder, latents: Tensor, steps: tuple[int, ...], batch_size: int) -> list[Tensor]:
-    """Latents of all orbits at the steps wanted."""
-    points = []
-    with torch.no_grad():
-        for step in range(steps[-1] + 1):
-            if step in steps:
-                points.append(latents)
-            if step < steps[-1]:
-                latents = apart(model.latent_map, batch_size)(latents)
-    return points
-
-
-def _jacobians(
-    model: Autoencoder, points: list[Tensor], batch_size: int
-) -> tuple[Tensor | None, Tensor | None, str | None]:
-    """Spectral norms and radii `(starts, steps)` on the CPU, or why there are none."""
-    columns: list[list[Tensor]] = [[], []]
-    try:
-        for latents in points:
-            finite = latents.flatten(1).isfinite().all(1)
-            for column, measure in zip(columns, (spectral_norm, spectral_radius), strict=True):
-                values = torch.full((len(latents),), torch.nan)
-                parts = [measure(model.latent_map, block) for block in latents[finite].split(batch_size) if len(block)]
-                if parts:
-                    values[finite.cpu()] = torch.cat(parts).cpu().float()
-                column.append(values)
-    except NotDifferentiableError as error:
-        return None, None, str(error)
-    return torch.stack(columns[0], 1), torch.stack(columns[1], 1), None
-
-
-def _distant(model: Autoencoder, points: list[Tensor], steps: tuple[int, ...], batch_size: int) -> Tensor:
-    """||f(a) - f(b)|| / ||a - b|| of successive pairs of starts."""
-    starts = points[0][: len(points[0]) // 2 * 2]
-    after = points[1] if len(steps) > 1 and steps[1] == 1 else None
-    with torch.no_grad():
-        after = apart(model.latent_map, batch_size)(starts) if after is None else after[: len(starts)]
-    return _ratio(after[::2] - after[1::2], starts[::2] - starts[1::2])
-
-
-def _ratio(after: Tensor, before: Tensor) -> Tensor:
-    ratio = torch.linalg.vector_norm(after.flatten(1), dim=1) / torch.linalg.vector_norm(before.flatten(1), dim=1)
-    return torch.where(ratio.isfinite(), ratio, torch.nan).cpu()
 
 
 def _summary(values: Tensor) -> dict[str, float | int | None]:

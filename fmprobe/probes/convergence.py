@@ -1,28 +1,128 @@
-"""Convergence: are the steps that an orbit takes those that the Jacobian at its attractor foretells?"""
+"""fmprobe convergence: does an orbit take as many steps as the Jacobian at its attractor foretells?"""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import torch
-from torch import Tensor
+import typer
 
-from fmprobe.attractors import AttractorSet, find_attractors, noise_starts
-from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.iterate import iterate
 from fmprobe.errors import InputError
+from fmprobe.files import write_atomically
 from fmprobe.probes.result import Result
+from fmprobe.report.plots import SERIES, axes
+from fmprobe.report.sections import Section
+from fmprobe.runs import options as o
+from fmprobe.tables import Table, number
 
-FEWEST = 3  # points of a correlation
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from fmprobe.autoencoder import Autoencoder
+
+STARTS, FEWEST_STARTS = 64, 16  # by default, and at least on a slow CPU
+STEPS, CAP = 3000, 256  # largest number of steps, and of Jacobians examined, by default
+NEAR = 1e-6  # squared step at which an orbit has settled, relative to the square of eps
+BUDGET = 60.0  # seconds that the orbits, and again the Jacobians, may take on a CPU
+
+Starts = Annotated[
+    int | None,
+    typer.Option(
+        "--starts", "-n", min=1, help="Number of starts drawn from N(0, I). [default: 64, fewer on a slow CPU]"
+    ),
+]
+Eps = Annotated[
+    float,
+    typer.Option(callback=o.finite, help="Euclidean distance within which an orbit has reached its attractor."),
+]
+MaxSteps = Annotated[
+    int | None, typer.Option(min=1, help="Largest number of steps of an orbit. [default: 3000, fewer on a slow CPU]")
+]
+
+
+@o.grouped(load=o.LOAD)
+def convergence(
+    model: o.Model,
+    starts: Starts = None,
+    eps: Eps = 1e-2,
+    max_steps: MaxSteps = None,
+    batch_size: o.BatchSize = None,
+    out: o.Out = None,
+    seed: o.Seed = 0,
+    verbose: o.Verbose = False,
+    resume: o.Resume = True,
+    *,
+    load: dict[str, Any],
+) -> Path:
+    """Compare the steps that orbits take to their attractor with the estimate from the Jacobian there.
+
+    An encoder without a decoder gets a surrogate, as in `probe`. Raise --eps for large latents, whose attractors are
+    not known to a tenth of it.
+    """
+    _check(eps)
+    from fmprobe.runs.models import open_model, with_decoder
+    from fmprobe.runs.run import head
+    from fmprobe.sharing import is_main
+
+    asked = {"starts": starts, "eps": eps, "max_steps": max_steps, "batch_size": batch_size}
+    how = {"load": load, "seed": seed, "resume": resume, "verbose": verbose}
+    with open_model(model, out, asked, **how, suffix="-convergence") as (run, loaded):
+
+        def make() -> dict[str, Any] | None:
+            subject = with_decoder(loaded, seed)
+            if not is_main():
+                return None  # one process follows all orbits
+            settings = _plan(subject, starts, max_steps, batch_size)
+            found = probe_convergence(subject, **settings, seed=seed, eps=eps, tol=NEAR * eps**2, progress=None)
+            figure = found.plot()
+            write_atomically(run.path / "convergence.png", lambda path: figure.savefig(path, format="png", dpi=120))
+            protocol = {"starts": "N(0, I)", **settings, "seed": seed, "eps": eps, **found.protocol}
+            return {**head(subject, protocol), found.key: found.to_dict(), "total_seconds": run.seconds}
+
+        run.once("convergence", make)
+        return run.finish("convergence")
+
+
+def _plan(model: "Autoencoder", starts: int | None, max_steps: int | None, batch_size: int | None) -> dict[str, Any]:
+    """Settings of `probe_convergence` that fit the device; those that are given stay."""
+    from fmprobe.runs.plan import STABILITY_COST, TYPICAL_STEPS, affordable_steps, duration, measured_cost
+
+    cost, slow = measured_cost(model), model.device.type == "cpu"
+    n = starts or STARTS
+    if starts is None and slow:
+        affordable = int(BUDGET / (2 * TYPICAL_STEPS * cost.seconds)) // 8 * 8
+        n = min(STARTS, max(FEWEST_STARTS, affordable))
+    step = 2 * n * cost.seconds  # orbits are followed to their attractors, and once more to measure the distance
+    most = max_steps or affordable_steps(STEPS, BUDGET, step, model.device)
+    jacobian = STABILITY_COST * cost.seconds
+    cap = min(CAP, max(2, int(BUDGET / jacobian))) if slow else CAP
+    typer.echo(
+        f"{n} starts from N(0, I), at most {most} steps, twice: at most {duration(most * step)}; "
+        f"then the Jacobians: at most {duration(min(n, cap) * jacobian)}"
+    )
+    return {"n": n, "max_steps": most, "batch_size": batch_size or cost.batch_size, "stability_cap": cap}
+
+
+def _check(eps: float) -> None:
+    if not 0 < eps < float("inf"):
+        raise InputError(f"eps must be positive and finite, got {eps}")
 
 
 @dataclass(frozen=True)
 class Convergence(Result):
     """Measured against estimated steps to within `eps` of the attractor, over the starts that have an estimate.
 
-    `estimates`: by "spectral_norm", the paper's rho = ||J_f(z*)||_sigma, and by "spectral_radius", the rate that holds
-    in the end; each with the `measured` steps and the `estimated` ones a start, the correlations `pearson` and
-    `spearman` (None where there are fewer than 3 points, or no spread), and `median_ratio`, measured over estimated.
-    `left_out`: starts without an estimate, by reason. `eps`: Euclidean error.
+    Attributes:
+        eps: Euclidean distance from the attractor.
+        starts: number of starts.
+        attractors: number of attractors that they lead to.
+        estimates: by "spectral_norm", the paper's rho = ||J_f(z*)||_sigma, and by "spectral_radius", the rate that
+            holds in the end: the `measured` steps and the `estimated` ones a start, the correlations `pearson` and
+            `spearman` (None where there are fewer than 3 points, or no spread), and `median_ratio`, measured over
+            estimated.
+        left_out: number of starts without an estimate, by rate and reason.
+        protocol: how the orbits were followed.
     """
 
     key: ClassVar[str] = "convergence"
@@ -42,98 +142,117 @@ def probe_convergence(
     model: Any,
     n: int | None = None,
     *,
-    starts: Tensor | None = None,
+    starts: "Tensor | None" = None,
     seed: int = 0,
     eps: float = 1e-2,
     tol: float = 1e-10,
-    max_steps: int = 3000,
+    max_steps: int = STEPS,
     batch_size: int = 256,
     **search: Any,
 ) -> Convergence:
     """Steps until ||z_t - z*|| <= eps against log(eps / ||z_0 - z*||) / log(rho) (Fumero et al., ICLR 2026, prop. A.9).
 
-    `model`: an Autoencoder, or f itself where `starts` `(n, *latent_shape)` are given; else `n` draws of N(0, I) by
-    `seed`. Attractors are found to `tol`, far below `eps`; `search`: further arguments of `find_attractors`. Raises
-    InputError for an `eps` that is not positive and finite and an `n` that is not the number of `starts`, ValueError as
-    `find_attractors` does.
+    Args:
+        model: an Autoencoder; or f itself, where `starts` are given.
+        n: number of starts drawn from N(0, I), by default 64.
+        starts: starts `(n, *latent_shape)` in place of drawn ones.
+        seed: seed of the starts.
+        eps: Euclidean distance from the attractor.
+        tol: tolerance to which the attractors are found, which should lie far below `eps`.
+        max_steps: largest number of steps of an orbit.
+        batch_size: largest number of latents in one call of f.
+        search: further arguments of `find_attractors`.
+
+    Raises:
+        InputError: `eps` is not positive and finite, or `n` is not the number of `starts`.
+        ValueError: a setting makes no sense to `find_attractors`.
     """
+    from fmprobe.attractors import find_attractors, noise_starts
+    from fmprobe.autoencoder import Autoencoder
+    from fmprobe.dynamics.approach import Approach
+    from fmprobe.dynamics.iterate import iterate
+
     if starts is not None and n not in (None, len(starts)):
         raise InputError(f"{len(starts)} starts are given, and n={n}: leave out one of them")
-    if not 0 < eps < float("inf"):
-        raise InputError(f"eps must be positive and finite, got {eps}")
-    search = {"progress": False, "stability_cap": 256} | search
+    _check(eps)
+    search = {"progress": False, "stability_cap": CAP} | search
     settings: dict[str, Any] = {"tol": tol, "max_steps": max_steps, "batch_size": batch_size}
+    settings["progress"] = search.pop("progress")
     if (measure := search.pop("measure", None)) is not None:
         settings["measure"] = measure  # of both searches below
     f = getattr(model, "latent_map", model)
-    latents = noise_starts(model, 64 if n is None else n, seed) if starts is None else starts
+    latents = noise_starts(model, STARTS if n is None else n, seed) if starts is None else starts
     found = find_attractors(f, starts=latents, **settings, **search)
-    reached = found.labels >= 0
-    near = _Approach(latents, found, eps)
-    if bool(reached.any()):
-        iterate(f, latents, observer=near, progress=False, **settings)
+    near = Approach(latents, found, eps)
+    if bool((found.labels >= 0).any()):
+        iterate(f, latents, observer=near, **settings)
     rates = {"spectral_norm": found.spectral_norm, "spectral_radius": found.spectral_radius}
     estimates, left_out = {}, {}
     for name, rho in rates.items():
-        estimates[name], left_out[name] = _against(near, found, rho, eps)
+        estimates[name], left_out[name] = near.against(rho)
     made = Convergence(eps, len(latents), len(found), estimates, left_out, found.orbits.protocol)
     return made.about(model) if isinstance(model, Autoencoder) else made
 
 
-class _Approach:
-    """An observer of `iterate`: the first step at which each orbit is within eps of the attractor that it ends in."""
+def convergence_scatter(entry: Mapping[str, Any]) -> "Figure":
+    """Measured steps against those of prop. A.9, by either rate, with the line on which they are equal.
 
-    def __init__(self, starts: Tensor, found: AttractorSet, eps: float) -> None:
-        self.found, self.eps = found, eps
-        every = torch.arange(len(starts), device=starts.device)
-        self.initial = self._distance(every, starts)
-        self.taken = torch.zeros(len(starts), dtype=torch.long, device=starts.device)
-        self.steps = torch.where(self.initial <= eps, 0, -1)
-
-    def __call__(self, indices: Tensor, before: Tensor, after: Tensor) -> None:
-        self.taken[indices] += 1
-        first = (self.steps[indices] < 0) & (self._distance(indices, after) <= self.eps)
-        self.steps[indices[first]] = self.taken[indices[first]]
-
-    def _distance(self, indices: Tensor, latents: Tensor) -> Tensor:
-        labels = self.found.labels[indices]
-        distance = torch.full((len(indices),), torch.inf, dtype=torch.float64, device=latents.device)
-        ends = self.found.latents[labels[labels >= 0]]
-        distance[labels >= 0] = torch.linalg.vector_norm((latents[labels >= 0] - ends).flatten(1).double(), dim=1)
-        return distance
+    `entry`: the key `convergence` of `results.json`.
+    """
+    figure, ax = axes("estimated steps  log(eps / ||z0 - z*||) / log(rho)", "measured steps")
+    most = 1.0
+    for (name, points), colour in zip(entry["estimates"].items(), SERIES, strict=False):
+        known = "" if points["pearson"] is None else f", r = {points['pearson']:.2f}"
+        label = f"rho: {_words(name)} ({len(points['measured'])} starts{known})"
+        ax.plot(points["estimated"], points["measured"], "o", ms=3, alpha=0.5, color=colour, label=label)
+        most = max([most, *points["estimated"], *points["measured"]])
+    ax.plot([1, most], [1, most], color="grey", ls="--", lw=1, label="equal")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_title(f"Steps until {entry['eps']:g} from the attractor", fontsize=10)
+    ax.legend(frameon=False, fontsize=8)
+    return figure
 
 
-def _against(near: _Approach, found: AttractorSet, rho: Tensor, eps: float) -> tuple[dict[str, Any], dict[str, int]]:
-    labels = found.labels
-    reached = labels >= 0
-    known = torch.zeros_like(reached)
-    rates = torch.full(labels.shape, torch.nan, dtype=torch.float64, device=labels.device)
-    rates[reached] = rho[labels[reached]].double()
-    known[reached] = (found.errors <= eps / 10)[labels[reached]]
-    reasons = {
-        "no attractor": ~reached,
-        "attractor not known to a tenth of eps": reached & ~known,
-        "rho not known or zero": ~(rates > 0),
-        "rho 1 or more": rates >= 1,
-        "started within eps": near.steps == 0,
-        "did not come within eps": near.steps < 0,
-    }
-    left, counts = torch.ones_like(reached), {}
-    for name, mask in reasons.items():
-        counts[name] = int((left & mask).sum())
-        left = left & ~mask
-    measured = near.steps[left].double()
-    estimated = (eps / near.initial[left]).log() / rates[left].log()
-    ratio = float((measured / estimated).median()) if len(measured) else None
-    points = {"measured": measured.long().tolist(), "estimated": estimated.tolist(), "median_ratio": ratio}
-    return points | _correlations(measured, estimated), counts
+def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """By rate, how many steps are measured for one that is estimated."""
+    return [
+        (
+            f"steps by {_words(name)}",
+            f"measured / estimated {number(points['median_ratio'], '.2f')} (median), "
+            f"r = {number(points['pearson'], '.2f')}, {len(points['measured'])} of {entry['starts']} starts",
+        )
+        for name, points in entry["estimates"].items()
+    ]
 
 
-def _correlations(a: Tensor, b: Tensor) -> dict[str, float | None]:
-    from scipy.stats import pearsonr, spearmanr
+def comparison(entry: Mapping[str, Any]) -> list[Table]:
+    """The agreement by rate, and why starts have no estimate."""
+    measures = {"pearson": "Pearson", "spearman": "Spearman", "median_ratio": "median measured / estimated"}
+    rows = [
+        (_words(name), len(points["measured"]), *(points[key] for key in measures))
+        for name, points in entry["estimates"].items()
+    ]
+    left_out = entry["left_out"]
+    reasons = dict.fromkeys(reason for counts in left_out.values() for reason, count in counts.items() if count)
+    missing = [(reason, *(counts[reason] for counts in left_out.values())) for reason in reasons]
+    title = f"Steps of {entry['starts']} starts until {entry['eps']:g} from one of {entry['attractors']} attractors"
+    found = [Table(title, rows, ("rho", "starts", *measures.values()))]
+    return found + [Table("Starts without an estimate", missing, ("reason", *map(_words, left_out)))] * bool(missing)
 
-    if len(a) < FEWEST or float(a.std()) == 0 or float(b.std()) == 0:
-        return {"pearson": None, "spearman": None}
-    x, y = a.cpu().numpy(), b.cpu().numpy()
-    found: list[Any] = [pearsonr(x, y), spearmanr(x, y)]
-    return {"pearson": float(found[0].statistic), "spearman": float(found[1].statistic)}
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+SECTIONS = (
+    Section(
+        "convergence",
+        "Speed of convergence",
+        "Measured steps against the estimate log(eps/||e0||)/log(rho) (prop. A.9).",
+        lines=lines,
+        tables=comparison,
+        figures=lambda entry: {"measured against estimated steps": convergence_scatter(entry)},
+    ),
+)
+COMMANDS = {"convergence": convergence}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.curves import norms_along
 from fmprobe.errors import InputError
 from fmprobe.probes.result import Result
 
@@ -68,6 +69,10 @@ def probe_residuals(
     count = STARTS if n is None else n
     if min(count, steps, batch_size) < 1:
         raise InputError(f"residual curves need starts, steps and a batch, got {count}, {steps} and {batch_size}")
+    through = {
+        "decode": model.decode if model.has_decoder else None,
+        "encode": model.encode_unchecked if model.maps_through_images else None,
+    }
     blocks = []
     with torch.no_grad():
         for first in range(0, count, batch_size):
@@ -76,37 +81,12 @@ def probe_residuals(
                 latents = model.sample_latents(size, seed, first)
             else:
                 latents = model.encode(images[first : first + size])
-            blocks.append(_follow(model, latents, steps))
+            blocks.append(norms_along(model.latent_map, latents, steps, **through))
     curves = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
     what = "N(0, I)" if images is None else "images, encoded"
     return Residuals(
         curves["latent"], curves.get("output"), curves["norm"], curves["start_norm"][:, 0], starts=what, seed=seed
     ).about(model)
-
-
-def _follow(model: Autoencoder, latents: Tensor, steps: int) -> dict[str, Tensor]:
-    """The curves of one batch, and the norms of its starts; no "output" where there are no images."""
-    rows: dict[str, list[Tensor]] = {"start_norm": [_norms(latents)], "latent": [], "norm": []}
-    image, reuse = None, model.maps_through_images
-    if model.has_decoder:
-        image = model.decode(latents)
-        rows["output"] = []
-    for _ in range(steps):
-        after = model.encode_unchecked(image) if reuse and image is not None else model.latent_map(latents)
-        rows["latent"].append(_norms(after - latents))
-        if image is not None:
-            painted = model.decode(after)
-            rows["output"].append(_norms(painted - image))
-            image = painted
-        rows["norm"].append(_norms(after))
-        latents = after
-    return {name: torch.stack(row, dim=1) for name, row in rows.items()}
-
-
-def _norms(values: Tensor) -> Tensor:
-    """Row by row, on the CPU, nan where not finite."""
-    norms = torch.linalg.vector_norm(values.flatten(1).float(), dim=1).cpu()
-    return torch.where(norms.isfinite(), norms, torch.nan)
 
 
 def _quantiles(values: Tensor) -> dict[str, list[float | None]]:

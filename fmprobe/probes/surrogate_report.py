@@ -14,10 +14,11 @@ from fmprobe.autoencoder import Autoencoder, check_images
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.distances import chamfer
 from fmprobe.errors import InputError
+from fmprobe.images import as_pixels
 from fmprobe.surrogates.artefact import Surrogate
 from fmprobe.surrogates.cache import cached_decoder
 from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, procedural
-from fmprobe.surrogates.features import AT_ONCE, as_pixels, in_blocks
+from fmprobe.surrogates.features import AT_ONCE, in_blocks
 from fmprobe.surrogates.fit import FitSettings, validate
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian (Wang et al. 2004)

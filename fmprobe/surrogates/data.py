@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder, check_images
 from fmprobe.errors import InputError
-from fmprobe.images import spread
+from fmprobe.images import as_pixels, spread
 from fmprobe.procedural import power_noise, procedural_images
 from fmprobe.seeding import generator
-from fmprobe.surrogates.features import as_bytes, as_pixels, in_blocks
+from fmprobe.surrogates.features import as_bytes, in_blocks
 from fmprobe.surrogates.settings import Settings
 
 BLOCK = 32  # images at a time

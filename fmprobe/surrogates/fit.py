@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.images import as_pixels
 from fmprobe.sharing import team
 from fmprobe.surrogates.artefact import Surrogate
 from fmprobe.surrogates.data import (
@@ -24,7 +25,7 @@ from fmprobe.surrogates.data import (
     takes_procedural,
     training_data,
 )
-from fmprobe.surrogates.features import Features, as_pixels, cache_folder, features_key, features_of
+from fmprobe.surrogates.features import Features, cache_folder, features_key, features_of
 from fmprobe.surrogates.kinds import find_kind
 from fmprobe.surrogates.latent import LatentSettings
 from fmprobe.surrogates.pixel import PixelSettings

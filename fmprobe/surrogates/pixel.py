@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.images import as_pixels
 from fmprobe.surrogates.bodies import SIZES, make_body
 from fmprobe.surrogates.decoder import ImageDecoder
-from fmprobe.surrogates.features import Features, as_pixels, encode_native
+from fmprobe.surrogates.features import Features, encode_native
 from fmprobe.surrogates.settings import TrainedSettings, kind_of, number, word
 from fmprobe.surrogates.training import Batch, Schedule, initial_weights, train
 

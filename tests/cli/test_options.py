@@ -16,6 +16,7 @@ CONTEXTS = [
     "weights m --data D",
     "weights m --data D --no-null",
     "memorization m --data D",
+    "convergence m",
     "compare m k --data D",
     "compare m k --data D --no-ceiling --no-null",
     "compare m k --data D --map linear",

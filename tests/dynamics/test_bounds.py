@@ -13,9 +13,9 @@ import fmprobe
 from fmprobe.dynamics.fields import Plane, cosine_of, field_at
 from fmprobe.dynamics.floor import rounding_floor
 from fmprobe.dynamics.iterate import stream_orbits
+from fmprobe.dynamics.lipschitz import local_lipschitz
 from fmprobe.dynamics.polish import anderson
 from fmprobe.dynamics.settling import iterate_on
-from fmprobe.probes.contraction import local_lipschitz
 from fmprobe.probes.field import vector_field
 
 SMALL = {"tol": 1e-6, "measure": "squared", "max_steps": 100}

@@ -201,12 +201,12 @@ def test_every_command_that_searches_is_held_to_the_protocol():
 
 
 def test_convergence_follows_both_of_its_orbits_by_the_measure_asked_for():
-    seen, iterate = [], convergence.iterate
+    seen, iterate = [], fmprobe.iterate
 
     def spy(*arguments, **settings):
         seen.append(settings.get("measure"))
         return iterate(*arguments, **settings)
 
-    with mock.patch("fmprobe.probes.convergence.iterate", spy):
-        fmprobe.probe_convergence(double_well, starts=draws(8, 2), measure="rms")
+    with mock.patch("fmprobe.dynamics.iterate.iterate", spy):
+        convergence.probe_convergence(double_well, starts=draws(8, 2), measure="rms")
     assert seen == ["rms"]

@@ -9,7 +9,8 @@ import torch
 from support.maps import draws
 
 import fmprobe
-from fmprobe.probes.contraction import Spread, local_lipschitz, std_ratio
+from fmprobe.dynamics.lipschitz import local_lipschitz
+from fmprobe.probes.contraction import Spread, std_ratio
 
 D = 5
 MATRIX = 0.4 * draws(D, D, 4)

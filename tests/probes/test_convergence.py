@@ -7,9 +7,11 @@ import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
 from support.maps import double_well, draws, linear, rotation
+from support.probes import DEMO, ran
+from support.runs import command
 
 import fmprobe
-from fmprobe.report.convergence import convergence_scatter
+from fmprobe.probes.convergence import convergence_scatter
 
 
 def test_a_linear_map_takes_the_steps_that_its_rate_foretells():
@@ -40,7 +42,7 @@ def test_a_map_that_is_not_normal_is_slower_to_its_norm_than_to_its_radius():
     json.dumps(found.to_dict(), allow_nan=False)
 
 
-def test_each_start_is_held_against_its_own_attractor():
+def test_each_start_is_compared_with_its_own_attractor():
     """Two wells in each of two coordinates, all at rate 0.8; far starts fall quicker at first."""
     found = fmprobe.probe_convergence(double_well, starts=draws(60, 2), eps=1e-3)
     assert found.attractors == 4
@@ -68,3 +70,20 @@ def test_the_result_does_not_depend_on_the_batch_and_takes_a_model():
     assert "20 starts" in axes.get_legend_handles_labels()[1][0]
     with pytest.raises(fmprobe.InputError, match="eps"):
         fmprobe.probe_convergence(model, 2, eps=0)
+
+
+def test_the_command_leaves_what_the_function_finds(tmp_path, capsys):
+    options = ["--starts", 8, "--max-steps", 300, "--batch-size", 8]
+    results = ran(capsys, tmp_path / "run", "convergence", "convergence", *options)
+    model = fmprobe.load(str(DEMO), device="cpu")
+    found = fmprobe.probe_convergence(model, 8, max_steps=300, batch_size=8).to_dict()
+    assert results["convergence"] == json.loads(json.dumps(found))
+    assert len(found["estimates"]["spectral_radius"]["measured"]) > 2
+    assert results["protocol"]["n"] == 8
+    assert (tmp_path / "run" / "convergence.png").stat().st_size > 1000
+
+
+def test_a_distance_that_is_none_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    assert command("convergence", "nowhere", "--eps", 0, "-o", tmp_path / "run") == 2
+    assert "eps must be positive" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -137,6 +137,7 @@ class Observed:
             "probes.ood.detector.TrajectoryDetector.threshold": Detector.threshold,
             "probes.ood.detector.TrajectoryDetector.examine": Detector.examine,
             **dict.fromkeys(ends, stop),
+            **{f"probes.{name}.probe_{name}": stop for name in ("convergence",)},
         }
         unwatched = {
             "runs.plan._seconds_per_row": lambda *_: 1e-4,

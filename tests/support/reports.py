@@ -116,6 +116,7 @@ def with_the_rest(folder: Path) -> Path:
     row = {"known": 2, "q10": 0.5, "q25": 0.6, "q50": 0.7, "q75": 0.8, "q90": 0.9}
     curve = {f"q{q}": [0.5, 0.25] for q in (10, 25, 50, 75, 90)}
     norms = {"latent": curve, "output": None, "norm": curve}
+    correlations = {"pearson": None, "spearman": None}
     basins = {"adjusted_rand": None, "jaccard": None, "jaccard_chance": None, "reason": "no start settled"}
     entries = {
         "memorization": {
@@ -141,7 +142,13 @@ def with_the_rest(folder: Path) -> Path:
             "plane": "the latent space",
         },
         "training": {"records": [{"epoch": 0, "test_error": 0.2}, {"epoch": 1, "test_error": 0.1}]},
-        "convergence": {"eps": 0.01, "estimates": {"rate": {"measured": [3], "estimated": [2.5], "pearson": None}}},
+        "convergence": {
+            "eps": 0.01,
+            "starts": 2,
+            "attractors": 1,
+            "estimates": {"rate": {"measured": [3], "estimated": [2.5], "median_ratio": 1.2, **correlations}},
+            "left_out": {"rate": {"no attractor": 1}},
+        },
         "contraction": {"steps": [0, 1], "norms": [row, row], "radii": None, "local": None},
         "residual_curves": {"steps": [1, 2], **norms, "n": 2, "starts": "N(0, I)"},
         "alignment": {
