@@ -1,13 +1,14 @@
-"""Time Orthogonal Matching Pursuit of many targets against scikit-learn's, in one run on the same cores.
+"""Compare Orthogonal Matching Pursuit of many targets with scikit-learn's and with the plain batched algorithm.
 
-    python recipes/benchmark_omp.py                          # 4096 atoms of dimension 4096, 256 selected, 64 targets
-    python recipes/benchmark_omp.py --scaling omp.png        # the same, and time against targets and atoms, plotted
+    python recipes/benchmark_omp.py                     # 4096 atoms of dimension 4096, 256 selected, 64 targets
+    python recipes/benchmark_omp.py --plain             # fmprobe and the plain algorithm alone, on sizes of probes
+    python recipes/benchmark_omp.py --scaling omp.png   # the first, and time against targets and atoms, plotted
 
-Both sides include the products of all atoms and the coefficients. scikit-learn's `orthogonal_mp_gram` takes one target
-after another, so its time for one target is measured on the first few. It is timed in several ways, since its speed
-depends on the memory order of the matrix: as `numpy.dot` makes it, with and without `copy_Gram`, and in Fortran order,
-its fastest (there `copy_Gram=False` would overwrite the matrix before the next target). Rounds alternate between the
-sides. The recipe prints medians over rounds, with the range.
+All sides run on the same cores, in rounds that alternate between them, and include the products of all atoms.
+Medians over the rounds are printed, with the range. scikit-learn's `orthogonal_mp_gram` takes one target after another,
+so it is timed on the first few. The order of the matrix it is given decides its speed, so it is timed in several ways:
+as `numpy.dot` makes the matrix, with and without `copy_Gram`, and in Fortran order, which suits it best (there
+`copy_Gram=False` would spoil the matrix for the next target).
 """
 
 import argparse
@@ -25,7 +26,8 @@ from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
 import fmprobe
-from fmprobe.dynamics.matching_pursuit import BUDGET
+from fmprobe.dynamics.matching_pursuit import BUDGET, DEPENDENT, UnitAtoms
+from fmprobe.dynamics.sparse_codes import Codes
 from fmprobe.seeding import torch_generator
 from fmprobe.sharing import alone
 
@@ -36,6 +38,21 @@ SKLEARN: dict[str, tuple[str, Literal["C", "F"], bool]] = {
     "scikit-learn, float64, as it comes": ("float64", "C", True),
     "scikit-learn, float64, Fortran order": ("float64", "F", True),
 }
+Clock = Callable[[], float]
+FMPROBE, PLAIN = "fmprobe, float32", "plain batched algorithm, float32"
+STORE = 1 << 24  # bytes of rows that the plain algorithm keeps for a block of targets: more or fewer made it slower
+# Numbers of atoms, their dimension, numbers of targets and of atoms selected.
+PROBES = (
+    (64, 256, 64, 16),
+    (500, 1024, 64, 32),
+    (512, 4096, 256, 256),
+    (1024, 1024, 256, 128),
+    (2048, 4096, 256, 128),
+    (4096, 4096, 64, 32),
+    (4096, 4096, 64, 256),
+    (4096, 16384, 64, 256),
+    (4096, 4096, 256, 512),
+)
 
 
 def problem(atoms: int, dim: int, targets: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -45,12 +62,50 @@ def problem(atoms: int, dim: int, targets: int, seed: int = 0) -> tuple[Tensor, 
     return dictionary, torch.randn(targets, dim, generator=g)
 
 
-def by_fmprobe(dictionary: Tensor, targets: Tensor, select: int) -> tuple[Tensor, float]:
+def by_fmprobe(
+    dictionary: Tensor, targets: Tensor, select: int, clock: Clock = time.perf_counter
+) -> tuple[Tensor, float]:
     """Chosen atoms and seconds for all targets."""
-    began = time.perf_counter()
+    began = clock()
     codes = fmprobe.orthogonal_matching_pursuit(dictionary, targets, select)
     assert bool(codes.coefficients.isfinite().all())
-    return codes.indices, time.perf_counter() - began
+    return codes.indices, clock() - began
+
+
+def by_plain(
+    dictionary: Tensor, targets: Tensor, select: int, clock: Clock = time.perf_counter
+) -> tuple[Tensor, float]:
+    """The same by the Cholesky algorithm as it is published (Rubinstein et al. 2008), all targets of a block together.
+
+    `rows[b, j]` holds the part of every atom along the direction that the j-th chosen atom added. Each step reads all
+    earlier rows to make one new row.
+    """
+    began = clock()
+    atoms, norms = UnitAtoms(dictionary, with_gram=True), targets.norm(dim=1)
+    chosen = torch.empty(len(targets), select, dtype=torch.long)
+    factors = dictionary.new_zeros(len(targets), select, select)
+    dependent = DEPENDENT * torch.finfo(dictionary.dtype).eps
+    size = min(max(4, min(64, STORE // (dictionary.element_size() * select * len(dictionary)))), len(targets))
+    store = dictionary.new_empty(size, select, len(dictionary))
+    for first in range(0, len(targets), size):
+        block = slice(first, first + size)
+        correlations = atoms.products(targets[block] / norms[block, None])
+        rows, row = store[: len(correlations)], torch.empty_like(correlations)[:, None]
+        share, usable = torch.zeros_like(correlations), torch.ones_like(correlations, dtype=torch.bool)
+        for k in range(select):
+            best = torch.where(usable, correlations.abs(), 0).argmax(1, keepdim=True)
+            scale = (1 - share.gather(1, best)).sqrt()
+            along = rows[:, :k].take_along_dim(best[:, None], 2).mT
+            atoms.rows(best, row)
+            row.baddbmm_(along, rows[:, :k], alpha=-1)
+            rows[:, k] = row[:, 0].div_(scale)
+            correlations.addcmul_(row[:, 0], correlations.gather(1, best) / scale, value=-1)
+            share.addcmul_(row[:, 0], row[:, 0])
+            usable = (usable & (1 - share > dependent)).scatter(1, best, False)
+            chosen[block, k], factors[block, k, :k], factors[block, k, k] = best[:, 0], along[:, 0], scale[:, 0]
+    codes = Codes(chosen, torch.full_like(chosen[:, 0], select), factors, dictionary, targets, atoms.norms, norms)
+    assert bool(codes.coefficients.isfinite().all())
+    return chosen, clock() - began
 
 
 def by_sklearn(
@@ -71,14 +126,16 @@ def by_sklearn(
 
 
 def compare(arguments: argparse.Namespace) -> None:
+    """fmprobe, the plain algorithm and scikit-learn on one problem."""
     dictionary, targets = problem(arguments.atoms, arguments.dim, arguments.targets)
     few, select = min(arguments.sklearn_targets, len(targets)), arguments.select
     by_fmprobe(dictionary, targets[:4], min(8, select))  # warms up
-    seconds: dict[str, list[float]] = {name: [] for name in ("fmprobe, float32", *SKLEARN)}
+    seconds: dict[str, list[float]] = {name: [] for name in (FMPROBE, PLAIN, *SKLEARN)}
     equal = 0
     for _ in range(arguments.rounds):
         chosen, ours = by_fmprobe(dictionary, targets, select)
-        seconds["fmprobe, float32"].append(1000 * ours / len(targets))
+        seconds[FMPROBE].append(1000 * ours / len(targets))
+        seconds[PLAIN].append(1000 * by_plain(dictionary, targets, select)[1] / len(targets))
         for name, way in SKLEARN.items():
             sets, theirs = by_sklearn(dictionary, targets, select, few, *way)
             seconds[name].append(1000 * theirs / len(targets))
@@ -88,11 +145,29 @@ def compare(arguments: argparse.Namespace) -> None:
         end="",
     )
     print(f"{torch.get_num_threads()} threads, {arguments.rounds} rounds; ms a target, all atoms' products included")
-    base = median(seconds["fmprobe, float32"])
+    base = median(seconds[FMPROBE])
     for name, values in seconds.items():
-        ratio = "" if name.startswith("fmprobe") else f", {median(values) / base:.1f} times fmprobe's"
+        ratio = "" if name == FMPROBE else f", {median(values) / base:.1f} times fmprobe's"
         print(f"  {name:46}{median(values):8.1f}  ({min(values):.1f} to {max(values):.1f}){ratio}")
     print(f"  the same atoms as scikit-learn (float64) for {equal} of {few} targets", flush=True)
+
+
+def compare_with_plain(rounds: int) -> None:
+    """fmprobe and the plain algorithm on sizes that probes use, in processor time, which other load disturbs less."""
+    print(f"{torch.get_num_threads()} threads, {rounds} rounds; ms of processor time a target, median (least)")
+    for atoms, dim, count, select in PROBES:
+        dictionary, targets = problem(atoms, dim, count)
+        ours, plain, equal = [], [], 0.0
+        for _ in range(rounds):
+            chosen, seconds = by_fmprobe(dictionary, targets, select, time.process_time)
+            ours.append(1000 * seconds / count)
+            others, seconds = by_plain(dictionary, targets, select, time.process_time)
+            plain.append(1000 * seconds / count)
+            equal = float((chosen == others).all(1).double().mean())
+        print(f"  {atoms} atoms of dimension {dim}, {select} selected, {count} targets: ", end="")
+        print(f"fmprobe {median(ours):.2f} ({min(ours):.2f}), plain {median(plain):.2f} ({min(plain):.2f}), ", end="")
+        ratios = median(plain) / median(ours), min(plain) / min(ours)
+        print(f"{ratios[0]:.2f} ({ratios[1]:.2f}) times; the same paths for {equal:.1%} of targets", flush=True)
 
 
 def memory(peak: bool) -> int:
@@ -173,10 +248,15 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="Number of rounds.")
     parser.add_argument("--scaling", type=Path, help="PNG to plot the scaling into.")
+    parser.add_argument(
+        "--plain", action="store_true", help="Compare with the plain algorithm alone, on several sizes."
+    )
     parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only_large:
         return large(arguments)
+    if arguments.plain:
+        return compare_with_plain(arguments.rounds)
     compare(arguments)
     subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only-large"], check=True)
     if arguments.scaling:
