@@ -1,7 +1,7 @@
 """fmprobe: vision foundation models as dynamical systems.
 
-The latent map f(z) = E(D(z)) of an autoencoder is iterated; where its trajectories end are the attractors
-(Fumero, Moschella, Rodolà, Locatello, ICLR 2026, arXiv 2505.22785).
+The latent map f(z) = E(D(z)) of an autoencoder is iterated, and its trajectories end in attractors (Fumero, Moschella,
+Rodolà, Locatello, ICLR 2026, arXiv 2505.22785).
 """
 
 from importlib import import_module
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __version__ = version("fmprobe")
 
-# Names are resolved on first use, so that `import fmprobe` and the command line's help do not import torch.
+# Names are resolved on first use, so that neither `import fmprobe` nor `fmprobe --help` imports torch.
 _HOMES = {
     "AttractorTracker": "fmprobe.probes.training",
     "AttractorSet": "fmprobe.attractors",

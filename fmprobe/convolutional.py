@@ -1,7 +1,9 @@
-"""The paper's convolutional autoencoder, a fully connected one, their variants, and the training loop."""
+"""Small autoencoders to train: the paper's convolutional one, a fully connected one, their variants, and the training
+loop.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,22 +15,37 @@ from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.errors import InputError
 from fmprobe.seeding import generator, seed_torch, torch_generator
 
-# What a variant's strength is by default, in the meaning that BottleneckAutoencoder states.
+# The default strength of each variant. `BottleneckAutoencoder` says what it means.
 STRENGTHS = {"plain": 0.0, "denoising": 0.3, "contractive": 0.1, "variational": 0.1, "sparse": 0.01, "masked": 0.5}
 VARIANTS = tuple(STRENGTHS)
-PATCH = 4  # pixels a side that are masked together
+PATCH = 4  # side in pixels of the patches that are masked
 
 
 class BottleneckAutoencoder(nn.Module):
     """What the small autoencoders share: an encoder `down` to k numbers, a decoder `up`, and a loss by `variant`.
 
-    `variant`, and what its `strength` is: plain (none); denoising (deviation of the Gaussian noise on the images,
-    Vincent et al. 2008); contractive (weight of the encoder's squared Jacobian norm, Rifai et al. 2011, a Hutchinson
-    estimate, over k); variational (weight of the divergence against the squared error summed over pixels, Kingma and
-    Welling 2014; the mean is the code); sparse (weight of the mean absolute code); masked (share of 4x4 patches set to
-    zero, He et al. 2022). Images `(B, *image_shape)`, latents `(B, k)`, taken as they are. The output is linear:
-    nothing bounds it but the training. Raises InputError for an unknown variant, a strength outside its range or sizes
-    below 1.
+    Images are `(B, *image_shape)` and latents `(B, k)`. Both are taken as they are. The output is linear, so that only
+    the training bounds it.
+
+    The variants, and the meaning of `strength` in each:
+
+    - plain: none.
+    - denoising: standard deviation of the Gaussian noise on the images (Vincent et al. 2008).
+    - contractive: weight of the squared Jacobian norm of the encoder over k, a Hutchinson estimate (Rifai et al. 2011).
+    - variational: weight of the divergence against the squared error summed over pixels (Kingma and Welling 2014). The
+      mean is the code.
+    - sparse: weight of the mean absolute code.
+    - masked: share of 4x4 patches that are set to zero (He et al. 2022).
+
+    Args:
+        k: number of values of a latent.
+        width: width of the network.
+        image_shape: `(C, H, W)`.
+        variant: one of the variants above.
+        strength: strength of the variant; by default that of `STRENGTHS`.
+
+    Raises:
+        InputError: the variant is unknown, the strength is outside its range, or a size is below 1.
     """
 
     down: nn.Module
@@ -48,26 +65,32 @@ class BottleneckAutoencoder(nn.Module):
         if len(image_shape) != 3 or min(k, width, *image_shape) < 1 or k % 1 or width % 1:
             raise InputError(
                 f"{type(self).__name__}(k={k}, width={width}, image_shape={image_shape}): expected sizes from 1 up, "
-                "and images (C, H, W)"
+                "and an image_shape (C, H, W)"
             )
         strength = STRENGTHS[variant] if strength is None else strength
         most = {"plain": 0.0, "masked": 1.0}.get(variant, math.inf)
         if not 0 <= strength <= most or strength == math.inf:
-            raise InputError(f"strength {strength} of the variant {variant}: expected a finite number, 0 to {most:g}")
+            raise InputError(
+                f"strength {strength} of the variant {variant}: expected a finite number from 0 to {most:g}"
+            )
         self.image_shape, self.k, self.variant, self.strength = image_shape, k, variant, strength
-        self.codes = 2 * k if variant == "variational" else k  # numbers that `down` gives
+        self.codes = 2 * k if variant == "variational" else k  # number of values that `down` gives
 
     def encode(self, images: Tensor) -> Tensor:
+        """Encode images `(B, *image_shape)` to latents `(B, k)`."""
         return self.down(images)[:, : self.k]
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents `(B, k)` to images `(B, *image_shape)`."""
         return self.up(latents)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.decode(self.encode(images))
 
     def loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error of `images` `(B, *image_shape)` with what the variant adds, drawn from `generator`."""
+        """Mean squared error of `images` `(B, *image_shape)`, and what the variant adds to it, with noise from
+        `generator`.
+        """
 
         def normal(like: Tensor) -> Tensor:
             return torch.randn(like.shape, generator=generator).to(like)
@@ -90,14 +113,14 @@ class BottleneckAutoencoder(nn.Module):
         return error + self.strength * code.abs().mean() if self.variant == "sparse" else error
 
     def _kept(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """One for the pixels of patches that stay, zero for the others, `(B, 1, H, W)`."""
+        """A mask `(B, 1, H, W)`: 1 for the pixels of patches that are kept, 0 for the others."""
         height, width = self.image_shape[1:]
         grid = (len(images), 1, math.ceil(height / PATCH), math.ceil(width / PATCH))
         kept = (torch.rand(grid, generator=generator) >= self.strength).to(images)
         return kept.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)[:, :, :height, :width]
 
     def autoencoder(self, name: str | None = None) -> Autoencoder:
-        """This network as what the probes take."""
+        """This network as the `Autoencoder` that the probes take."""
         made = from_functions(
             self.encode,
             self.decode,
@@ -112,10 +135,20 @@ class BottleneckAutoencoder(nn.Module):
 
 
 class ConvAutoencoder(BottleneckAutoencoder):
-    """Four 3x3 stride-2 convolutions C -> w -> 2w -> 4w -> 8w, a linear bottleneck of k, and the mirror image.
+    """The paper's convolutional autoencoder (Fumero et al., ICLR 2026, appendix, experimental details).
 
-    Fumero et al., ICLR 2026, appendix (experimental details). Images, latents, `variant` and `strength` as in
-    `BottleneckAutoencoder`. Raises InputError also for images under 16 pixels.
+    It has four 3x3 stride-2 convolutions C -> w -> 2w -> 4w -> 8w, a linear bottleneck of k values, and the mirror
+    image of both.
+
+    Args:
+        k: number of values of a latent.
+        width: w, the number of channels after the first convolution.
+        image_shape: `(C, H, W)`, at least 16 pixels a side.
+        variant: as in `BottleneckAutoencoder`.
+        strength: as in `BottleneckAutoencoder`.
+
+    Raises:
+        InputError: as in `BottleneckAutoencoder`, or the images are below 16 pixels.
     """
 
     def __init__(
@@ -145,7 +178,7 @@ class ConvAutoencoder(BottleneckAutoencoder):
 
         up: list[nn.Module] = [nn.Linear(k, math.prod(self.inner)), nn.Unflatten(1, self.inner)]
         for i in range(4, 0, -1):
-            # A stride of 2 halves odd and even sizes alike; the padding of the output says which it was.
+            # A stride of 2 maps an odd and an even size to the same half. The output padding restores the right one.
             padding = (1 - sizes[i - 1][0] % 2, 1 - sizes[i - 1][1] % 2)
             layer = nn.ConvTranspose2d(widths[i], widths[i - 1], 3, stride=2, padding=1, output_padding=padding)
             up += [nn.ReLU(), layer]
@@ -153,9 +186,17 @@ class ConvAutoencoder(BottleneckAutoencoder):
 
 
 class DenseAutoencoder(BottleneckAutoencoder):
-    """Pixels -> w -> w -> k and the mirror image, fully connected with ReLU between.
+    """A fully connected autoencoder: pixels -> w -> w -> k with ReLU between, and the mirror image.
 
-    Images, latents, `variant`, `strength` and errors as in `BottleneckAutoencoder`.
+    Args:
+        k: number of values of a latent.
+        width: w, the number of hidden units.
+        image_shape: `(C, H, W)`.
+        variant: as in `BottleneckAutoencoder`.
+        strength: as in `BottleneckAutoencoder`.
+
+    Raises:
+        InputError: as in `BottleneckAutoencoder`.
     """
 
     def __init__(
@@ -173,6 +214,7 @@ class DenseAutoencoder(BottleneckAutoencoder):
 
 
 def _layers(*widths: int) -> list[nn.Module]:
+    """Linear layers of these widths with ReLU between."""
     layers: list[nn.Module] = []
     for i in range(len(widths) - 1):
         layers += [nn.Linear(widths[i], widths[i + 1]), nn.ReLU()]
@@ -191,26 +233,34 @@ def train_autoencoder(
     callback: Callable[[int, nn.Module], object] | None = None,
     progress: bool | None = None,
 ) -> list[float]:
-    """Train on the model's own loss by the paper's recipe: Adam, its rate divided by 10 at half and three quarters.
+    """Train a model on its own loss by the paper's recipe: Adam, with its rate divided by 10 at half and at three
+    quarters.
 
-    `images` `(n, *image_shape)` in [0, 1], on any device. Returns the mean loss of each epoch. The order of the images
-    and all noise depend on `seed` alone, and the caller's random state is left as it was. `callback(epoch, model)`,
-    such as an `AttractorTracker`, is called before the training with 0 and after each epoch with 1, 2, …. The model is
-    left in eval mode. Raises InputError for no images or others than the model takes, ValueError for numbers that make
-    no sense.
+    The order of the images and all noise depend on `seed` alone. The caller's random state is left as it was. The model
+    is left in eval mode.
+
+    Args:
+        model: the model to train.
+        images: images `(n, *image_shape)` in [0, 1], on any device.
+        epochs: number of epochs.
+        batch_size: number of images in a batch.
+        learning_rate: learning rate at the beginning.
+        weight_decay: weight decay of Adam.
+        seed: seed of the order and of the noise.
+        callback: called as `callback(epoch, model)`, before the training with 0 and after each epoch with 1, 2, …; for
+            example an `AttractorTracker`.
+        progress: whether a bar is shown; None shows it after two seconds.
+
+    Returns:
+        The mean loss of each epoch.
+
+    Raises:
+        InputError: there are no images, or not such as the model takes, or a rate makes no sense.
+        ValueError: a number makes no sense.
     """
     from tqdm.auto import tqdm
 
-    check_images(images, model.image_shape)
-    if len(images) == 0:
-        raise InputError("cannot train on no images: pass at least one")
-    check_counts(0, epochs=epochs)
-    check_counts(batch_size=batch_size)
-    check_seed(seed)
-    if not 0 < learning_rate < math.inf or not 0 <= weight_decay < math.inf:
-        raise InputError(
-            f"learning_rate must be positive and finite, weight_decay from 0 up: got {learning_rate}, {weight_decay}"
-        )
+    _check_training(model, images, epochs, batch_size, learning_rate, weight_decay, seed)
     call = callback or (lambda epoch, model: None)
     device = next(model.parameters()).device
     optimiser: Any = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
@@ -221,23 +271,55 @@ def train_autoencoder(
     silent = None if progress is None else not progress
     forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with forked, tqdm(total=epochs, desc="training", unit="epoch", delay=2, disable=silent) as bar:
-        seed_torch(seed, "autoencoders: layers")  # that draw by themselves, such as dropout
+        seed_torch(seed, "autoencoders: layers")  # for layers that draw by themselves, such as dropout
         model.train()
         call(0, model)
         for epoch in range(1, epochs + 1):
-            total = 0.0
             order = generator(seed, epoch, "autoencoders: order of the images").permutation(len(images))
-            for rows in torch.from_numpy(order).split(batch_size):
-                batch = images[rows.to(images.device)].to(device)
-                loss = model.loss(batch, noise)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-                total += float(loss.detach()) * len(rows)
+            losses.append(_train_epoch(model, images, torch.from_numpy(order).split(batch_size), optimiser, noise))
             schedule.step()
-            losses.append(total / len(images))
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
             bar.update()
             call(epoch, model)
     model.eval()
     return losses
+
+
+def _check_training(
+    model: BottleneckAutoencoder,
+    images: Tensor,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+) -> None:
+    """Check the arguments of `train_autoencoder`."""
+    check_images(images, model.image_shape)
+    if len(images) == 0:
+        raise InputError("cannot train on no images: pass at least one")
+    check_counts(0, epochs=epochs)
+    check_counts(batch_size=batch_size)
+    check_seed(seed)
+    if not 0 < learning_rate < math.inf or not 0 <= weight_decay < math.inf:
+        raise InputError(
+            f"learning_rate must be positive and finite, weight_decay at least 0: got {learning_rate}, {weight_decay}"
+        )
+
+
+def _train_epoch(
+    model: BottleneckAutoencoder,
+    images: Tensor,
+    batches: Sequence[Tensor],
+    optimiser: torch.optim.Optimizer,
+    noise: torch.Generator,
+) -> float:
+    """Train for one epoch on batches of rows of the images; return the mean loss."""
+    device, total = next(model.parameters()).device, 0.0
+    for rows in batches:
+        loss = model.loss(images[rows.to(images.device)].to(device), noise)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        total += float(loss.detach()) * len(rows)
+    return total / len(images)

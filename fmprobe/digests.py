@@ -1,4 +1,4 @@
-"""SHA-256 of what decides a value: the key of every cache, resume and fingerprint is made here."""
+"""SHA-256 digests of what decides a value. The key of every cache, resumed run and fingerprint is made here."""
 
 import hashlib
 import json
@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK = 2**24  # bytes of a tensor that are hashed at once
+BLOCK = 2**24  # bytes of a tensor that are hashed at a time
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256, in hexadecimal digits, of tensors, bytes, and whatever JSON can hold, in this order.
+    """SHA-256, in hexadecimal digits, of tensors, bytes and whatever JSON can hold, in this order.
 
-    Tensors count with their type and shape; None counts. Dicts with the same entries are alike in any order.
-    Raises TypeError for what is neither.
+    Tensors count with their dtype and shape, and None counts. Dicts with the same entries are equal in any order.
+
+    Raises:
+        TypeError: a part is none of these.
     """
     whole = hashlib.sha256()
     for part in parts:
         one = hashlib.sha256()
         _add(one, part)
-        whole.update(one.digest())  # parts of fixed length, so that no two lists of parts run into each other
+        whole.update(one.digest())  # digests of fixed length, so that different lists of parts never look the same
     return whole.hexdigest()
 
 
@@ -41,7 +43,7 @@ def _add(one: Any, part: Any) -> None:
 
 
 def _add_tensor(one: Any, tensor: "Tensor") -> None:
-    """Type, shape and bytes, in blocks, so that a large tensor is never copied whole."""
+    """Hash the dtype, the shape and the bytes in blocks, so that a large tensor is never copied whole."""
     import torch
 
     one.update(f"tensor\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

@@ -1,4 +1,4 @@
-"""What went wrong that the caller can mend."""
+"""Errors that the caller can fix."""
 
 
 class InputError(ValueError):
@@ -6,14 +6,14 @@ class InputError(ValueError):
 
 
 class WriteError(InputError, OSError):
-    """A file that could not be written: a full disk, or no right to."""
+    """A file could not be written, because the disk is full or permission is missing."""
 
     def __init__(self, path: object, error: OSError) -> None:
         super().__init__(
             f"cannot write {path} ({error.strerror or error}): make room, or name another folder with --out, and run "
-            "the command again; it goes on from what is there"
+            "the command again; it continues from what is there"
         )
         self.strerror, self.errno = error.strerror or str(error), error.errno
 
-    def __str__(self) -> str:  # not the numbered line of an OSError
+    def __str__(self) -> str:  # that of OSError would begin with the error number
         return str(self.args[0])

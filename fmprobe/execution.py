@@ -1,4 +1,6 @@
-"""How a latent map is evaluated: rows a call, halved when memory runs out; autocast, compilation, determinism."""
+"""How a latent map is evaluated: the batch size, halved when memory runs out, and autocast, compilation and
+determinism.
+"""
 
 import gc
 import os
@@ -11,14 +13,18 @@ import torch
 from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
-FIXED = 8  # rows of every call where results must not depend on how many there are
+FIXED = 8  # number of rows of every call, where results must not depend on how many rows there are
 
 
 @dataclass(frozen=True)
 class Execution:
-    """`autocast`: the type that f's matrix products are taken in, latents staying float32. `compile`: a backend of
-    `torch.compile`, used where no gradient is asked for ("cudagraphs" is one). `fixed`: every call has this many rows,
-    padded, so that a row's result does not depend on the others.
+    """How a latent map is evaluated.
+
+    Attributes:
+        autocast: dtype of f's matrix products; latents stay in float32.
+        compile: backend of `torch.compile` such as "cudagraphs", used where no gradient is asked for.
+        fixed: number of rows of every call, which is padded, so that the result for a row does not depend on the
+            others.
     """
 
     autocast: torch.dtype | None = None
@@ -26,12 +32,12 @@ class Execution:
     fixed: int | None = None
 
     def apply(self, f: Map, device: torch.device) -> Map:
-        """f, evaluated so."""
+        """Return f, evaluated in this way on `device`."""
         return _Evaluated(f, self, device)
 
 
 class _Evaluated:
-    """f on any number of latents; remembers at how many rows memory ran out."""
+    """f on any number of latents; it remembers for how many rows memory ran out."""
 
     def __init__(self, f: Map, how: Execution, device: torch.device) -> None:
         self.f, self.how, self.device, self.rows = f, how, device, how.fixed
@@ -57,12 +63,12 @@ class _Evaluated:
             latents = torch.cat([latents, latents[:1].expand(fixed - n, *latents.shape[1:])])
         cast = torch.autocast(self.device.type, self.how.autocast) if self.how.autocast else nullcontext()
         with cast:
-            after = self._function()(latents.clone())[:n]  # f may change it before memory runs out
-        device = after.device if after.is_meta else latents.device  # a meta tensor holds nothing that could be moved
+            after = self._function()(latents.clone())[:n]  # f may change its argument before memory runs out
+        device = after.device if after.is_meta else latents.device  # a meta tensor holds no values to move
         return after.to(device, latents.dtype, copy=True)  # f may return a buffer that it uses again
 
     def _function(self) -> Map:
-        # Compiled code lacks some of the derivatives that the Jacobian's products need.
+        # Compiled code lacks some of the derivatives that products with the Jacobian need.
         if self.how.compile is None or torch.is_grad_enabled():
             return self.f
         if self._compiled is None:
@@ -72,8 +78,8 @@ class _Evaluated:
 
 
 def be_deterministic() -> None:
-    """Let torch use deterministic algorithms alone, and raise where there is none."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    """Make torch use deterministic algorithms only, and raise an error where there is none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # this is read when CUDA is first used
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 

@@ -1,4 +1,4 @@
-"""Files that a reader never meets half of: written beside their place, flushed to disk, renamed; JSON and tensors."""
+"""Files that are never half-written: each is written beside its place, flushed to disk and then renamed."""
 
 import contextlib
 import json
@@ -18,7 +18,8 @@ SCHEMA = 1  # of results.json
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it into place.
 
-    Raises WriteError where the disk is full or the folder takes nothing; then `path` is as it was.
+    Raises:
+        WriteError: the disk is full or the folder cannot be written. Then `path` is as it was before.
     """
     temporary = None
     try:
@@ -29,7 +30,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it private
+        temporary.chmod(0o644)  # mkstemp makes the file private
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -40,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a rename to disk, where the system can."""
+    """Flush a rename to disk, if the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -50,9 +51,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any, *, exact: bool = False) -> None:
-    """JSON, UTF-8, indented; nan and infinity, which JSON lacks, become null.
+    """Write JSON in UTF-8, indented. JSON lacks nan and infinity, so they become null.
 
-    `exact`: they are kept as Python's own reader and writer spell them, in files that fmprobe alone reads.
+    `exact` keeps them, spelled as Python's own reader and writer do, for files that only fmprobe reads.
     """
     content = content if exact else finite(content)[0]
     text = json.dumps(content, indent=2, allow_nan=exact, default=plain) + "\n"
@@ -60,7 +61,7 @@ def write_json(path: Path, content: Any, *, exact: bool = False) -> None:
 
 
 def finite(content: Any) -> tuple[Any, int]:
-    """Content as JSON holds it, None in place of numbers that are not finite, and how many of these there were."""
+    """Content as JSON can hold it, with None for numbers that are not finite; and how many such numbers there were."""
     count = 0
 
     def cleaned(value: Any) -> Any:
@@ -78,7 +79,11 @@ def finite(content: Any) -> tuple[Any, int]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError where the file is missing, unreadable or something else."""
+    """Read a JSON object.
+
+    Raises:
+        InputError: the file is missing, unreadable or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -91,7 +96,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """What json does not know."""
+    """Convert a value that `json` does not know."""
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"cannot write {type(value).__name__} as JSON")

@@ -1,8 +1,9 @@
-"""Fingerprint: a digest of what decides a model's values. Where it came from, and who wrote what it is, do not count.
+"""Fingerprint: a digest of what decides a model's values. Its origin and author do not count.
 
-Of files these are the weights, the model's configuration and its image processor's. Of a module in memory they are its
-weights and buffers, its classes, hyper-parameters, functions and hooks, and its processor. Where it is not sure whether
-a thing decides a value, it counts: a cache that is missed costs time, and one that is wrongly hit a wrong value.
+For files these are the weights, the configuration of the model and that of its image processor. For a module in memory
+they are its weights and buffers, its classes, hyper-parameters, functions and hooks, and its processor. A thing counts
+where it is not certain that it decides no value: a cache missed costs time, but a cache wrongly hit gives a wrong
+value.
 """
 
 import enum
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
     from fmprobe.autoencoder import Autoencoder
 
-FORMAT = 1  # raise it when what is digested changes
-# Of a model in memory: where it came from, and who wrote it down.
+FORMAT = 1  # raise this number when the content of the digest changes
+# Entries of a model in memory that say where it came from and who wrote it down.
 ORIGIN = frozenset(
     {"_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "_diffusers_version", "_processor_class"}
 )
-# Of configuration files, names of classes and texts about the model as well.
+# Entries of configuration files that are ignored: the origin, names of classes, and texts about the model.
 BOOKKEEPING = ORIGIN | {
     "architectures",
     "finetuning_task",
@@ -48,7 +49,7 @@ BOOKKEEPING = ORIGIN | {
     "tag",
     "url",
 }
-# What every torch module holds: described apart, or without effect on a forward pass.
+# Attributes of every torch module that are described separately or have no effect on a forward pass.
 OF_TORCH = frozenset(
     {
         "_parameters",
@@ -64,28 +65,31 @@ OF_TORCH = frozenset(
         "_load_state_dict_pre_hooks",
         "_load_state_dict_post_hooks",
         "_is_hf_initialized",
-        "training",  # `load` evaluates a module in evaluation mode, whatever mode it is in
+        "training",  # `load` evaluates a module in evaluation mode, whatever its own mode is
         "warnings_issued",
     }
 )
 OF_THE_PROCESS = {"_io", "_thread", "_weakref", "io", "logging", "threading", "weakref"}  # no value depends on these
 LIBRARIES = ("torch", "torchvision", "transformers", "timm", "diffusers", "accelerate", "numpy", "PIL", "fmprobe")
-LIBRARIES += ("fmprobe_adapters",)  # wherever they are installed, a name stands for what they hold
+LIBRARIES += ("fmprobe_adapters",)  # what these hold is identified by its name
 UNWRITTEN = ("__dict__", "__doc__", "__weakref__", "__module__", "__annotations__", "__firstlineno__")
 PROCESS = secrets.token_hex(8)
 
 
 def of_files(weights: Sequence[Path], config: Mapping[str, Any], processors: Iterable[Path | None] = ()) -> str:
-    """Of a checkpoint's safetensors files, its config.json, and the files of its processor, None where it lacks one."""
+    """Fingerprint of a checkpoint: its safetensors files, its config.json, and the files of its processor.
+
+    A missing file of the processor is None.
+    """
     written = [path and _without_bookkeeping(_read(path)) for path in processors]
     return digest("files", FORMAT, [file_digest(path) for path in weights], _without_bookkeeping(config), *written)
 
 
 def of_memory(*things: Any) -> str:
-    """Of modules, processors and settings as they are at the time of the call.
+    """Fingerprint of modules, processors and settings as they are at the time of the call.
 
-    It is the same in another process, for the same versions of Python and of the libraries. A thing whose content
-    cannot be read counts as another one in each process.
+    It is the same in another process with the same versions of Python and of the libraries. A thing whose content
+    cannot be read counts as different in each process.
     """
     from torch.nn.modules import module as everywhere
 
@@ -96,7 +100,7 @@ def of_memory(*things: Any) -> str:
 
 
 def of_weights(module: "torch.nn.Module") -> str:
-    """Of a module's weights and buffers alone, by their names: for one whose class is known."""
+    """Fingerprint of a module's weights and buffers alone, by their names, for a module whose class is known."""
     state = module.state_dict()
     return digest("weights", FORMAT, sorted(state), *(state[name] for name in sorted(state)))
 
@@ -104,7 +108,8 @@ def of_weights(module: "torch.nn.Module") -> str:
 def is_of(recorded: str | None, model: "Autoencoder") -> bool:
     """Whether a decoder or a detector that recorded this fingerprint was made with `model`.
 
-    Earlier versions recorded a hub model's commit instead, which is accepted for this very commit as it was published.
+    Earlier versions recorded the commit of a hub model instead. It is accepted for exactly this commit as it was
+    published.
     """
     if (recorded or None) == model.fingerprint:
         return True
@@ -114,7 +119,7 @@ def is_of(recorded: str | None, model: "Autoencoder") -> bool:
 
 
 def _read(path: Path) -> Any:
-    """What a JSON file says; its bytes where it is none, which is for its reader to refuse."""
+    """The content of a JSON file. If it is not JSON, its bytes; refusing it is left to its reader."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
@@ -122,17 +127,18 @@ def _read(path: Path) -> Any:
 
 
 def _without_bookkeeping(value: Any) -> Any:
+    """A configuration without the entries that decide no value."""
     if isinstance(value, Mapping):
         return {str(k): _without_bookkeeping(v) for k, v in value.items() if k not in BOOKKEEPING}
     return [_without_bookkeeping(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 class _Walk:
-    """Describes values as what JSON can hold, the same in every process; compound ones by their digests."""
+    """Describes values as JSON can hold them, the same in every process; compound values by their digests."""
 
     def __init__(self) -> None:
         self.known: dict[int, Any] = {}
-        self.kept: list[Any] = []  # so that the number of a temporary object is not used again
+        self.kept: list[Any] = []  # keeps temporary objects alive, so that their ids are not used again
         loaded = [getattr(sys.modules.get(name), "__file__", None) for name in LIBRARIES]
         self.roots = (sysconfig.get_path("stdlib"), "<frozen", *(str(Path(one).parent) + "/" for one in loaded if one))
 
@@ -140,7 +146,7 @@ class _Walk:
         if value is None or isinstance(value, bool | int | float | complex | str | bytes | range | Path):
             return [_name(type(value)), repr(value)]
         if id(value) not in self.known:
-            self.known[id(value)] = f"within {len(self.kept)}"  # what it says of itself inside itself
+            self.known[id(value)] = f"within {len(self.kept)}"  # describes a value that contains itself
             self.kept.append(value)
             self.known[id(value)] = digest(self._compound(value))
         return self.known[id(value)]
@@ -179,7 +185,7 @@ class _Walk:
         import torch
 
         about = [_name(type(tensor)), str(tensor.dtype), list(tensor.shape)]
-        # A quantised weight keeps what its numbers mean beside them.
+        # A quantised weight keeps the meaning of its numbers in attributes.
         held = {} if type(tensor) in (torch.Tensor, torch.nn.Parameter) else getattr(tensor, "__dict__", {})
         about.append(self._named({name: one for name, one in held.items() if name not in OF_TORCH}))
         if tensor.is_meta:
@@ -200,12 +206,12 @@ class _Walk:
         ]
 
     def _hooks(self, held: Mapping[str, Any], kind: str) -> Any:
-        """Hooks in their order, without their keys, which count all the hooks that the process has ever had."""
+        """Hooks in their order, without their keys, which count all hooks that the process has ever had."""
         named = held.get(f"{kind}_with_kwargs", {})
         return [[self.describe(hook), key in named] for key, hook in held.get(kind, {}).items()]
 
     def _class(self, kind: type) -> Any:
-        """A class by its name, what its own code and settings are, and whatever was put into a library's class."""
+        """A class by its name and by its own code and settings, with whatever was patched into a library's class."""
         held = {}
         for base in reversed(kind.__mro__):
             of_library = self._of_library(getattr(sys.modules.get(base.__module__), "__file__", None), base.__module__)
@@ -218,9 +224,9 @@ class _Walk:
         return [_name(kind), held]
 
     def _function(self, function: types.FunctionType) -> Any:
-        """A function by its name, code, defaults and what it has captured, and by what it reads around it.
+        """A function by its name, code, defaults and closure, and by the globals that it reads.
 
-        A library's function reads what its own library holds, which its name stands for.
+        A library's function reads what its own library holds, which its name identifies.
         """
         code = function.__code__
         read: dict[str, Any] = {}
@@ -242,18 +248,18 @@ class _Walk:
         ]
 
     def _object(self, value: Any) -> Any:
-        """An object of any other class: what pickle would write of it, shallowly; else by its identity."""
+        """An object of any other class by what pickle would write of it, shallowly; else by its identity."""
         kind = type(value)
         if kind.__module__.split(".")[0] in OF_THE_PROCESS or isinstance(value, types.GeneratorType):
             return _name(kind)
-        if callable(value) and hasattr(value, "__qualname__"):  # of C
+        if callable(value) and hasattr(value, "__qualname__"):  # a function written in C
             owner = getattr(value, "__self__", None)
             owner = None if isinstance(owner, type | types.ModuleType) else self.describe(owner)
             named = [getattr(value, "__module__", None), value.__qualname__]
             return [_name(kind), named, owner, self.describe(getattr(value, "__wrapped__", None))]
         try:
             written = value.__reduce_ex__(2)
-        except Exception:  # of any kind: its class says that it cannot be written
+        except Exception:  # a class may raise any error to say that it cannot be pickled
             held = getattr(value, "__dict__", None)
             return [self.describe(kind), self._named(held) if held else f"{PROCESS} {id(value)}"]
         if isinstance(written, str):
@@ -265,7 +271,7 @@ class _Walk:
         return [[name, self.describe(values[name])] for name in sorted(values) if name not in ORIGIN]
 
     def _of_library(self, path: str | None, module: str = "") -> bool:
-        """Whether a file, or else a module, is of an installed package or of Python's own library."""
+        """Whether a file, or else a module, belongs to an installed package or to Python's standard library."""
         if path is None:
             top = module.split(".")[0]
             return top in LIBRARIES or top in sys.stdlib_module_names
@@ -288,7 +294,7 @@ def _constant(value: Any) -> str:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """The names that a function and those inside it may read from around them."""
+    """The names that a function and the functions inside it may read from around them."""
     inner = [_names(one) for one in code.co_consts if isinstance(one, types.CodeType)]
     return set(code.co_names).union(*inner)
 
@@ -296,5 +302,5 @@ def _names(code: types.CodeType) -> set[str]:
 def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # not filled yet
+    except ValueError:  # the cell is still empty
         return None

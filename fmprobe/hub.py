@@ -1,4 +1,4 @@
-"""A model's files on this machine: found by name, fetched where missing, refused where they are not safe."""
+"""The files of a model on this machine: found by name, downloaded if missing, refused if they are not safe."""
 
 import json
 import math
@@ -12,16 +12,16 @@ from typing import Any
 from fmprobe.errors import InputError
 
 CONFIG = "config.json"
-PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")  # timm's way of writing names
+PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")  # timm writes names with these
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "diffusion_pytorch_model.bin", "tf_model.h5")
-MOST_LAYERS, LARGEST = 1000, 2**24  # of a config's values; above what any published model has
+MOST_LAYERS, LARGEST = 1000, 2**24  # limits of the values of a config, above those of any published model
 
 
 def canonical(name: str) -> str:
-    """The name of a model, a decoder or an image source as manifests hold it, alike for all spellings of one place.
+    """The name of a model, a decoder or an image source as manifests hold it, the same for all spellings of one place.
 
-    What exists on this machine is named by its absolute path, links followed, and the split and column asked for; a hub
-    id stays as it is.
+    What exists on this machine is named by its absolute path, with links followed, and by the split and column asked
+    for. A hub id stays as it is.
     """
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
@@ -39,21 +39,26 @@ class Checkpoint:
     name: str  # as the user wrote it, without a prefix
     folder: Path  # holds config.json
     config: Mapping[str, Any]
-    repository: str | None = None  # the hub id, if it is one
-    subfolder: str = ""  # of the repository: "vae" of a diffusion pipeline
+    repository: str | None = None  # the hub id, if the model is from the hub
+    subfolder: str = ""  # folder in the repository, such as "vae" in that of a diffusion pipeline
     commit: str | None = None
 
     def fetch(self, filename: str) -> Path | None:
-        """A file of the model, None where it has no such file. Raises InputError where it cannot be fetched."""
+        """Fetch a file of the model; None if the model has no such file.
+
+        Raises:
+            InputError: the file cannot be fetched.
+        """
         if self.repository is None:
             path = self.folder / filename
             return path if path.is_file() else None
         return _download(self.repository, f"{self.subfolder}/{filename}".lstrip("/"), self.commit)
 
     def fetch_weights(self, filename: str) -> list[Path]:
-        """The safetensors files of the weights, one or as many as an index lists.
+        """Fetch the safetensors files of the weights: one file, or those that an index lists.
 
-        Raises InputError where there are none, naming a pickle where that is all there is, or where one is missing.
+        Raises:
+            InputError: there are none, or one is missing. If the weights exist only as a pickle, the message names it.
         """
         if (whole := self.fetch(filename)) is not None:
             return [whole]
@@ -72,7 +77,7 @@ class Checkpoint:
         return paths
 
     def _has(self, filename: str) -> bool:
-        """Whether the model has a file, which is not fetched."""
+        """Whether the model has a file, without fetching it."""
         if self.repository is None:
             return (self.folder / filename).is_file()
         from huggingface_hub import file_exists
@@ -82,9 +87,12 @@ class Checkpoint:
 
 
 def locate(name: str, revision: str | None = None) -> Checkpoint:
-    """The checkpoint of a folder or a hub id, its config.json fetched and checked.
+    """Find the checkpoint of a folder or a hub id; its config.json is fetched and checked.
 
-    A diffusion pipeline stands for its autoencoder, in `vae/`. Raises InputError where there is no such model.
+    The folder of a diffusion pipeline stands for its autoencoder, in `vae/`.
+
+    Raises:
+        InputError: there is no such model.
     """
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
@@ -107,7 +115,7 @@ def locate(name: str, revision: str | None = None) -> Checkpoint:
 
 
 def _download(repository: str, filename: str, revision: str | None) -> Path | None:
-    """A file of a hub repository in the local cache, None where the repository has no such file."""
+    """Fetch a file of a hub repository into the local cache; None if the repository has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -138,13 +146,13 @@ def _download(repository: str, filename: str, revision: str | None) -> Path | No
         ) from error
     except EntryNotFoundError:
         return None
-    except Exception as error:  # the client's many kinds: bad names, broken connections, a full disk
+    except Exception as error:  # the client raises many kinds: for bad names, broken connections, a full disk
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot fetch {filename} of {repository} from the hub: {reason}") from error
 
 
 def _holds(repository: str, revision: str | None) -> bool:
-    """Whether the cache has the repository's config, so that a file that it lacks is one that was never needed."""
+    """Whether the cache has the repository's config. Then a file that the cache lacks is one that was never needed."""
     from huggingface_hub import try_to_load_from_cache
 
     names = (CONFIG, f"vae/{CONFIG}")
@@ -152,24 +160,25 @@ def _holds(repository: str, revision: str | None) -> bool:
 
 
 def _why_offline() -> str | None:
-    """Why the hub is not asked, None where it can be. The client itself would try for half a minute."""
+    """Why the hub is not asked; None if it can be. The client itself would try for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     if _answers(constants.ENDPOINT):
         return None
-    _answers.cache_clear()  # it may answer the next time
+    _answers.cache_clear()  # the hub may answer the next time
     return f"{constants.ENDPOINT} cannot be reached"
 
 
 @cache
 def _answers(endpoint: str) -> bool:
+    """Whether a hub answers within five seconds."""
     from huggingface_hub.utils import get_session
 
     try:
         get_session().head(endpoint, timeout=5)
-    except Exception:  # refused, no name, no route, too slow: of whichever library the client is built on
+    except Exception:  # the kind depends on the library that the client is built on
         return False
     return True
 
@@ -191,18 +200,22 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:
-    """Raise InputError where a size or a number of layers is negative or absurd: before anything is allocated."""
+    """Check that the sizes and numbers of layers of a config are plausible, before anything is allocated.
+
+    Raises:
+        InputError: one is negative or absurdly large.
+    """
     for key, value in _numbers(config):
         layers = key.endswith(("layers", "depth", "depths"))
         if not (layers or key.endswith(("size", "dim", "width", "channels", "heads", "tokens", "features"))):
             continue
         most = MOST_LAYERS if layers else LARGEST
         if not 0 <= value <= most:
-            raise InputError(f"{CONFIG} of {name} says {key} = {value}: expected 0 to {most}, so it is not used")
+            raise InputError(f"{CONFIG} of {name} says {key} = {value}: expected 0 to {most}, fetch the model again")
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers of a nested config with the name that they go by."""
+    """All numbers of a nested config, each with its key."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _numbers(inner, str(name))
@@ -214,7 +227,11 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
 
 
 def stored_shapes(weights: Sequence[Path], name: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in safetensors files, by their headers. Raises InputError where one is damaged."""
+    """Read the shapes of the tensors in safetensors files from their headers.
+
+    Raises:
+        InputError: a file is damaged.
+    """
     from safetensors import safe_open
 
     shapes = {}
@@ -222,7 +239,7 @@ def stored_shapes(weights: Sequence[Path], name: str) -> dict[str, tuple[int, ..
         try:
             with safe_open(path, "np") as file:
                 shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        except Exception as error:  # SafetensorError, OSError
+        except Exception as error:  # SafetensorError or OSError
             raise InputError(f"cannot load the weights of {name}: {path.name} is damaged ({error})") from error
     return shapes
 
@@ -230,9 +247,16 @@ def stored_shapes(weights: Sequence[Path], name: str) -> dict[str, tuple[int, ..
 def check_count(
     name: str, model: Any, held: Mapping[str, tuple[int, ...]], in_files: Callable[[str], str] = str
 ) -> None:
-    """Raise InputError where a config describes far more parameters than the weights hold: they would be made up.
+    """Check that a config does not describe far more parameters than the weights hold; the rest would be made up.
 
-    `model`: as described, a torch module; `in_files`: what files call its parameters.
+    Args:
+        name: what the model is called in the message.
+        model: the torch module that the config describes.
+        held: shapes of the stored tensors by name.
+        in_files: maps the name of a parameter to its name in the files.
+
+    Raises:
+        InputError: it describes more than twice as many.
     """
     described = {key: parameter.numel() for key, parameter in model.named_parameters()}
     count, total = sum(described.values()), sum(map(math.prod, held.values()))
@@ -240,7 +264,7 @@ def check_count(
         return
     names = map(in_files, described)
     missing = sorted(key for key in names if not any(f".{other}".endswith(f".{key}") for other in held))
-    without = f", without {missing[0]} for one" if missing else ""
+    without = f" (they lack {missing[0]}, for example)" if missing else ""
     raise InputError(
         f"config.json of {name} describes {count:,} parameters and its weights hold {total:,}{without}: they do not "
         "belong together, fetch the model again"
@@ -248,6 +272,7 @@ def check_count(
 
 
 def _no_weights(checkpoint: Checkpoint, filename: str, pickled: str | None) -> str:
+    """The message for a checkpoint without safetensors files."""
     if pickled is not None:
         return (
             f"{checkpoint.name} holds its weights only as {pickled}, and reading a pickle can execute code: convert it "

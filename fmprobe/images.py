@@ -1,8 +1,8 @@
-"""Any image source as a tensor: a hub data set, a folder, parquet, .npz, or procedural images.
+"""Images of any source as tensors: a hub data set, a folder, parquet, .npz, or procedural images.
 
-A source is written `SOURCE[:split][#column]`; for an .npz file `FILE.npz:key`. Where neither is given, the first split
-of a data set, the first column of images and the first key of images are taken; an image folder of several splits is
-refused.
+A source is written `SOURCE[:split][#column]`, and for an .npz file `FILE.npz:key`. By default the first split of a data
+set, its first column of images, and the first key that holds images are taken. A folder of images with several splits
+is refused unless one is named.
 """
 
 import warnings
@@ -48,17 +48,18 @@ def as_pixels(images: "Tensor") -> "Tensor":
 
 
 def spread(total: int, n: int) -> list[int]:
-    """`n` of `total` places, evenly over all, in order: place i is floor(i total / n).
+    """`n` of `total` places, spread evenly and in order: place i is floor(i total / n).
 
-    Sources are often sorted by class, so that the first n would be of few classes.
+    Sources are often sorted by class, so the first n would cover few classes.
     """
     return [i * total // n for i in range(n)]
 
 
 def count_images(source: str) -> int | None:
-    """How many images a source holds, damaged ones among them; None of "procedural", which is endless.
+    """Number of images in a source, damaged ones included; None for "procedural", which is endless.
 
-    Raises InputError where the source cannot be read or holds none.
+    Raises:
+        InputError: the source cannot be read or holds no images.
     """
     return None if source == "procedural" else find_pictures(source).count
 
@@ -72,15 +73,29 @@ def load_images(
     prepare: "Prepare | None" = None,
     skip_damaged: bool = False,
 ) -> "Tensor":
-    """`n` images spread evenly over a source (all by default), in order, float32 `(n, *image_shape)` in [0, 1].
+    """Load `n` images spread evenly over a source, in order.
 
-    Images become RGB, or grey where `image_shape` has one channel; EXIF orientation is applied. Integers are scaled by
-    their type's full range, floats must lie in [0, 1] (`fmprobe.pixels` says what of every kind of file). `prepare`
-    then makes the tensor of a picture of 8 bits a channel, as a model's own processor does; by default more bits are
-    kept, the short side is resized to fit (bicubic, antialiased) and the centre cropped. "procedural" needs `n`: the
-    first images of `seed`. Raises InputError, naming the thing, where the source or an image of it cannot be read, or
-    it holds fewer than `n`; with `skip_damaged` such an image is left out, one beside it is taken in its place where
-    `n` is given, and a warning says how many were.
+    Images become RGB, or grey if `image_shape` has one channel, and are turned upright by their EXIF orientation.
+    Integers are scaled by the full range of their dtype, and floats must lie in [0, 1]; `fmprobe.pixels` gives the
+    details for every kind of file. By default the short side is resized to fit (bicubic, antialiased) and the centre is
+    cropped, at the full depth of the pixels.
+
+    Args:
+        source: the source, as `fmprobe.images` describes it.
+        n: number of images; by default all. "procedural" needs it, and gives the first images of `seed`.
+        image_shape: `(C, H, W)`.
+        seed: seed of procedural images.
+        prepare: makes the tensor of a picture of 8 bits a channel in place of the default, as a model's own processor
+            does.
+        skip_damaged: whether damaged images are left out and counted in a warning. If `n` is given, each is replaced by
+            a neighbour.
+
+    Returns:
+        Images `(n, *image_shape)`, float32 in [0, 1].
+
+    Raises:
+        InputError: the source, or one of its images, cannot be read, or it holds fewer than `n`. The message names the
+            thing.
     """
     import torch
 
@@ -98,7 +113,7 @@ def stream_images(
     prepare: "Prepare | None" = None,
     skip_damaged: bool = False,
 ) -> "Iterator[Tensor]":
-    """As `load_images`, in blocks of at most `block` images, so that memory does not grow with their number."""
+    """Load images as `load_images` does, in blocks of at most `block`, so that memory stays flat."""
     import torch
 
     if n is not None and n < 1:
@@ -109,7 +124,7 @@ def stream_images(
         return
     found = find_pictures(source)
     if n is not None and n > found.count:
-        raise InputError(f"{printable(source)} holds {found.count} images, {n} were asked for")
+        raise InputError(f"{printable(source)} holds {found.count} images, {n} were asked for: ask for fewer")
     rows = []
     for image in _readable(source, found, n, image_shape, prepare, skip_damaged):
         rows.append(image)
@@ -128,7 +143,7 @@ def _readable(
     prepare: "Prepare | None",
     skip_damaged: bool,
 ) -> "Iterator[Tensor]":
-    """The images drawn; with `skip_damaged` the next one that was not drawn stands in for one that is damaged."""
+    """The images that were drawn. With `skip_damaged`, the next image that was not drawn replaces a damaged one."""
     chosen = spread(found.count, found.count if n is None else n)
     spare: list[int] | None = None
     damaged, count = [], 0
@@ -148,21 +163,26 @@ def _readable(
             yield image
             break
     if damaged:
-        said = f"{len(damaged)} damaged images of {printable(source)} left out, such as {damaged[0]}"
+        said = f"{len(damaged)} damaged images of {printable(source)} were left out, such as {damaged[0]}"
         warnings.warn(said, stacklevel=2)
     if not count:
-        raise InputError(f"{printable(source)} holds no images that can be read")
+        raise InputError(f"{printable(source)} holds no images that can be read: name another source")
     if n is not None and count < n:
-        raise InputError(f"{printable(source)} holds {count} images that can be read, {n} were asked for")
+        raise InputError(
+            f"{printable(source)} holds {count} images that can be read, {n} were asked for: ask for fewer"
+        )
 
 
 def open_images(
     source: str, *, image_shape: tuple[int, int, int], prepare: "Prepare | None" = None
 ) -> "list[tuple[str, Callable[[], Tensor]]]":
-    """Every image of a source, in order: what it is called, and a function that reads it as `load_images` would.
+    """List every image of a source in order: its name, and a function that reads it as `load_images` does.
 
-    A name that no text holds, since it is not UTF-8 or has a line break, is called by `printable`. The function raises
-    InputError where that image cannot be read. Raises InputError where the source cannot be.
+    A name that text cannot hold, since it is not UTF-8 or has a line break, is written by `printable`. The function
+    raises InputError if its image cannot be read.
+
+    Raises:
+        InputError: the source cannot be read.
     """
     _check_shape(image_shape)
     found = find_pictures(source)
@@ -178,16 +198,19 @@ def sample_images(
     seed: int = 0,
     prepare: "Prepare | None" = None,
 ) -> "Tensor":
-    """At most `n` images of a source: `load_images`, and all of them where it holds fewer or n is None."""
+    """Load at most `n` images of a source as `load_images` does: all of them if it holds fewer or n is None."""
     there = count_images(source) if n is not None else None
     n = n if there is None or n is None else min(n, there)
     return load_images(source, n, image_shape=image_shape, seed=seed, prepare=prepare)
 
 
 def held_out(model: "Autoencoder", source: str, n: int, n_atoms: int, seed: int) -> "tuple[Tensor, Tensor | None]":
-    """n images of a source, and up to as many others as principal components need, if it has them; both spread evenly.
+    """Load n images of a source, and as many others as principal components need, up to n, if there are so many.
 
-    Raises InputError where the source holds fewer than n, or one of them cannot be read.
+    Both sets are spread evenly over the source.
+
+    Raises:
+        InputError: the source holds fewer than n images, or one of them cannot be read.
     """
     there = count_images(source)
     more = next(k for k in (max(n, n_atoms), min(n, n_atoms), 0) if k == 0 or there is None or n + k <= there)
@@ -199,10 +222,10 @@ def held_out(model: "Autoencoder", source: str, n: int, n_atoms: int, seed: int)
 
 def _check_shape(shape: tuple[int, int, int]) -> None:
     if len(shape) != 3 or min(shape) < 1 or shape[0] not in (1, 3):
-        raise InputError(f"image_shape {tuple(shape)}: expected (C, H, W), each at least 1, C 1 or 3")
+        raise InputError(f"image_shape {tuple(shape)}: expected (C, H, W), each at least 1, and C 1 or 3")
 
 
-SMALL_SETS = {  # image shape, training and test part: of a folder such as the recipes', and on the hub
+SMALL_SETS = {  # image shape, source in a folder such as that of the recipes, and source on the hub
     "mnist": ((1, 28, 28), "mnist.npz:x_{part}", "ylecun/mnist:{part}"),
     "fashion_mnist": ((1, 28, 28), "fashion_mnist.npz:x_{part}", "zalando-datasets/fashion_mnist:{part}"),
     "cifar10": ((3, 32, 32), "cifar10:{part}", "uoft-cs/cifar10:{part}"),
@@ -212,11 +235,19 @@ SMALL_SETS = {  # image shape, training and test part: of a folder such as the r
 def load_small_set(
     name: str, folder: str | Path | None = None, n_train: int | None = None, n_test: int | None = None
 ) -> "tuple[Tensor, Tensor]":
-    """Training and test images of a small data set, the first `n_train` and `n_test`, all where None.
+    """Load training and test images of a small data set: the first `n_train` and `n_test`, or all for None.
 
-    These sets are in random order, so that the first are of every class. `name`: mnist, fashion_mnist or cifar10, in
-    `folder` as files of that name, else on the hub; or digits, the 8x8 ones of scikit-learn enlarged to 28x28, 1,437 to
-    train and 360 to test in random order. Raises InputError for another name, or as `load_images`.
+    These sets are in random order, so their first images cover every class.
+
+    Args:
+        name: mnist, fashion_mnist or cifar10; or digits, the 8x8 images of scikit-learn enlarged to 28x28, of which
+            1,437 train and 360 test in random order.
+        folder: folder that holds files of that name; by default the set comes from the hub.
+        n_train: number of training images.
+        n_test: number of test images.
+
+    Raises:
+        InputError: the name is unknown, or as `load_images`.
     """
     if name == "digits":
         return _digits(n_train, n_test)
@@ -232,7 +263,7 @@ def _first(source: str, n: int | None, shape: tuple[int, int, int]) -> "Tensor":
 
     found = open_images(source, image_shape=shape)
     if n is not None and not 1 <= n <= len(found):
-        raise InputError(f"{source} holds {len(found)} images, {n} were asked for")
+        raise InputError(f"{source} holds {len(found)} images, {n} were asked for: expected 1 to {len(found)}")
     return torch.stack([picture() for _, picture in found[:n]])
 
 
@@ -246,7 +277,9 @@ def _digits(n_train: int | None, n_test: int | None) -> "tuple[Tensor, Tensor]":
     train, test = large[:1437], large[1437:]
     for part, n in ((train, n_train), (test, n_test)):
         if n is not None and not 1 <= n <= len(part):
-            raise InputError(f"digits has {len(train)} training and {len(test)} test images, {n} were asked for")
+            raise InputError(
+                f"digits has {len(train)} training and {len(test)} test images, {n} were asked for: ask for fewer"
+            )
     return train[:n_train], test[:n_test]
 
 
@@ -254,7 +287,7 @@ def _procedural(n: int | None, image_shape: tuple[int, int, int], block: int, se
     from fmprobe.procedural import procedural_images
 
     if n is None or image_shape[1] != image_shape[2]:
-        raise InputError("procedural images are square and endless: say how many with n")
+        raise InputError("procedural images are square and endless: give n, and an image_shape with H = W")
     for first in range(0, n, block):
         images = procedural_images(min(block, n - first), image_shape[1], seed, first=first)
         yield images if image_shape[0] == 3 else images.mean(1, keepdim=True)

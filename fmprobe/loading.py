@@ -1,6 +1,6 @@
-"""load(name): from the name of a model to an Autoencoder, through the adapters registered as entry points.
+"""`load(name)`: from the name of a model to an `Autoencoder`, through the adapters registered as entry points.
 
-Nothing heavy is imported to list the families: adapters import their model library inside `load`.
+Listing the families imports nothing heavy: an adapter imports its model library inside `load`.
 """
 
 import difflib
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from fmprobe.execution import Execution
 
 GROUP = "fmprobe.adapters"
-SMALL_IMAGE = 112  # pixels a side that a CPU copes with; a multiple of the usual patch sizes 14 and 16
-
+SMALL_IMAGE = 112  # image side in pixels that a CPU can handle; a multiple of the usual patch sizes 14 and 16
 
 Tokens = Literal["patch", "cls", "pooled", "all"]
 TOKENS: tuple[Tokens, ...] = get_args(Tokens)
@@ -34,33 +33,54 @@ TOKENS: tuple[Tokens, ...] = get_args(Tokens)
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from and how it is wanted: what an adapter's `load` is given."""
+    """What an adapter's `load` is given: where a model comes from, and how it is wanted.
 
-    name: str  # as the user wrote it
-    folder: Path | None  # on this machine, with config.json, preprocessing and weights; None for a module in memory
-    revision: str | None  # the commit a hub id was pinned to
+    Attributes:
+        name: the name as the user wrote it.
+        folder: folder on this machine with config.json, preprocessing and weights; None for a model in memory.
+        revision: the commit that a hub id was pinned to.
+        config: content of config.json.
+        device: device to load to.
+        dtype: dtype of the weights.
+        image_size: image side in pixels; None is the model's own, "fit" is a side that the device can handle.
+        tokens: tokens that make up z; None is the family's default.
+        module: a model already in memory.
+        processor: its image processor.
+        weights: safetensors files.
+        random_weights: seed of an architecture with random weights.
+        device_map: accelerate's map of modules to devices, for a model too large for one device.
+    """
+
+    name: str
+    folder: Path | None
+    revision: str | None
     config: Mapping[str, Any]
     device: "torch.device"
     dtype: "torch.dtype"
     image_size: int | Literal["fit"] | None = None
     tokens: Tokens | None = None
-    module: Any = None  # a model already in memory
+    module: Any = None
     processor: Any = None
-    weights: tuple[Path, ...] = ()  # safetensors files
-    random_weights: int | None = None  # a seed: the architecture alone, as it is initialised
-    device_map: Any = None  # of accelerate, for a model too large for one device
+    weights: tuple[Path, ...] = ()
+    random_weights: int | None = None
+    device_map: Any = None
 
     def pick_image_size(self, native: int, multiple_of: int = 1, flexible: bool = False) -> int:
-        """`pick_image_sides` for a model of square images."""
+        """The image side for a model of square images; otherwise as `pick_image_sides`."""
         return self.pick_image_sides((native, native), (multiple_of, multiple_of), flexible)[0]
 
     def pick_image_sides(
         self, native: tuple[int, int], multiple_of: tuple[int, int] = (1, 1), flexible: bool = False
     ) -> tuple[int, int]:
-        """Height and width in pixels: what was asked for; with "fit", sides that the device copes with; else `native`.
+        """Height and width in pixels: what was asked for; for "fit", sides that the device can handle; else `native`.
 
-        `flexible`: the model takes other sizes as well as its native one, so that "fit" may choose. Raises InputError
-        for a size that is none or no multiple.
+        Args:
+            native: the model's own height and width.
+            multiple_of: numbers that height and width must be multiples of.
+            flexible: whether the model takes other sizes as well, so that "fit" may choose one.
+
+        Raises:
+            InputError: the size asked for is not a size or not a multiple.
         """
         if self.image_size is None or self.image_size == "fit":
             largest, steps = max(native), list(zip(native, multiple_of, strict=True))
@@ -70,14 +90,18 @@ class Source:
         try:
             side = operator.index(self.image_size)
         except TypeError as error:
-            raise InputError(f'image size {self.image_size!r}: expected pixels a side, "fit" or None') from error
+            raise InputError(f'image size {self.image_size!r}: expected the side in pixels, "fit" or None') from error
         if side <= 0 or any(side % step for step in multiple_of):
             of = " and of ".join(map(str, sorted(set(multiple_of))))
             raise InputError(f"image size {side} does not suit {self.name}: expected a multiple of {of}")
         return side, side
 
     def pick_tokens(self, available: Sequence[Tokens]) -> Tokens:
-        """The tokens asked for, by default the first of those that the model has. Raises InputError on others."""
+        """The tokens asked for; by default the first of those that the model has.
+
+        Raises:
+            InputError: the model does not have the tokens asked for.
+        """
         if self.tokens is not None and self.tokens not in available:
             raise InputError(f"{self.name} has no tokens {self.tokens!r}: expected one of {', '.join(available)}")
         return self.tokens or available[0]
@@ -90,25 +114,36 @@ class Source:
 
 
 class Adapter(ABC):
-    """One family of models. A new one is a subclass in a file of its own and one entry-point line."""
+    """A family of models. A new family is a subclass in a file of its own and one entry-point line.
 
-    example: ClassVar[str]  # a hub id
-    kinds: ClassVar[tuple[str, ...]]  # `model_type` in config.json; `_class_name` of diffusers; "timm"
-    latents: ClassVar[str]  # what z is
-    decoder: ClassVar[str]  # "own" or "surrogate"
-    requires: ClassVar[str] = ""  # a package that is an extra of fmprobe, where the family needs one
+    Attributes:
+        example: a hub id of the family.
+        kinds: what config.json calls its models: `model_type`, `_class_name` of diffusers, or "timm".
+        latents: what z is.
+        decoder: where the decoder comes from: "own" or "surrogate".
+        requires: a package that is an optional extra of fmprobe, if the family needs one.
+        weights: name of the weights file.
+        spreads: whether `load` uses `device_map`.
+        processed: whether `load` uses `processor`.
+    """
+
+    example: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+    latents: ClassVar[str]
+    decoder: ClassVar[str]
+    requires: ClassVar[str] = ""
     weights: ClassVar[str] = "model.safetensors"
-    spreads: ClassVar[bool] = False  # whether `load` heeds `device_map`
-    processed: ClassVar[bool] = True  # whether `load` heeds `processor`
+    spreads: ClassVar[bool] = False
+    processed: ClassVar[bool] = True
 
     @abstractmethod
     def load(self, source: Source) -> "Autoencoder":
-        """The model of `source` as an Autoencoder, in eval mode, gradients off for its parameters."""
+        """Load the model of `source` as an Autoencoder, in eval mode, with gradients off for its parameters."""
 
 
 @cache
 def adapters() -> dict[str, Adapter]:
-    """All registered families by name, fmprobe's own and other packages'."""
+    """All registered families by name, those of fmprobe and those of other packages."""
     return {entry.name: entry.load()() for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
 
 
@@ -128,23 +163,39 @@ def load(
     compile: str | None = None,
     deterministic: bool = False,
 ) -> "Autoencoder":
-    """The Autoencoder of a hub id, of a local folder in Hugging Face layout, or of a model in memory.
+    """Load a model as an Autoencoder: a hub id, a local folder in Hugging Face layout, or a model in memory.
 
-    A model of transformers, timm or diffusers in memory is used as it is and left as it is: where it lies, in its own
-    type, and always in evaluation mode, whatever mode its owner has it in. torch.compile, DataParallel and
+    Weights are read only from safetensors, and no code of a repository is executed.
+
+    A transformers, timm or diffusers model in memory is used as it is and left as it is: on its own device and in its
+    own dtype. It is always evaluated in evaluation mode, whatever its own mode is. torch.compile, DataParallel and
     DistributedDataParallel around it are unwrapped.
 
-    `decoder`: a folder written by `fit-decoder`, for an encoder that has none; its image size and tokens are taken
-    over. `image_size`: pixels a side; None is the processor's; "fit" is the processor's, at most 112 px where there is
-    no accelerator and the model takes other sizes. `tokens`: which make z, "patch" (the default of encoders), "cls",
-    "pooled" or "all"; an own decoder reads what it was trained on. `device`: None or "auto" is CUDA, MPS or CPU,
-    whichever is there; `dtype`: of the weights, float32 by default (latents are always float32). Weights are read from
-    safetensors alone and no code of a repository is executed.
-    `device_map`: "auto", or accelerate's map of modules to devices, for a transformers model too large for one device.
-    `autocast`: of f alone, "bfloat16" or "float16"; `compile`: f by `torch.compile` with this backend, "inductor" for
-    one; `deterministic`: torch's deterministic algorithms, and a row of f the same bit for bit in any batch.
-    Raises InputError where the name, the family, the revision or the decoder do not fit, and for whatever is given that
-    such a model has no use for.
+    Args:
+        name: the hub id, the folder, or the model in memory.
+        decoder: folder of a surrogate decoder that `fit-decoder` wrote, for an encoder that has no decoder. Its image
+            size and tokens are taken over.
+        revision: branch, tag or commit of a hub id.
+        image_size: image side in pixels. None is the processor's. "fit" is the processor's as well, but at most 112 px
+            if there is no accelerator and the model takes other sizes.
+        tokens: tokens that make up z: "patch" (the default of encoders), "cls", "pooled" or "all". A model with its own
+            decoder always uses those that the decoder was trained on.
+        device: None or "auto" takes CUDA, MPS or CPU, whichever is there.
+        dtype: dtype of the weights, by default float32. Latents are always float32.
+        processor: image processor in place of the checkpoint's own; required for a transformers model in memory.
+        random_weights: seed with which the architecture is initialised in place of the stored weights.
+        device_map: "auto", or accelerate's map of modules to devices, for a transformers model too large for one
+            device.
+        autocast: dtype of f alone, "bfloat16" or "float16".
+        compile: backend of `torch.compile` for f, such as "inductor".
+        deterministic: whether torch uses deterministic algorithms, and a row of f is the same bit for bit in any batch.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        InputError: the name, family, revision or decoder do not fit, or an argument is given that such a model cannot
+            use.
     """
     if tokens is not None and tokens not in TOKENS:
         raise InputError(f"unknown tokens {tokens!r}: expected one of {', '.join(TOKENS)}")
@@ -155,7 +206,7 @@ def load(
         image_size = made_for.image_size if image_size in (None, "fit") else image_size
         tokens = tokens or made_for.tokens
     if isinstance(image_size, bool):
-        raise InputError(f'image size {image_size!r}: expected pixels a side, "fit" or None')
+        raise InputError(f'image size {image_size!r}: expected the side in pixels, "fit" or None')
     asked = {
         "image_size": image_size,
         "tokens": tokens,
@@ -173,14 +224,7 @@ def load(
         model = _from_memory(name, revision, asked | explicit)
     model.protocol = FOUNDATION
     model.evaluate_by(execution)
-    changed = {
-        "autocast": execution.autocast and str(execution.autocast).removeprefix("torch."),
-        "compile": compile,
-        "deterministic": deterministic,
-        "device_map": None if device_map is None else str(device_map),
-        "processor": None if processor is None else type(processor).__name__,  # in place of the checkpoint's own
-    }
-    model.provenance |= {name: value for name, value in changed.items() if value not in (None, False)}
+    model.provenance |= _changes(execution, deterministic, device_map, processor)
     if decoder is None:
         return model
     from fmprobe.surrogates.artefact import load_surrogate
@@ -188,8 +232,24 @@ def load(
     return model.with_decoder(load_surrogate(decoder, model))
 
 
+def _changes(execution: "Execution", deterministic: bool, device_map: Any, processor: Any) -> dict[str, Any]:
+    """What provenance records of arguments that change the values of f; only those that were given."""
+    changed = {
+        "autocast": execution.autocast and str(execution.autocast).removeprefix("torch."),
+        "compile": execution.compile,
+        "deterministic": deterministic,
+        "device_map": None if device_map is None else str(device_map),
+        "processor": None if processor is None else type(processor).__name__,  # one given in place of the checkpoint's
+    }
+    return {name: value for name, value in changed.items() if value not in (None, False)}
+
+
 def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
-    """The device asked for; for None or "auto" the accelerator that is there, else the CPU."""
+    """The device asked for; for None or "auto" the accelerator that is there, else the CPU.
+
+    Raises:
+        InputError: the device is unknown or not there.
+    """
     import torch
 
     take_device()
@@ -200,7 +260,7 @@ def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
             raise InputError(f"unknown device {device!r}: expected auto, cpu, cuda, cuda:N or mps") from error
         there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "meta": 0}
         if (chosen.index or 0) >= there.get(chosen.type, 1):
-            raise InputError(f"device {device} is not here: auto takes the accelerator that is, else the CPU")
+            raise InputError(f"device {device} is not here: auto takes the accelerator that is here, else the CPU")
         return chosen
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -208,6 +268,7 @@ def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
 
 
 def _execution(autocast: "str | torch.dtype | None", compile: str | None, deterministic: bool) -> "Execution":
+    """How f is evaluated, by the arguments of `load`."""
     import torch
 
     from fmprobe.execution import FIXED, Execution, be_deterministic
@@ -223,6 +284,7 @@ def _execution(autocast: "str | torch.dtype | None", compile: str | None, determ
 
 
 def _dtype(dtype: "str | torch.dtype | None") -> "torch.dtype":
+    """A dtype by its name or as it is; None is float32."""
     import torch
 
     names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -236,7 +298,10 @@ def _dtype(dtype: "str | torch.dtype | None") -> "torch.dtype":
 
 
 def _seed(random_weights: Any, device_map: Any) -> int | None:
-    """The seed of random weights. Raises InputError where it is none, and beside a map, which it would not follow."""
+    """The seed of random weights, as an int; None if there are to be none.
+
+    InputError is raised if it is not a seed, or beside a device map, which random weights would not follow.
+    """
     if random_weights is None:
         return None
     if isinstance(random_weights, bool) or not hasattr(random_weights, "__index__"):
@@ -247,6 +312,7 @@ def _seed(random_weights: Any, device_map: Any) -> int | None:
 
 
 def _from_files(name: str, revision: str | None, asked: Mapping[str, Any]) -> "Autoencoder":
+    """Load a model from a folder or from the hub."""
     from fmprobe.digests import digest
     from fmprobe.fingerprint import of_files, of_memory
     from fmprobe.hub import locate
@@ -264,13 +330,14 @@ def _from_files(name: str, revision: str | None, asked: Mapping[str, Any]) -> "A
     read = processors if adapter.processed and given is None else ()
     files = digest(of_files(weights, config, read), None if seed is None else ["drawn", seed])
     source = Source(checkpoint.name, checkpoint.folder, checkpoint.commit, config, weights=weights, **asked)
-    first = None if given is None else of_memory(given)  # adapters read some of it once
+    first = None if given is None else of_memory(given)  # adapters read some of the processor's settings only once
     return _loaded(family, adapter, source, lambda: files if first is None else digest(files, first, of_memory(given)))
 
 
 def _from_memory(wrapped: Any, revision: str | None, asked: Mapping[str, Any]) -> "Autoencoder":
+    """Wrap a model that is in memory."""
     from fmprobe.fingerprint import of_memory
-    from fmprobe.modules import config_of, evaluation, kept_in_its_mode, placement, unwrapped
+    from fmprobe.modules import check_in_memory, config_of, evaluation, kept_in_its_mode, placement, unwrapped
 
     module, processor = unwrapped(wrapped), asked["processor"]
     config = config_of(module)
@@ -278,40 +345,17 @@ def _from_memory(wrapped: Any, revision: str | None, asked: Mapping[str, Any]) -
     family, adapter = _adapter_of(config, name)
     device, dtype = placement(module, name)
     placed: dict[str, Any] = {"device": device, "dtype": dtype}
-    _check_in_memory(name, placed, {**asked, "revision": revision})
+    check_in_memory(name, placed, {**asked, "revision": revision})
     _check_family(adapter, family, name, asked)
-    read_once = of_memory(config, processor)  # by adapters, which a later change of them does not reach
+    read_once = of_memory(config, processor)  # adapters read these once, and later changes of them have no effect
     source = Source(name, None, None, config, module=module, **{**asked, **placed})
     with evaluation(module):
         model = _loaded(family, adapter, source, lambda: of_memory(module, processor, read_once))
     return kept_in_its_mode(model, module)
 
 
-def _check_in_memory(name: str, placed: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raise InputError where something is asked of a module in memory that only its owner may do to it."""
-    if asked["random_weights"] is not None:
-        raise InputError(f"{name} is in memory: pass a hub id or a folder for its architecture with random weights")
-    for keyword in ("revision", "device_map"):
-        if asked[keyword] is not None:
-            raise InputError(f"{keyword} does not go with {name}, which is in memory: pass a hub id, or leave it out")
-    for keyword, its_own in placed.items():
-        wanted = asked[keyword]
-        if wanted is not None and wanted != its_own and _place(wanted) != _place(its_own):
-            mine, theirs = (str(one).removeprefix("torch.") for one in (its_own, wanted))
-            to = f"torch.{theirs}" if keyword == "dtype" else repr(theirs)
-            raise InputError(
-                f"{name} is in memory with {keyword} {mine}, not {theirs}: pass it as module.to({to}), or leave "
-                f"{keyword} out"
-            )
-
-
-def _place(device: Any) -> Any:
-    """A device as a type and a number, that of the first one where it has none; a dtype as it is."""
-    return (device.type, device.index or 0) if hasattr(device, "type") else device
-
-
 def _loaded(family: str, adapter: Adapter, source: Source, fingerprint: Callable[[], str]) -> "Autoencoder":
-    """What the adapter makes of a source, with its fingerprint. Raises InputError where it is not as asked for."""
+    """Load a source by its adapter and add its fingerprint; raise InputError if the model is not as asked for."""
     import torch
 
     from fmprobe.seeding import torch_seed
@@ -323,15 +367,15 @@ def _loaded(family: str, adapter: Adapter, source: Source, fingerprint: Callable
             model = adapter.load(source)
         except InputError:
             raise
-        except Exception as error:  # of any kind: a config that its weights do not suit, or the caller's own module
+        except Exception as error:  # a config that does not fit its weights, or a caller's module, may raise any kind
             reason = " ".join(f"{type(error).__name__} {error}".split())
             raise InputError(f"cannot use {source.name} as a model of the family {family}: {reason}") from error
     tokens, side = model.provenance.get("tokens"), source.image_size
     if source.tokens not in (None, tokens):
-        raise InputError(f"{source.name} has tokens {tokens!r} alone, not {source.tokens!r}: leave tokens out")
+        raise InputError(f"{source.name} has only the tokens {tokens!r}, not {source.tokens!r}: leave tokens out")
     if side not in (None, "fit") and model.image_shape[1:] != (side, side):
         raise InputError(
-            f"{source.name} takes images of {model.image_shape} alone, not of {side} px: leave the image size out"
+            f"{source.name} takes only images of {model.image_shape}, not of {side} px: leave the image size out"
         )
     model.provenance.setdefault("family", family)
     model.identify_by(fingerprint)
@@ -340,18 +384,19 @@ def _loaded(family: str, adapter: Adapter, source: Source, fingerprint: Callable
 
 
 def _check_family(adapter: Adapter, family: str, name: str, asked: Mapping[str, Any]) -> None:
-    """Raise InputError where something is given that the family has no use for."""
+    """Raise InputError if an argument is given that the family cannot use."""
     for keyword, used in (("device_map", adapter.spreads), ("processor", adapter.processed)):
         if asked[keyword] is not None and not used:
             raise InputError(f"{keyword} does not go with {name}, of the family {family}: leave it out")
 
 
 def kind_of(config: Mapping[str, Any]) -> str | None:
-    """What a config.json calls its model: transformers' `model_type`, diffusers' `_class_name`, or "timm"."""
+    """What a config.json calls its model: `model_type` of transformers, `_class_name` of diffusers, or "timm"."""
     return config.get("model_type") or config.get("_class_name") or ("timm" if "architecture" in config else None)
 
 
 def _adapter_of(config: Mapping[str, Any], name: str) -> tuple[str, Adapter]:
+    """The family and the adapter of a config; raise InputError if there is none."""
     kind = kind_of(config)
     for family, adapter in adapters().items():
         if kind in adapter.kinds:

@@ -1,4 +1,4 @@
-"""Decoded attractors and reconstructions as image files."""
+"""Image tensors as pictures, and pictures on sheets and in files."""
 
 import math
 from pathlib import Path
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-ON_SHEET = 48  # pictures on one sheet
-FRAME = 96  # pixels that a side of a frame has at most
+ON_SHEET = 48  # largest number of pictures on one sheet
+FRAME = 96  # longest side of a frame, in pixels
 
 
 def to_picture(image: "Tensor") -> "Image":
-    """One image `(C, H, W)`, clamped to [0, 1], as 8-bit grey or RGB."""
+    """Convert one image `(C, H, W)`, clamped to [0, 1], to 8-bit grey or RGB."""
     from PIL import Image
 
     pixels = (image.clamp(0, 1).nan_to_num() * 255).round().byte().permute(1, 2, 0).numpy()
@@ -27,7 +27,7 @@ def to_picture(image: "Tensor") -> "Image":
 
 
 def draw_sheet(pictures: "list[Image]", sizes: list[int], n: int) -> "Figure":
-    """Pictures in a grid under the sizes of their basins; a sentence where there are none."""
+    """Draw pictures in a grid, each under the size of its basin; a sentence if there are none."""
     from matplotlib.figure import Figure
 
     shown = pictures[:ON_SHEET]
@@ -50,7 +50,7 @@ def draw_sheet(pictures: "list[Image]", sizes: list[int], n: int) -> "Figure":
 
 
 def save_frames(frames: "Tensor", path: Path) -> None:
-    """Images `(rows, columns, C, H, W)` edge to edge in one PNG, each made small enough for a page."""
+    """Save images `(rows, columns, C, H, W)` edge to edge in one PNG, each small enough for a page."""
     from PIL import Image
 
     rows, columns = frames.shape[:2]

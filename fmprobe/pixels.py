@@ -1,10 +1,13 @@
-"""From what a source holds, a file, its bytes or an array, to the pixels of one image.
+"""From what a source holds (a file, its bytes or an array) to the pixels of one image.
 
-A pixel is what the file holds: integers over the greatest value of their type, where none is negative; floats as they
-are, where all lie in [0, 1]; any other range is refused. More than 8 bits are kept, save where a model's own processor
-takes pictures of 8 bits, and where Pillow gives no more (16-bit colours in JPEG 2000 and PPM, 16-bit grey with alpha:
-off by less than 1/255). Transparency is dropped, and the colour below it shows, as the model libraries have it. Lab,
-CMYK and palettes become RGB; colour profiles and gamma are not applied. Of several frames or pages the first is taken.
+A pixel is what the file holds. Integers are divided by the greatest value of their dtype, if none is negative. Floats
+are taken as they are, if all lie in [0, 1]. Any other range is refused.
+
+More than 8 bits are kept, with two exceptions: a model's own processor may take pictures of 8 bits, and Pillow gives no
+more for 16-bit colours in JPEG 2000 and PPM and for 16-bit grey with alpha (off by less than 1/255).
+
+Transparency is dropped, so that the colour below it shows, as in the model libraries. Lab, CMYK and palettes become
+RGB. Colour profiles and gamma are not applied. Of several frames or pages the first is taken.
 """
 
 import io
@@ -25,16 +28,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = np.ndarray
-Picture = Image.Image | Array  # upright: 8 bits a channel, or float32 (h, w) or (h, w, 3) in [0, 1]
+Picture = Image.Image | Array  # an upright picture: 8 bits a channel, or float32 (h, w) or (h, w, 3) in [0, 1]
 Prepare = Callable[[Image.Image], "Tensor"]
 
-# Formats of Pillow that hold no picture, or one that another program must draw or whose scale is not in the file.
+# Formats of Pillow that hold no picture, or a picture that another program must draw or whose scale is not stored.
 NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 Image.init()
 FORMATS = tuple(name for name in Image.OPEN if name not in NO_PICTURES)
-# Endings, in lower case, of the files that are read; an MPO is opened as the JPEG that it begins with.
+# File name suffixes that are read, in lower case. An MPO is opened as the JPEG that it begins with.
 SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"}))
-ORIENTATION = 0x0112  # of EXIF
+ORIENTATION = 0x0112  # a tag of EXIF
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,36 +48,42 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
-SIGNED = 2  # a SampleFormat
-GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601 luma, as Pillow's "L"
-NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}  # what libtiff unpacks, in this machine's order
+SIGNED = 2  # a value of SAMPLE_FORMAT
+GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601 luma, as in Pillow's "L"
+NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}  # libtiff unpacks to this machine's byte order
 OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 def printable(text: object) -> str:
-    """One line that any encoding of text files holds: control characters, and bytes that are no UTF-8, as `\\xff`."""
+    """Text as one line that any encoding can hold. Control characters, and bytes that are not UTF-8, are written as
+    `\\xff`.
+    """
     whole = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
     odd = {char for char in whole if unicodedata.category(char) in ("Cc", "Zl", "Zp")}
     return whole.translate({ord(char): char.encode("unicode_escape").decode() for char in odd})
 
 
 def read(label: str, picture: Callable[[], Picture], shape: tuple[int, int, int], prepare: Prepare | None) -> "Tensor":
-    """One image as float32 `shape` in [0, 1]. Raises InputError, naming it, where it cannot be read."""
+    """Read one image as float32 `shape` in [0, 1].
+
+    Raises:
+        InputError: it cannot be read; the message names it by its label.
+    """
     try:
         return _tensor(picture(), shape, prepare)
     except MemoryError:
         raise
-    except Exception as error:  # of damaged files Pillow raises nearly every kind
+    except Exception as error:  # for damaged files Pillow raises nearly every kind
         reason = printable(error) or type(error).__name__
-        raise InputError(f"{label} cannot be read as an image ({reason[:300]}): mend or remove it") from error
+        raise InputError(f"{label} cannot be read as an image ({reason[:300]}): fix or remove it") from error
 
 
 def from_file(file: Path | bytes) -> Picture:
-    """The picture of a file, given by its path or its content, upright."""
+    """The upright picture of a file, given by its path or its content."""
     with _opened(file) as image:
         image.load()
         deep = _deep(image)
-        if deep is None and (low := _low_bytes(file)) is not None:  # Pillow gave the upper byte of each value
+        if deep is None and (low := _low_bytes(file)) is not None:  # `image` has the upper byte of each value only
             deep = _parts(image, low)
         turn = _turn(image)
         if deep is None:
@@ -84,7 +93,7 @@ def from_file(file: Path | bytes) -> Picture:
 
 
 def from_array(values: Array) -> Picture:
-    """The picture of an array `(h, w)`, `(h, w, 1)` or `(h, w, 3)`: unsigned integers, truth values or floats."""
+    """The picture of an array `(h, w)`, `(h, w, 1)` or `(h, w, 3)` of unsigned integers, booleans or floats."""
     values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
     if values.dtype == bool:
         values = values.astype(np.uint8) * np.uint8(255)
@@ -96,7 +105,7 @@ def from_array(values: Array) -> Picture:
 
 
 def _opened(file: Path | bytes) -> Image.Image:
-    """A picture that is not decoded yet. Raises ValueError for a layout that Pillow misreads."""
+    """Open a picture without decoding it; raise ValueError for a layout that Pillow misreads."""
     image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
     if image.format == "TIFF" and isinstance(image, ImageFile.ImageFile):
         if (bits := _tag(image, BITS) or 1) > 8 and _tag(image, PLANAR) == 2 and len(image.tile) > 1:
@@ -106,12 +115,16 @@ def _opened(file: Path | bytes) -> Image.Image:
 
 
 def _native(arguments: Any) -> Any:
-    """What libtiff is told: Pillow forgets here that it has turned the bytes of signed integers and floats already."""
+    """The arguments for libtiff in native byte order, since Pillow already swaps the bytes of signed integers and
+    floats.
+    """
     return (NATIVE.get(arguments[0], arguments[0]), *arguments[1:])
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How the picture is brought upright. Other metadata may be damaged, as long as the orientation can be read."""
+    """The rotation that brings the picture upright. Other metadata may be damaged, as long as the orientation can be
+    read.
+    """
     try:
         return TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:
@@ -119,13 +132,14 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _turned(values: Array, turn: Image.Transpose) -> Array:
+    """An array `(h, w)` or `(h, w, 3)`, turned."""
     channels = np.atleast_3d(values)
     turned = [np.asarray(Image.fromarray(np.ascontiguousarray(c)).transpose(turn)) for c in np.moveaxis(channels, 2, 0)]
     return turned[0] if values.ndim == 2 else np.stack(turned, axis=2)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """As L or RGB; the colours of a palette and under a premultiplied alpha are what they stand for."""
+    """The picture as L or RGB; palettes and premultiplied alpha are resolved to the colours that they stand for."""
     if image.mode in ("P", "PA", "RGBa"):
         image = image.convert("RGBA")
     elif image.mode == "La":
@@ -134,7 +148,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _deep(image: Image.Image) -> Array | None:
-    """The values of a picture of one channel that has more than 8 bits, or signed ones; None of any other."""
+    """The values of a picture of one channel with more than 8 bits or with signed values; None for other pictures."""
     signed, bits = (
         _tiff_numbers(image) if image.format == "TIFF" else (False, {"PPM": 16, "PNG": 16}.get(image.format or ""))
     )
@@ -159,36 +173,36 @@ def _deep(image: Image.Image) -> Array | None:
 
 
 def _tiff_numbers(image: Image.Image) -> tuple[bool, int]:
-    """Whether a TIFF's values are signed, and their bits."""
+    """Whether the values of a TIFF are signed, and their number of bits."""
     return _tag(image, SAMPLE_FORMAT) == SIGNED, _tag(image, BITS) or 1
 
 
 def _tag(image: Image.Image, number: int) -> Any:
-    """The first value of a TIFF's tag, None where there is none."""
+    """The first value of a TIFF tag; None if there is none."""
     value = getattr(image, "tag_v2", {}).get(number)
     return value[0] if isinstance(value, tuple) and value else value
 
 
 def _fractions(values: Array) -> Array:
-    """Floats that lie in [0, 1]. Raises ValueError, with their range, for others."""
+    """Floats that lie in [0, 1]; raise ValueError with the range of others."""
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # NaN fails as well
+    if not (low >= 0 and high <= 1):  # nan fails as well
         raise ValueError(f"its floats lie in {low:g} to {high:g}, expected 0 to 1")
     return values.astype(np.float32)
 
 
 def _counts(values: Array, full: int) -> Array:
-    """Integers over the full range of their type. Raises ValueError where one is negative, or all would be black."""
+    """Integers divided by the full range of their dtype; raise ValueError if one is negative or all would be black."""
     low, high = int(values.min()), int(values.max())
     if low < 0:
         raise ValueError(f"its signed integers lie in {low} to {high}, expected none below 0")
-    if full > 65535 and 0 < high < full / 510:  # less than half a level of 255
+    if full > 65535 and 0 < high < full / 510:  # below half a level of 8 bits
         raise ValueError(f"its integers reach {high} of {full}, all black: save them with 8 or 16 bits")
     return (values / full).astype(np.float32)
 
 
 def _low_bytes(file: Path | bytes) -> Image.Image | None:
-    """The lower byte of each value of a colour picture of 16 bits, of which Pillow gives the upper; None of others."""
+    """The lower bytes of a 16-bit colour picture, of which Pillow gives the upper bytes; None for other pictures."""
     with _opened(file) as opened:
         image: Any = opened  # Pillow does not type its tiles
         tiles = [tile._replace(args=_other_byte(tile.args)) for tile in image.tile]
@@ -200,7 +214,7 @@ def _low_bytes(file: Path | bytes) -> Image.Image | None:
 
 
 def _other_byte(arguments: Any) -> Any:
-    """What Pillow's decoder is told, for the other byte of 16 bits; None where the values have no two bytes."""
+    """The arguments of Pillow's decoder for the other byte of 16 bits; None if values do not have two bytes."""
     first, rest = (arguments[0], arguments[1:]) if isinstance(arguments, tuple) else (arguments, None)
     found = re.fullmatch(r"(RGB[AX]?;16)([LBN])", first) if isinstance(first, str) else None
     if found is None:
@@ -210,12 +224,13 @@ def _other_byte(arguments: Any) -> Any:
 
 
 def _parts(high: Image.Image, low: Image.Image) -> Array:
+    """Combine the upper and the lower bytes to floats in [0, 1]."""
     upper, lower = (np.asarray(part, dtype=np.float64)[:, :, :3] for part in (high, low))
     return ((256 * upper + lower) / 65535).astype(np.float32)
 
 
 def _tensor(found: Picture, shape: tuple[int, int, int], prepare: Prepare | None) -> "Tensor":
-    """In grey or colour, resized and cropped by `prepare` or else to fit."""
+    """The picture in grey or colour, resized and cropped by `prepare` or else to fit."""
     import torch
 
     channels, height, width = shape
@@ -233,15 +248,16 @@ def _tensor(found: Picture, shape: tuple[int, int, int], prepare: Prepare | None
 
 
 def _channels(values: Array, channels: int) -> Array:
-    """`(channels, h, w)` of floats in grey or colour."""
+    """Floats `(h, w)` or `(h, w, 3)` as `(channels, h, w)`, in grey or colour."""
     if channels == 1:
         return (values if values.ndim == 2 else np.clip(values @ GREY, 0, 1))[None]
     return np.stack([values] * 3) if values.ndim == 2 else np.moveaxis(values, 2, 0)
 
 
 def _fitted(values: Array, height: int, width: int) -> Array:
+    """Channels resized and cropped to fit."""
     if values.shape[1:] == (height, width):
         return values
     pictures = [Image.fromarray(np.ascontiguousarray(channel)) for channel in values]
     resized = [ImageOps.fit(picture, (width, height), method=Image.Resampling.BICUBIC) for picture in pictures]
-    return np.clip(np.stack([np.asarray(picture) for picture in resized]), 0, 1)  # a cubic overshoots
+    return np.clip(np.stack([np.asarray(picture) for picture in resized]), 0, 1)  # bicubic resizing overshoots

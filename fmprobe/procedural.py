@@ -1,4 +1,4 @@
-"""Procedural images: structure like that of photographs, made from random numbers alone."""
+"""Procedural images: they are structured like photographs, but made from random numbers alone."""
 
 from collections.abc import Callable
 
@@ -13,17 +13,28 @@ from fmprobe.seeding import generator
 Rng = np.random.Generator
 Array = NDArray[np.float32]
 
-FRACTAL_OVERSAMPLING = 4  # points a pixel: enough for a smooth density
+FRACTAL_OVERSAMPLING = 4  # points drawn for each pixel: enough for a smooth density
 
 
 def procedural_images(n: int, size: int, seed: int = 0, mixture: str = "all", first: int = 0) -> Tensor:
-    """Images `first … first + n - 1` of a procedural stream, float32 `(n, 3, size, size)` in `[0, 1]`.
+    """Draw images `first … first + n - 1` of a procedural stream.
 
-    Image i depends on `seed` and i alone (and on `size` and `mixture`), so a large set can be drawn in blocks.
-    Mixtures: "leaves" (dead leaves: occluding shapes of power-law size), "noise" (coloured 1/f^a noise), "fractals"
-    (iterated function systems), "gradients" (gradients and stripes), "all" (each image picks its kind by its own
-    stream). Raises InputError for n < 0, first < 0, size < 1 or an unknown mixture.
-    Source: Baradad, Wulff, Wang, Isola, Torralba, "Learning to See by Looking at Noise", NeurIPS 2021.
+    Image i depends only on `seed`, i, `size` and `mixture`, so a large set can be drawn in blocks. Source: Baradad,
+    Wulff, Wang, Isola, Torralba, "Learning to See by Looking at Noise", NeurIPS 2021.
+
+    Args:
+        n: number of images.
+        size: side of an image, in pixels.
+        seed: seed of the stream.
+        mixture: "leaves" (dead leaves: occluding shapes of power-law size), "noise" (coloured 1/f^a noise), "fractals"
+            (iterated function systems), "gradients" (gradients and stripes) or "all" (each image draws its own kind).
+        first: index of the first image.
+
+    Returns:
+        Images `(n, 3, size, size)`, float32 in `[0, 1]`.
+
+    Raises:
+        InputError: n or first is below 0, size is below 1, or the mixture is unknown.
     """
     if n < 0 or first < 0:
         raise InputError(f"procedural images: n and first must not be negative, got n={n}, first={first}")
@@ -40,7 +51,7 @@ def procedural_images(n: int, size: int, seed: int = 0, mixture: str = "all", fi
 
 
 def _leaves(rng: Rng, size: int) -> Array:
-    """Dead leaves (Lee, Mumford, Huang 2001): shapes with radius density ~ r^-a painted over one another."""
+    """Dead leaves (Lee, Mumford, Huang 2001): shapes with radius density ~ r^-a, painted over one another."""
     palette = _Palette(rng)
     image = np.empty((3, size, size), dtype=np.float32)
     image[:] = palette.draw(1).reshape(3, 1, 1)
@@ -74,7 +85,9 @@ def _leaves(rng: Rng, size: int) -> Array:
 
 
 def _inside(kind: int, dx: Array, dy: Array, angle: float, aspect: float) -> NDArray[np.bool_]:
-    """Which points, in units of the radius from the centre, lie in an ellipse, a rectangle or a triangle."""
+    """Which points lie in an ellipse, a rectangle or a triangle; coordinates are in units of the radius from the
+    centre.
+    """
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     u, v = cos * dx + sin * dy, (cos * dy - sin * dx) / np.float32(aspect)
     if kind == 0:
@@ -85,13 +98,14 @@ def _inside(kind: int, dx: Array, dy: Array, angle: float, aspect: float) -> NDA
 
 
 def _span(centre: float, radius: float, size: int) -> tuple[int, int]:
+    """The pixels of a row that a shape can cover, from first to behind the last."""
     return max(int(centre - radius), 0), min(int(centre + radius) + 1, size)
 
 
 def _noise(rng: Rng, size: int) -> Array:
-    """Noise of amplitude 1/f^a, a in [0.5, 2], its three fields mixed to colours at random."""
+    """Noise of amplitude 1/f^a, with a in [0.5, 2]; three fields are mixed to colours at random."""
     fields = power_noise(rng, 3, size, rng.uniform(0.5, 2.0)).reshape(3, -1)
-    mixing = rng.normal(size=(3, 3)) * rng.uniform(0.2, 1.0) + rng.normal(size=(1, 3))  # a shared row: less colour
+    mixing = rng.normal(size=(3, 3)) * rng.uniform(0.2, 1.0) + rng.normal(size=(1, 3))  # a shared row makes it greyer
     mixing /= np.linalg.norm(mixing, axis=1, keepdims=True)
     contrast, mean = rng.uniform(0.08, 0.3), _Palette(rng).draw(1).reshape(3, 1) * 0.6 + 0.2
     image = (mean + contrast * (mixing @ fields)).astype(np.float32).reshape(3, size, size)
@@ -99,7 +113,7 @@ def _noise(rng: Rng, size: int) -> Array:
 
 
 def power_noise(rng: Rng, fields: int, size: int, exponent: float) -> Array:
-    """Gaussian fields `(fields, size, size)` of amplitude spectrum 1/f^exponent, zero mean, unit variance."""
+    """Gaussian fields `(fields, size, size)` with amplitude spectrum 1/f^exponent, zero mean and unit variance."""
     fy, fx = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :]
     frequency = np.hypot(fy, fx)
     frequency[0, 0] = np.inf  # no constant part
@@ -111,17 +125,17 @@ def power_noise(rng: Rng, fields: int, size: int, exponent: float) -> Array:
 
 
 def _fractals(rng: Rng, size: int) -> Array:
-    """The attractor of a random iterated function system, every point coloured by the maps that led to it."""
+    """The attractor of a random iterated function system; each point is coloured by the maps that led to it."""
     maps = int(rng.integers(2, 5))
     turns = rng.uniform(0, 2 * np.pi, (2, maps))
     scales = rng.uniform(0.35, 0.9, (2, maps)) * rng.choice([-1, 1], (2, maps))
     left, right = (np.stack([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]).transpose(2, 0, 1) for t in turns)
-    linear = (left * scales.T[:, None, :]) @ right  # rotation, scaling, rotation: contracting, singular values < 0.9
+    linear = (left * scales.T[:, None, :]) @ right  # rotation, scaling, rotation: singular values < 0.9, so contracting
     shift = rng.uniform(-1, 1, (maps, 2, 1))
     palette = _Palette(rng)
     background, tints = palette.draw(1).reshape(3, 1), palette.draw(maps).T.reshape(maps, 3, 1)
 
-    # All words of the maps, so the number of points grows by the factor `maps` a level.
+    # Every map is applied to every point, so the number of points grows by the factor `maps` at each level.
     points, colours = rng.uniform(-1, 1, (2, 16)), np.full((3, 16), 0.5)
     levels = int(np.ceil(np.log(max(FRACTAL_OVERSAMPLING * size**2 / 16, 2)) / np.log(maps)))
     for _ in range(levels):
@@ -140,7 +154,7 @@ def _fractals(rng: Rng, size: int) -> Array:
 
 
 def _gradients(rng: Rng, size: int) -> Array:
-    """Two layers of linear or radial ramps, waves or hard stripes between two colours each."""
+    """Two layers of linear or radial ramps, waves or hard stripes, each between two colours."""
     x = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     colours = _Palette(rng).draw(4).astype(np.float32).reshape(3, 2, 2)
     image = np.zeros((3, size, size), dtype=np.float32)
@@ -153,7 +167,7 @@ def _gradients(rng: Rng, size: int) -> Array:
 
 
 def _profile(rng: Rng, x: Array) -> Array:
-    """A pattern in `[0, 1]` over the unit square: a ramp, a wave or a hard stripe along a line or a radius."""
+    """A pattern in `[0, 1]` over the unit square: a ramp, a wave or hard stripes along a line or a radius."""
     angle, centre = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2).astype(np.float32)
     u, v = x[None, :] - centre[0], x[:, None] - centre[1]
     along = np.hypot(u, v) if rng.random() < 0.35 else np.float32(np.cos(angle)) * u + np.float32(np.sin(angle)) * v
@@ -166,7 +180,7 @@ def _profile(rng: Rng, x: Array) -> Array:
 
 
 class _Palette:
-    """One image's colours: a brightness range and a saturation of its own, as photographs have."""
+    """The colours of one image, with a brightness range and a saturation of its own, as photographs have."""
 
     def __init__(self, rng: Rng) -> None:
         self._rng = rng
@@ -174,16 +188,16 @@ class _Palette:
         self._saturation = rng.uniform(0.1, 1.0)
 
     def draw(self, n: int) -> NDArray[np.float64]:
-        """`(3, n)` colours in `[0, 1]`."""
+        """Draw `(3, n)` colours in `[0, 1]`."""
         grey = self._rng.uniform(self._low, self._high, (1, n))
         full = self._rng.uniform(0, 1, (3, n))
         s = self._saturation
         mixed = (grey - 0.5) * (1 - s) + (full - 0.5) * s
-        return np.clip(0.5 + mixed / np.hypot(1 - s, s), 0, 1)  # the mean of two colours would lose contrast
+        return np.clip(0.5 + mixed / np.hypot(1 - s, s), 0, 1)  # this restores the contrast that mixing takes away
 
 
 def _power_law(rng: Rng, n: int, exponent: float, low: float, high: float) -> NDArray[np.float64]:
-    """Draws from a density ~ r^-exponent on `[low, high]`, by inversion; exponent above 1."""
+    """Draw from a density ~ r^-exponent on `[low, high]` by inversion; the exponent is above 1."""
     a = 1 - exponent
     return (low**a + rng.random(n) * (high**a - low**a)) ** (1 / a)
 

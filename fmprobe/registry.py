@@ -1,7 +1,8 @@
-"""The probes: one line each. A probe's module holds its command, its result, its tables and figures, and its sections.
+"""The table of the probes, one line each. The module of a probe holds its command, result, tables, figures and
+sections.
 
-The modules are imported by name when they are needed. So nothing here, nor the page that shows what probes found,
-depends on a probe, and `fmprobe --help` stays fast as long as a probe imports torch inside its functions.
+The modules are imported by name when they are needed. So neither this module nor the page that shows what probes found
+depends on a probe. And `fmprobe --help` stays fast as long as each probe imports torch inside its functions.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fmprobe.report.sections import Section
 
-# In the order of the page. The name is that of the module in `fmprobe.probes`.
+# The names of modules in `fmprobe.probes`, in the order of the page.
 PROBES = (
     "prototypes",
     "weights",
@@ -26,7 +27,7 @@ PROBES = (
 
 
 def probes() -> Iterator[ModuleType]:
-    """The modules of all probes. Each has `COMMANDS`, functions by name, and `SECTIONS`, of the page."""
+    """The modules of all probes. Each has `COMMANDS`, its functions by name, and `SECTIONS` of the page."""
     for name in PROBES:
         yield import_module(f"fmprobe.probes.{name}")
 

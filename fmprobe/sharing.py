@@ -1,7 +1,8 @@
-"""Processes that share a command's work: launched by torchrun or accelerate, agreeing through a store of counters.
+"""Processes that share the work of a command. torchrun or accelerate launches them, and they agree through shared
+counters.
 
-They draw work from shared counters, so that none idles, and leave what they found in the run folder, which all of them
-see; the main process gathers it. Nothing else passes between them, so a group of one is no special case.
+They draw work from the counters, so that none idles, and leave what they found in the run folder, which all of them
+see. The main process gathers it. They exchange nothing else, so a group of one is not a special case.
 """
 
 import os
@@ -18,28 +19,31 @@ from fmprobe.errors import InputError
 from fmprobe.stopping import Stopped, ignore
 from fmprobe.streams import Streams, lasting_streams
 
-PATIENCE = 0.05  # seconds between looks at what another process has done
+PATIENCE = 0.05  # seconds between two looks at what another process has done
 FAREWELL = 5.0  # seconds that the main process waits for the others to leave
 
 
 class Abandoned(Exception):
-    """Another process met an error, which it has reported."""
+    """Another process met an error and has reported it."""
 
 
 def launched() -> int:
-    """How many processes were launched together; imports nothing heavy."""
+    """Number of processes that were launched together. This imports nothing heavy."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes the results; imports nothing heavy."""
+    """Whether this process prints and writes the results. This imports nothing heavy."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 class Team:
-    """The processes of one launch. `rank` of this one, `size` of all; the main one has rank 0.
+    """The processes of one launch. All of them must make counters and reach barriers in the same order.
 
-    All of them must make counters and come to barriers in the same order.
+    Args:
+        store: the store of torch.distributed that they share.
+        rank: rank of this process; the main process has rank 0.
+        size: number of processes.
     """
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
@@ -48,12 +52,21 @@ class Team:
         self._numbers = count()
 
     def counter(self) -> Callable[[int], int]:
-        """A shared counter, from 0: add to it and get its value. Whoever adds draws that much of the work."""
+        """Make a shared counter that starts at 0. It adds an amount and returns its value; who adds draws that much
+        work.
+        """
         name = f"counter/{next(self._numbers)}"
         return lambda amount: self.store.add(name, amount)
 
     def barrier(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Wait until every process has come here. Raises Abandoned where one met an error."""
+        """Wait until every process has come here.
+
+        Args:
+            meanwhile: called between two looks.
+
+        Raises:
+            Abandoned: another process met an error.
+        """
         arrived = self.counter()
         arrived(1)
         while arrived(0) < self.size:
@@ -63,7 +76,7 @@ class Team:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """A part, without counters or barriers, that the main process goes through before the others."""
+        """A part that the main process goes through before the others. It must hold neither counters nor barriers."""
         if not self.is_main:
             self.barrier()
         yield
@@ -71,17 +84,21 @@ class Team:
             self.barrier()
 
     def check(self) -> None:
-        """Raises Abandoned where another process met an error."""
+        """Check that no other process has failed.
+
+        Raises:
+            Abandoned: another process met an error.
+        """
         if self.size > 1 and self.store.check(["failed"]):
             raise Abandoned
 
     def fail(self) -> bool:
-        """Tell the others that this process cannot go on; whether it is the first to say so, and should say why."""
+        """Tell the others that this process cannot go on. Return whether it is the first to fail and should say why."""
         mine = str(self.rank)
         return self.store.compare_set("failed", "", mine) == mine.encode()
 
     def leave(self) -> None:
-        """The last word of a process. The main one, which may hold the store, waits a little for the others'."""
+        """Leave the team. The main process, which may hold the store, waits a little until the others have left."""
         left, until = self.store.add("left", 1), time.monotonic() + FAREWELL
         while self.is_main and left < self.size and time.monotonic() < until:
             time.sleep(PATIENCE)
@@ -89,7 +106,7 @@ class Team:
 
 
 def take_device() -> None:
-    """Let "cuda" mean an accelerator of its own to each process of a launch."""
+    """Make "cuda" mean a different accelerator in each process of a launch."""
     import torch
 
     if launched() > 1 and torch.cuda.is_available():
@@ -98,12 +115,12 @@ def take_device() -> None:
 
 @cache
 def team() -> Team:
-    """This launch's processes; alone, where nothing launched several."""
+    """The processes of this launch; a team of one if it is not shared."""
     distributed: Any = import_module("torch.distributed")
     if launched() == 1:
         return Team(distributed.HashStore(), 0, 1)
     take_device()
-    # The store that a process group would be set up with; several may share it.
+    # This is the store that a process group would use. Several users may share it.
     store, rank, size = next(distributed.rendezvous("env://"))
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return Team(distributed.PrefixStore(f"fmprobe/{restart}", store), rank, size)
@@ -111,7 +128,7 @@ def team() -> Team:
 
 @contextmanager
 def quiet_unless_main() -> Iterator[None]:
-    """What the other processes print goes nowhere; their faults, which leave this part, are shown."""
+    """Print nothing in this part unless this is the main process. Errors that leave the part are still shown."""
     if is_main():
         yield
         return
@@ -126,11 +143,12 @@ def quiet_unless_main() -> Iterator[None]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What the processes of a launch go through as one program; with one process, that program.
+    """Run a part in which the processes of a launch behave as one program.
 
-    The main process alone prints, and goes on where nobody reads it. Exit 2: bad input, or a standard output that took
-    not everything, one line on stderr; 130, 143: stopped; else a fault, with its traceback. Where one process fails,
-    the others end as soon as they look, and one of them says why.
+    Only the main process prints, and it continues if nobody reads its output. The exit code is 2 for bad input, or if
+    standard output did not take everything, with one line on stderr. It is 130 or 143 if a signal stopped the program.
+    Any other fault shows its traceback. If one process fails, the others end as soon as they notice, and one of them
+    says why.
     """
     with lasting_streams() as streams, _ended_together(streams):
         yield
@@ -138,7 +156,7 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def _ended_together(streams: Streams) -> Iterator[None]:
-    """What an error in this part means for the launch: who says why, and the exit code."""
+    """Turn an error in this part into an exit code, and decide which process says why."""
     try:
         with quiet_unless_main():
             try:
@@ -168,12 +186,12 @@ def _ended_together(streams: Streams) -> Iterator[None]:
         raise
     finally:
         if launched() > 1 and "torch" in sys.modules:
-            ignore()  # a launcher ends the others as soon as one has gone
+            ignore()  # a launcher sends signals to the others as soon as one has ended
             team().leave()
 
 
 def _check_working_folder() -> None:
-    """Raise InputError where the working folder is gone, in which no path can be found."""
+    """Raise InputError if the working folder is gone, since no path can be found in it."""
     try:
         os.getcwd()
     except OSError as error:
@@ -181,7 +199,7 @@ def _check_working_folder() -> None:
 
 
 def _give_up(line: str = "") -> None:
-    """Print why, unless another process gave up before, and let the others end too."""
+    """Say why, unless another process gave up before, and let the others end too."""
     ignore()
     first = launched() == 1 or team().fail()
     if line and first:
@@ -190,9 +208,9 @@ def _give_up(line: str = "") -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """For a program that is not shared: of a launch's processes the main one goes through it, as if by itself.
+    """Run a program that is not shared: the main process of a launch goes through it as if it were the only one.
 
-    The others end here, at once; so nothing may have let the processes meet before.
+    The other processes end here, at once. So the processes must not have met before.
     """
     if not is_main():
         raise SystemExit(0)

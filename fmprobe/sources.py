@@ -17,12 +17,18 @@ from fmprobe.pixels import SUFFIXES, Picture, from_array, from_file, printable
 
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val"), "val": ("val", "validation")}
 SPLIT_FORM = "SOURCE[:split][#column]"
-JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # what systems leave in folders, beside names that begin with a dot
+JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # left in folders by operating systems, beside names with a leading dot
 
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed source: `name` of the data set, folder or file, with the split (or key) and column asked for."""
+    """A parsed source.
+
+    Attributes:
+        name: the data set, folder or file.
+        split: the split, or the key of an .npz file; None for the default.
+        column: the column; None for the default.
+    """
 
     name: str
     split: str | None = None
@@ -30,7 +36,10 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> "Source":
-        """Split and column are what follows a name that exists; a name may hold both signs, and a drive its colon."""
+        """Parse the text of a source. Split and column are what follows a name that exists.
+
+        A name may itself hold both signs, and a drive its colon.
+        """
         before, colon, after = text.rpartition(":")
         if _exists(text):
             return cls(text)
@@ -47,7 +56,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a source in order: how many, what each is called, and what decodes it."""
+    """The pictures of a source, in order.
+
+    Attributes:
+        count: number of pictures.
+        label: gives the name of picture i.
+        decode: decodes picture i.
+    """
 
     count: int
     label: Callable[[int], str]
@@ -55,11 +70,15 @@ class Pictures:
 
 
 def find_pictures(text: str) -> Pictures:
-    """The pictures of a source, none of them decoded yet. Raises InputError, naming it, where it holds none."""
+    """Find the pictures of a source, without decoding any of them.
+
+    Raises:
+        InputError: the source cannot be read or holds no images; the message names it.
+    """
     source = Source.parse(text)
     path = Path(source.name)
     if source.name == "procedural":
-        raise InputError(f"{text}: procedural images have neither split nor column: expected procedural alone")
+        raise InputError(f"{text}: procedural images have neither split nor column, write only procedural")
     if path.suffix.lower() == ".npz" and not _is_folder(path):
         found = _of_arrays(source)
     elif _is_folder(path):
@@ -82,7 +101,7 @@ def _said(name: object) -> str:
 
 
 def _named(text: str, part: str) -> str:
-    """A part of a source that its sign announces. Raises InputError where it is empty."""
+    """Check a part of a source that a sign announces; raise InputError if it is empty."""
     if not part:
         raise InputError(f"{_said(repr(text))} is no image source: expected {SPLIT_FORM}")
     return part
@@ -91,7 +110,7 @@ def _named(text: str, part: str) -> str:
 def _exists(name: str) -> bool:
     try:
         return bool(name) and Path(name).exists()
-    except (OSError, ValueError):  # too long for a path, or with a zero byte
+    except (OSError, ValueError):  # the name is too long for a path or holds a zero byte
         return False
 
 
@@ -101,7 +120,7 @@ def _is_folder(path: Path) -> bool:
 
 @dataclass
 class _Listing:
-    """What lies below a folder: images and parquet files by name, other files, and links to folders read already."""
+    """What lies below a folder: images and parquet files by name, other files, and links to folders already read."""
 
     images: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
@@ -110,11 +129,12 @@ class _Listing:
 
 
 def _of_folder(folder: Path, source: Source) -> Pictures:
+    """The pictures of a folder of images or of parquet files."""
     if source.split is None:
         _check_one_split(folder, listing := _listing(folder))
     else:
         listing = _listing(folder)
-    tables = [path for path in listing.tables if path.name.lower() != "metadata.parquet"]  # as ImageFolder's
+    tables = [path for path in listing.tables if path.name.lower() != "metadata.parquet"]  # a file of ImageFolder
     if tables and listing.images:
         raise InputError(
             f"{_said(folder)} holds images, such as {_said(listing.images[0])}, and parquet files, such as "
@@ -132,7 +152,7 @@ def _of_folder(folder: Path, source: Source) -> Pictures:
         listing = _listing(folder)
     files, others = listing.images, [*listing.others, *listing.tables]
     if not files and others:
-        raise InputError(f"{_nothing(folder)}; of its {len(others)} files none is, such as {_said(others[0])}")
+        raise InputError(f"{_nothing(folder)}; none of its {len(others)} files is an image, such as {_said(others[0])}")
     if others:
         what = "1 file is no image and was" if len(others) == 1 else f"{len(others)} files are no images and were"
         warnings.warn(f"{_said(folder)}: {what} left out, such as {_said(others[0])}", stacklevel=2)
@@ -143,14 +163,16 @@ def _of_folder(folder: Path, source: Source) -> Pictures:
 
 
 def _splits(folder: Path) -> dict[str, Path]:
-    """The subfolders that a split can name, those in `data/` among them; the upper one where both have a name."""
+    """The subfolders that a split can name, including those in `data/`. If both levels have a name, the upper one is
+    taken.
+    """
     levels = [level for level in (folder / "data", folder) if level.is_dir()]
     found = {entry.name: entry for level in levels for entry in sorted(level.iterdir()) if not _is_junk(entry.name)}
     return {name: entry for name, entry in found.items() if entry.is_dir()}
 
 
 def _check_one_split(folder: Path, listing: _Listing) -> None:
-    """Refuse a folder of several splits where none is named: their images together would mix training and test."""
+    """Refuse a folder of several splits if none is named, because that would mix training and test images."""
     if not listing.images:
         return
     there = sorted(name for name in _splits(folder) if name.lower() in SPLITS)
@@ -162,11 +184,11 @@ def _check_one_split(folder: Path, listing: _Listing) -> None:
 
 
 def _part(folder: Path, split: str) -> Path:
-    """The subfolder that a split names, as in the ImageFolder convention: `train`, or `data/train`."""
+    """The subfolder that a split names, as in the ImageFolder convention: `train` or `data/train`."""
     there = _splits(folder)
     found = next((name for name in SPLITS.get(split, (split,)) if name in there), None)
     if found is None:
-        names = ", ".join(_said(name) for name in sorted(there)) or "none, as it has no subfolders"
+        names = ", ".join(_said(name) for name in sorted(there)) or "none, since it has no subfolders"
         raise InputError(f"{_said(folder)} has no split {_said(repr(split))}: expected one of {names}")
     return there[found]
 
@@ -176,15 +198,15 @@ def _is_junk(name: str) -> bool:
 
 
 def _listing(folder: Path) -> _Listing:
-    """Everything below a folder but what systems leave there; links are followed, and a folder is read once.
+    """List everything below a folder except what systems leave there. Links are followed, and no folder is read twice.
 
-    A link with an image's name and nothing behind it counts as an image, which cannot be read. Raises InputError where
+    A link that has an image's name but leads nowhere counts as an image, which cannot be read. InputError is raised if
     a folder must not be listed.
     """
 
     def refuse(error: OSError) -> None:
         reason = error.strerror or str(error)
-        raise InputError(f"{_said(error.filename)} cannot be listed ({reason}): give the right to, or move it away")
+        raise InputError(f"{_said(error.filename)} cannot be listed ({reason}): permit it, or move the folder away")
 
     found, seen = _Listing(), set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
@@ -196,7 +218,7 @@ def _listing(folder: Path) -> _Listing:
         folders[:] = sorted(name for name in folders if not _is_junk(name))
         for path in (Path(root, name) for name in names if not _is_junk(name)):
             regular = path.is_file() or not path.exists()
-            kind = path.suffix.lower() if regular else ""  # to open a pipe would wait for ever
+            kind = path.suffix.lower() if regular else ""  # opening a pipe would block for ever
             kinds = {".parquet": found.tables}
             (found.images if kind in SUFFIXES else kinds.get(kind, found.others)).append(path)
     for paths in (found.images, found.tables, found.others):
@@ -205,6 +227,7 @@ def _listing(folder: Path) -> _Listing:
 
 
 def _of_arrays(source: Source) -> Pictures:
+    """The pictures of an array in an .npz file."""
     name = _said(source.name)
     if source.column is not None:
         raise InputError(f"{name} is an .npz file and has no column {_said(repr(source.column))}: leave it out")
@@ -226,23 +249,27 @@ def _of_arrays(source: Source) -> Pictures:
 
 
 def _rows(name: str, array: np.ndarray) -> np.ndarray:
-    """Images `(n, h, w)` or, channels last, `(n, h, w, 1 or 3)`. Raises InputError for another shape or type."""
+    """Check images `(n, h, w)` or `(n, h, w, 1 or 3)` and return them with their channels last.
+
+    InputError is raised for another shape or dtype.
+    """
     first, last = (array.shape[1] in (1, 3), array.shape[3] in (1, 3)) if array.ndim == 4 else (False, False)
     if first and last and array.shape[1] == array.shape[3] and max(array.shape[1:]) > 1:
-        raise InputError(f"{name} has shape {array.shape}, whose channels may be the first or the last: give it larger")
+        raise InputError(f"{name} has shape {array.shape}, and its channels may be first or last: use larger images")
     if first and not last:
         array = array.transpose(0, 2, 3, 1)
     if not (array.ndim == 3 or first or last) or 0 in array.shape[1:]:
         raise InputError(f"{name} has shape {array.shape}: expected images (n, h, w) or (n, h, w, 3)")
     if array.dtype not in (bool, np.uint8, np.uint16) and array.dtype.kind != "f":
         raise InputError(f"{name} is {array.dtype}: expected uint8, uint16 or bool, or floats in [0, 1]")
-    if array.dtype.kind == "f" and array.size and not (array.min() >= 0 and array.max() <= 1):  # NaN fails as well
+    if array.dtype.kind == "f" and array.size and not (array.min() >= 0 and array.max() <= 1):  # nan fails as well
         span = f"in {array.min():g} to {array.max():g}"
         raise InputError(f"{name} is {array.dtype} {span}: expected uint8, uint16 or bool, or floats in [0, 1]")
     return array
 
 
 def _of_dataset(source: Source, local: bool) -> Pictures:
+    """The pictures of a data set: of the hub, of parquet files, or of a folder that `datasets` reads."""
     import datasets
 
     name = _said(source.name)
@@ -263,17 +290,17 @@ def _of_dataset(source: Source, local: bool) -> Pictures:
         encoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except Exception as error:  # the library and pyarrow raise many kinds here
         kind = printable(str(data.features[column])[:100])
-        raise InputError(f"{name}#{_said(column)} holds {kind}, no images: name another column after #") from error
+        raise InputError(f"{name}#{_said(column)} holds {kind}, not images: name another column after #") from error
     return Pictures(len(encoded), lambda i: f"{name}:{split}[{i}]", partial(_cell, encoded, column))
 
 
 def _loaded(source: Source, local: bool) -> Any:
-    """The splits of a data set by name."""
+    """Load the splits of a data set by name."""
     import datasets
 
     name = source.name
     logging = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is said below
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are reported below
     try:
         if local and Path(name).is_file():
             return datasets.load_dataset("parquet", data_files=_literal(name))
@@ -281,19 +308,19 @@ def _loaded(source: Source, local: bool) -> Any:
     except Exception as error:  # the library raises many kinds here
         what = "cannot be read" if local else "is no folder or file here, and the hub gave no such data set"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        remedy = "check the name" if local else "check the name, and the connection where it is right"
+        remedy = "check the name" if local else "check the name, and the connection if the name is right"
         raise InputError(f"{_said(name)} {what} ({printable(reason[:200])}): {remedy}") from error
     finally:
         datasets.logging.set_verbosity(logging)
 
 
 def _literal(name: str) -> str:
-    """A path that stands for itself where patterns are taken."""
+    """A path written so that it matches only itself where patterns are accepted."""
     return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 def _cell(data: Any, column: str, row: int) -> Picture:
-    """An image as a data set keeps it: its bytes, or the path of its file."""
+    """An image as a data set keeps it, as bytes or as the path of a file."""
     cell = data[row][column]
     if not isinstance(cell, dict) or (cell.get("bytes") is None and cell.get("path") is None):
         raise ValueError("its cell is empty")

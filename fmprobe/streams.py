@@ -1,4 +1,4 @@
-"""What a program prints may be lost without the program: a closed pipe, a full disk, letters that a terminal lacks."""
+"""Standard streams that cannot end the program: not by a closed pipe, a full disk or letters that a terminal lacks."""
 
 import errno
 import io
@@ -12,7 +12,7 @@ from fmprobe.errors import InputError
 
 
 class _Lasting(io.FileIO):
-    """Standard output or standard error. From the first write that fails on, what is written goes nowhere."""
+    """Standard output or standard error. After the first write that fails, everything written is discarded."""
 
     error: OSError | None = None
 
@@ -29,20 +29,24 @@ class _Lasting(io.FileIO):
 
 
 class Streams:
-    """The streams of a program that outlasts them."""
+    """The standard streams of a program that outlasts them."""
 
     def __init__(self) -> None:
         self.raw: dict[str, _Lasting] = {}
 
     def check(self) -> None:
-        """Raises InputError where standard output took nothing more, unless its reader had left, which is its right."""
+        """Check that standard output took everything. It does not count if the reader of a pipe has left.
+
+        Raises:
+            InputError: it did not.
+        """
         if sys.stdout is not None:
             sys.stdout.flush()
         error = self.raw["stdout"].error if "stdout" in self.raw else None
         if error is not None and error.errno != errno.EPIPE:
             raise InputError(
-                f"cannot write to standard output ({error.strerror}): what it took is not complete; the results of a "
-                "run are in its folder"
+                f"cannot write to standard output ({error.strerror}): the output is not complete; read the results in "
+                "the folder of the run"
             )
 
 
@@ -50,8 +54,8 @@ class Streams:
 def lasting_streams() -> Iterator[Streams]:
     """A part in which nothing that is printed, by whatever library, can end the program.
 
-    A stream that is closed takes everything and shows nothing; what the terminal's encoding lacks is shown by numbers,
-    as in \\xfc. Streams that are no files of the system, as tests have them, are left alone.
+    A stream that is closed accepts everything and shows nothing. Characters that the terminal's encoding lacks are
+    shown by numbers, as in \\xfc. Streams that are not files of the system, such as those of tests, are left alone.
     """
     kept = sys.stdout, sys.stderr
     streams = Streams()
@@ -68,8 +72,9 @@ def lasting_streams() -> Iterator[Streams]:
 
 
 def _replaced(name: str, streams: Streams) -> Any:
+    """A lasting stream in place of a standard stream."""
     stream = getattr(sys, name)
-    if stream is None:  # closed before the program began
+    if stream is None:  # the stream was closed before the program began
         return open(os.devnull, "w", encoding="utf-8")
     try:
         stream.flush()

@@ -1,4 +1,7 @@
-"""What speaks against a surrogate: it makes less of held-out images than their median colour, or the mean feature."""
+"""Warnings about surrogates that reconstruct held-out images worse than a trivial guess.
+
+The trivial guess is the median colour of each image or, for a surrogate on features, the mean feature.
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,11 +11,13 @@ POOR = "the surrogate is worse than {}, so what it finds says nothing of the enc
 
 
 def warning_of(decoder: Mapping[str, Any] | None) -> str | None:
-    """What speaks against the decoder of a model's provenance, or of a run's results; None where nothing does.
+    """Why the decoder of a model's provenance, or of a run's results, should not be trusted; None if nothing speaks
+    against it.
 
-    Goes by its `validation`: for each set of held-out images the L1 error beside that of each image's own median a
-    channel; for a surrogate on features, which paints nothing, a relative error of 1, that of the mean feature. One
-    that is not finite counts as worse. A model's own decoder is not judged.
+    The reason comes from the decoder's `validation`. For each set of held-out images it holds the L1 error, which must
+    be below that of each image's own median in each channel. A surrogate on features makes no images; it holds a
+    relative error, which must be below 1, that of the mean feature. An error that is not finite counts as too large. A
+    model's own decoder is not judged.
     """
     if not decoder or decoder.get("kind") != "surrogate":
         return None
@@ -30,13 +35,13 @@ def warning_of(decoder: Mapping[str, Any] | None) -> str | None:
 
 
 def warnings_in(results: Mapping[str, Any]) -> list[str]:
-    """What speaks against the surrogates of a run, of two models if it compares them."""
+    """The warnings about the surrogates of a run, of both models if it compares two."""
     decoders = [results.get("decoder"), (results.get("other") or {}).get("decoder")]
     return [text for decoder in decoders if (text := warning_of(decoder)) is not None]
 
 
 def _below(value: float | None, bound: float | None) -> bool:
-    """Whether a figure is known, finite, and below another; null is what a file holds for one that is not finite."""
+    """Whether a value is known, finite and below a bound. A file holds null for a value that is not finite."""
     return value is not None and bound is not None and math.isfinite(value) and value < bound
 
 

@@ -176,7 +176,7 @@ def radius_of(krylov: Krylov, tol: float) -> tuple[Tensor, Tensor]:
     if krylov.whole:
         largest = torch.where(certain, largest, spectrum.values.abs().amax(1))
         certain[~certain] = _stays(krylov.small()[~certain], spectrum.rows(~certain), largest[~certain], tol)
-    null = ~krylov.small().any(2).any(1)  # A v = 0 for a random v, so A is zero
+    null = ~krylov.small().any(2).any(1)  # A v = 0 for a random v, so A is zero, so A is zero
     certain = (certain | null) & krylov.finite.cpu()
     return largest.clamp(min=0).to(krylov.log_norm), certain.to(krylov.finite.device)
 
