@@ -11,9 +11,10 @@ def demo(out: o.Out = None, seed: o.Seed = 0, resume: o.Resume = True) -> Path:
 
     from fmprobe.probes.prototypes import open_prototypes
 
-    asked = {"load": o.defaults(o.LOAD) | {"device": "cpu"}, "plan": o.defaults(o.PLAN) | {"n": 64}}
+    options = {"out": out or Path("runs/demo"), "seed": seed, "resume": resume, "verbose": False}
+    plan, load = o.defaults(o.PLAN) | {"n": 64}, o.defaults(o.LOAD) | {"device": "cpu"}
     with (
         as_file(files("fmprobe.demo") / "vit-mae-digits") as folder,
-        open_prototypes(str(folder), out or Path("runs/demo"), **asked, seed=seed, resume=resume) as (run, _),
+        open_prototypes(str(folder), options, plan, load) as (run, _),
     ):
         return run.finish()

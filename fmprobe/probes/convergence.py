@@ -41,18 +41,15 @@ MaxSteps = Annotated[
 ]
 
 
-@o.grouped(load=o.LOAD)
+@o.grouped(options=o.RUN, load=o.LOAD)
 def convergence(
     model: o.Model,
     starts: Starts = None,
     eps: Eps = 1e-2,
     max_steps: MaxSteps = None,
     batch_size: o.BatchSize = None,
-    out: o.Out = None,
-    seed: o.Seed = 0,
-    verbose: o.Verbose = False,
-    resume: o.Resume = True,
     *,
+    options: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
     """Compare the steps that orbits take to their attractor with the estimate from the Jacobian there.
@@ -66,8 +63,8 @@ def convergence(
     from fmprobe.sharing import is_main
 
     asked = {"starts": starts, "eps": eps, "max_steps": max_steps, "batch_size": batch_size}
-    how = {"load": load, "seed": seed, "resume": resume, "verbose": verbose}
-    with open_model(model, out, asked, **how, suffix="-convergence") as (run, loaded):
+    seed = options["seed"]
+    with open_model(model, options, asked, load, suffix="-convergence") as (run, loaded):
 
         def make() -> dict[str, Any] | None:
             subject = with_decoder(loaded, seed)

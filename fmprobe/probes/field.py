@@ -37,16 +37,13 @@ Basins = Annotated[
 ]
 
 
-@o.grouped(plan=o.PLAN, load=o.LOAD)
+@o.grouped(options=o.RUN, plan=o.PLAN, load=o.LOAD)
 def field(
     model: o.Model,
     resolution: Resolution = None,
     basins: Basins = True,
-    out: o.Out = None,
-    seed: o.Seed = 0,
-    verbose: o.Verbose = False,
-    resume: o.Resume = True,
     *,
+    options: dict[str, Any],
     plan: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
@@ -59,8 +56,8 @@ def field(
     from fmprobe.runs.plan import duration
     from fmprobe.sharing import is_main
 
-    how = {"load": load, "plan": plan, "seed": seed, "resume": resume, "verbose": verbose}
-    with open_prototypes(model, out, **how) as (run, loaded):
+    seed = options["seed"]
+    with open_prototypes(model, options, plan, load) as (run, loaded):
         subject, protocol = with_decoder(loaded, seed), run.results["protocol"]
         side = resolution or _affordable(protocol, subject.device.type == "cpu")
 

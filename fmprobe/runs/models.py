@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -45,13 +44,10 @@ def load_model(name: str, *, image_size: int | None = None, **arguments: Any) ->
 @contextmanager
 def open_model(
     name: str,
-    out: Path | None,
+    options: Mapping[str, Any],
     asked: Mapping[str, Any],
-    *,
     load: Mapping[str, Any],
-    seed: int,
-    resume: bool,
-    verbose: bool = False,
+    *,
     suffix: str = "",
     sources: Sequence[str] = (),
 ) -> Iterator[tuple[Run, Autoencoder]]:
@@ -59,13 +55,10 @@ def open_model(
 
     Args:
         name: the model.
-        out: the folder; by default `runs/`, the last part of the name, and `suffix`.
+        options: those of the group `options.RUN`.
         asked: what is asked beside the model and the seed, as JSON holds it.
         load: how the model is loaded, as `fmprobe.load` takes it.
-        seed: seed of the run.
-        resume: whether to go on with a run in the folder.
-        verbose: whether events are printed too.
-        suffix: end of the default folder's name.
+        suffix: end of the default folder's name, after `runs/` and the last part of the model's name.
         sources: image sources that are tried before anything is computed.
     """
     began = time.perf_counter()
@@ -73,9 +66,9 @@ def open_model(
     for source in sources:
         model.load_images(source, 1)
     # What was asked, before anything is computed, is the run's identity. Defaults follow from it and the device.
-    manifest = {"model": canonical(name), "seed": seed, **named(load), **asked, **identity(model)}
-    out = out or default_out(name, suffix)
-    with Run.open(out, manifest, began=began, resume=resume, verbose=verbose) as run:
+    manifest = {"model": canonical(name), "seed": options["seed"], **named(load), **asked, **identity(model)}
+    out = options["out"] or default_out(name, suffix)
+    with Run.open(out, manifest, began=began, resume=options["resume"], verbose=options["verbose"]) as run:
         yield run, model
 
 

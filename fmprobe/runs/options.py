@@ -101,6 +101,13 @@ MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")  # wha
 
 Group = dict[str, tuple[Any, Any]]  # annotation and default of each option, by the key of what is gathered
 
+# Where the results of a run go, whether it continues one that is there, and the seed of what it draws.
+RUN: Group = {
+    "out": (Out, None),
+    "seed": (Seed, 0),
+    "verbose": (Verbose, False),
+    "resume": (Resume, True),
+}
 # How a model is loaded and evaluated, as `fmprobe.load` takes it.
 LOAD: Group = {
     "device": (Device, "auto"),

@@ -51,7 +51,7 @@ Noise = Annotated[
 DecoderB = Annotated[str | None, typer.Option(help="Surrogate decoder of B, as --decoder is that of A.")]
 
 
-@o.grouped(search=o.ORBITS | o.MERGING, load=o.without(o.LOAD, "revision", "decoder"))
+@o.grouped(options=o.RUN, search=o.ORBITS | o.MERGING, load=o.without(o.LOAD, "revision", "decoder"))
 def compare(
     model_a: A,
     model_b: B,
@@ -62,13 +62,10 @@ def compare(
     null: Null = True,
     ceiling: Ceiling = True,
     noise: Noise = None,
-    out: o.Out = None,
-    seed: o.Seed = 0,
     decoder: o.Decoder = None,
     decoder_b: DecoderB = None,
-    verbose: o.Verbose = False,
-    resume: o.Resume = True,
     *,
+    options: dict[str, Any],
     search: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
@@ -91,7 +88,7 @@ def compare(
         o.check_choice("map", name, tuple(FITS))
     o.check_choice("measure", search["measure"], o.MEASURES)
     o.check_choice("merge", search["merge"], o.MERGES)
-    began, names, decoders = time.perf_counter(), (model_a, model_b), (decoder, decoder_b)
+    began, names, decoders, seed = time.perf_counter(), (model_a, model_b), (decoder, decoder_b), options["seed"]
     strength = (NOISE if noise is None else noise) if ceiling else None
     settings = {"maps": maps, "anchors": anchors, **search}
     loaded = [load_model(name, decoder=d, **load) for name, d in zip(names, decoders, strict=True)]
@@ -109,8 +106,8 @@ def compare(
         **load,
         **settings,
     }
-    out = out or default_out(model_a, f"-and-{default_out(model_b).name}")
-    with Run.open(out, asked, began=began, resume=resume, verbose=verbose) as run:
+    out = options["out"] or default_out(model_a, f"-and-{default_out(model_b).name}")
+    with Run.open(out, asked, began=began, resume=options["resume"], verbose=options["verbose"]) as run:
 
         def make() -> dict[str, Any] | None:
             sides = _sides(names, loaded, load, seed, null=null, noise=strength)

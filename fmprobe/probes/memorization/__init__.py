@@ -24,18 +24,15 @@ Test = Annotated[str | None, typer.Option(help="Images the model was not trained
 Images = Annotated[int, typer.Option("--images", min=1, help="Largest number of images of each source, spread evenly.")]
 
 
-@o.grouped(plan=o.PLAN, load=o.LOAD)
+@o.grouped(options=o.RUN, plan=o.PLAN, load=o.LOAD)
 def memorization(
     model: o.Model,
     data: Data,
     test: Test = None,
     images: Images = 1000,
     use_ends: o.UseEnds = False,
-    out: o.Out = None,
-    seed: o.Seed = 0,
-    verbose: o.Verbose = False,
-    resume: o.Resume = True,
     *,
+    options: dict[str, Any],
     plan: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
@@ -50,8 +47,8 @@ def memorization(
     from fmprobe.sharing import is_main
 
     sources = {"train": data} | ({} if test is None else {"test": test})
-    asked = {"load": load, "plan": plan, "seed": seed, "resume": resume, "verbose": verbose}
-    with open_prototypes(model, out, **asked, sources=list(sources.values())) as (run, loaded):
+    seed = options["seed"]
+    with open_prototypes(model, options, plan, load, sources=list(sources.values())) as (run, loaded):
         subject = with_decoder(loaded, seed)
         sets = {p: sample_images(s, images, seed=seed, **subject.image_arguments) for p, s in sources.items()}
         places = {part: canonical(source) for part, source in sources.items()}

@@ -57,14 +57,13 @@ Controls = Annotated[
 ]
 
 
-@o.grouped(orbits=o.ORBITS, load=o.LOAD)
+@o.grouped(options=o.RUN, orbits=o.ORBITS, merging=o.MERGING, load=o.LOAD)
 def ood(
     context: typer.Context,
     model: Model = None,
     data: Data = None,
     ood: Ood = None,
     detector: Detector = None,
-    out: o.Out = None,
     images: Images = None,
     ood_images: OodImages = None,
     steps: Steps = None,
@@ -74,13 +73,10 @@ def ood(
     rule: Rule = None,
     controls: Controls = True,
     parquet: Parquet = False,
-    merge: o.Merge = None,
-    merge_threshold: o.MergeThreshold = None,
-    seed: o.Seed = 0,
-    verbose: o.Verbose = False,
-    resume: o.Resume = True,
     *,
+    options: dict[str, Any],
     orbits: dict[str, Any],
+    merging: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
     """Detect out-of-distribution images by their latent trajectories: every score and every baseline, compared.
@@ -93,23 +89,23 @@ def ood(
     if detector is not None:
         acting = {"detector", "as_json", "quiet", *inspect.signature(score).parameters}
         _refuse(context, _given(context) - acting, f"--detector {detector} knows its model and settings")
-        return score(detector, data, out, acceptance, rule, parquet, load["device"], verbose, resume)
+        how = {key: options[key] for key in ("out", "verbose", "resume")}
+        return score(detector, data, acceptance=acceptance, rule=rule, parquet=parquet, device=load["device"], **how)
     _refuse(context, _given(context) & {"rule", "parquet"}, "a detector is fitted here, and `fmprobe score` applies it")
     if not ood:
         _refuse(context, _given(context) & {"ood_images"}, "there are no out-of-distribution images without --ood")
     check_acceptance(acceptance)
     if model is None:
         raise InputError("no model: name one to fit a detector for, or a fitted detector with --detector DIR")
-    merging = {"merge": merge, "threshold": merge_threshold}
-    settings = {"steps": steps, "distance": distance, "aggregate": aggregate, **merging, **orbits}
+    settings = {"steps": steps, "distance": distance, "aggregate": aggregate, **orbits}
+    settings |= {"merge": merging["merge"], "threshold": merging["merge_threshold"]}
     asked = {
         "images": images,
         "ood_images": ood_images,
         "controls": controls,
         "acceptance": 0.95 if acceptance is None else acceptance,
     }
-    how = {"load": load, "seed": seed, "resume": resume, "verbose": verbose}
-    return run_ood(model, data, ood or [], out, settings=settings, **asked, **how)
+    return run_ood(model, data, ood or [], load=load, settings=settings, **asked, **options)
 
 
 def _given(context: typer.Context) -> set[str]:

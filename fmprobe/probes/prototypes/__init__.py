@@ -20,22 +20,13 @@ __all__ = ["COMMANDS", "SECTIONS", "open_prototypes", "probe"]
 CURVES = 32  # starts whose residual curves are kept
 
 
-@o.grouped(plan=o.PLAN, load=o.LOAD)
-def probe(
-    model: o.Model,
-    out: o.Out = None,
-    seed: o.Seed = 0,
-    verbose: o.Verbose = False,
-    resume: o.Resume = True,
-    *,
-    plan: dict[str, Any],
-    load: dict[str, Any],
-) -> Path:
+@o.grouped(options=o.RUN, plan=o.PLAN, load=o.LOAD)
+def probe(model: o.Model, *, options: dict[str, Any], plan: dict[str, Any], load: dict[str, Any]) -> Path:
     """Find a model's attractors from noise starts and write a run folder with a report.
 
     An encoder without a decoder gets a surrogate, fitted on procedural images and kept in the cache.
     """
-    with open_prototypes(model, out, load=load, plan=plan, seed=seed, resume=resume, verbose=verbose) as (run, _):
+    with open_prototypes(model, options, plan, load) as (run, _):
         return run.finish()
 
 
@@ -50,25 +41,18 @@ prototypes.__doc__ = "Extract a model's decoded attractors, one PNG each with an
 @contextmanager
 def open_prototypes(
     name: str,
-    out: Path | None,
-    *,
-    load: Mapping[str, Any],
+    options: Mapping[str, Any],
     plan: Mapping[str, Any],
-    seed: int,
-    resume: bool,
-    verbose: bool = False,
+    load: Mapping[str, Any],
     sources: Sequence[str] = (),
 ) -> "Iterator[tuple[Run, Autoencoder]]":
     """The run of a model, with its attractors in the results: those on disk, or found now.
 
     Args:
         name: the model.
-        out: the folder; by default `runs/` and the last part of the name.
-        load: how the model is loaded, as `fmprobe.load` takes it.
+        options: those of the group `options.RUN`.
         plan: what is asked of the search, as `make_plan` takes it.
-        seed: seed of the starts and of a surrogate decoder that is fitted.
-        resume: whether to go on with a run in the folder.
-        verbose: whether events are printed too.
+        load: how the model is loaded, as `fmprobe.load` takes it.
         sources: image sources that are tried before anything is computed, so that one that cannot be read costs
             nothing.
     """
@@ -77,11 +61,10 @@ def open_prototypes(
     o.check_choice("measure", plan.get("measure"), o.MEASURES)
     o.check_choice("merge", plan.get("merge"), o.MERGES)
     o.check_choice("polish", plan.get("polish"), ("anderson",))
-    settings = {"load": load, "seed": seed, "resume": resume, "verbose": verbose, "sources": sources}
-    with open_model(name, out, plan, **settings) as (run, model):
+    with open_model(name, options, plan, load, sources=sources) as (run, model):
         if "attractors" not in run.results:
-            model = with_decoder(model, seed)
-        run.once("attractors", lambda: _found(run, model, plan, seed), discard=["shards"])
+            model = with_decoder(model, options["seed"])
+        run.once("attractors", lambda: _found(run, model, plan, options["seed"]), discard=["shards"])
         yield run, model
 
 

@@ -32,7 +32,7 @@ Null = Annotated[
 ]
 
 
-@o.grouped(plan=o.PLAN, load=o.LOAD)
+@o.grouped(options=o.RUN, plan=o.PLAN, load=o.LOAD)
 def weights(
     model: o.Model,
     data: Data,
@@ -40,11 +40,8 @@ def weights(
     images: Images = 64,
     use_ends: o.UseEnds = False,
     null: Null = True,
-    out: o.Out = None,
-    seed: o.Seed = 0,
-    verbose: o.Verbose = False,
-    resume: o.Resume = True,
     *,
+    options: dict[str, Any],
     plan: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
@@ -58,8 +55,8 @@ def weights(
     from fmprobe.probes.weights.dictionaries import atoms_of
     from fmprobe.runs.models import with_decoder
 
-    asked = {"load": load, "plan": plan, "seed": seed, "resume": resume, "verbose": verbose, "sources": data}
-    with open_prototypes(model, out, **asked) as (run, loaded):
+    seed = options["seed"]
+    with open_prototypes(model, options, plan, load, sources=data) as (run, loaded):
         attractors = AttractorSet.load(run.path / "attractors")
         subject = with_decoder(loaded, seed)
         n_atoms = len(atoms_of(attractors, use_ends)[0])
