@@ -1,5 +1,6 @@
 """fmprobe fit-decoder: a surrogate for an encoder that has no decoder, kept in a folder."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,19 +72,20 @@ def fit_decoder(
     """
     chosen = {"size": size, "steps": steps, "batch_size": batch_size, "trackers": trackers}
     chosen |= {"noise": noise, "perceptual": perceptual, "contraction": contraction}
-    chosen |= {"variant": variant, "bottleneck": bottleneck}
-    _refuse_unused(kind, {**chosen, "pixel_decoder": pixel_decoder})
-    return _fit(model, out, load, pixel_decoder, data, {**chosen, "kind": kind, "n_images": images, "seed": seed})
+    chosen |= {"variant": variant, "bottleneck": bottleneck, "pixel_decoder": pixel_decoder}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    _refuse_unused(kind, given)
+    return _fit(model, out, load, data, kind=kind, n_images=images, seed=seed, **given)
 
 
-def _refuse_unused(kind: str, options: dict[str, Any]) -> None:
+def _refuse_unused(kind: str, given: Iterable[str]) -> None:
     """Raise InputError for an option that this kind of surrogate does not take."""
     from fmprobe.errors import InputError
     from fmprobe.surrogates.kinds import find_kind
 
     taken = find_kind(kind).options()
-    for name, value in options.items():
-        if value is not None and name not in taken:
+    for name in given:
+        if name not in taken:
             raise InputError(f"--{name.replace('_', '-')} is not an option of a {kind} surrogate: leave it out")
 
 
@@ -91,9 +93,9 @@ def _fit(
     name: str,
     out: Path | None,
     load: dict[str, Any],
-    pixel_decoder: str | None,
     data: str | None,
-    settings: dict[str, Any],
+    pixel_decoder: str | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Load the encoder, fit the surrogate, save it and report its errors."""
     from fmprobe.runs.models import load_model, validation_line
