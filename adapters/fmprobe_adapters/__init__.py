@@ -1,1 +1,1 @@
-"""Adapters: one file a family of models, each registered as an entry point of the group `fmprobe.adapters`."""
+"""Adapters: one file for each family of models, registered as an entry point of the group `fmprobe.adapters`."""

@@ -14,23 +14,29 @@ from fmprobe.hub import check_count, stored_shapes
 from fmprobe.loading import Source
 from fmprobe_adapters._weights import check_filled, check_keys, one_line_errors, quiet
 
-IN_CONFIG = {  # buffers of AutoencoderRAE, and the entries of its config that it makes them of
+IN_CONFIG = {  # buffers of AutoencoderRAE, and the entries of its config that it makes them from
     "_latents_mean": "latents_mean",
     "_latents_std": "latents_std",
     "encoder_mean": "encoder_norm_mean",
     "encoder_std": "encoder_norm_std",
 }
-NUMBERS, LISTS = ("scaling_factor", "shift_factor"), ("latents_mean", "latents_std")  # one value, and one a channel
-# Entries that diffusers' class does not know and that are named so may be another normalisation.
+NUMBERS, LISTS = ("scaling_factor", "shift_factor"), ("latents_mean", "latents_std")  # one value; one per channel
+# An entry that diffusers' class does not know, with one of these in its name, may be another normalisation.
 SUSPECT = re.compile("mean|std|var|scal|shift|norm|magnitude")
 
 
 def load_module(source: Source, complete: Callable[[Source, Any], tuple[str, ...]] | None = None) -> Any:
-    """The autoencoder from memory as it is, or from files in eval mode on its device, gradients off, all weights there.
+    """Load an autoencoder from files, in eval mode on its device, with gradients off and all weights present.
 
-    `complete` may fill in what diffusers left out, which are parameters without storage, and gives the prefixes of the
-    names of weights that it has seen to. Raises InputError where weights are missing or damaged, do not fit the
-    configuration, or are far fewer than it describes.
+    A model in memory is returned as it is.
+
+    Args:
+        source: the model.
+        complete: may fill in parameters that diffusers left without storage, and returns the prefixes of the names of
+            weights that it has handled.
+
+    Raises:
+        InputError: weights are missing or damaged, do not fit the configuration, or are far fewer than it describes.
     """
     if source.module is not None:
         return source.module
@@ -39,7 +45,7 @@ def load_module(source: Source, complete: Callable[[Source, Any], tuple[str, ...
     model_class = getattr(diffusers, source.config["_class_name"])
     held = stored_shapes(source.weights, source.name)
     with one_line_errors(source.name), quiet():
-        with torch.device("meta"):  # nothing is allocated
+        with torch.device("meta"):  # so that nothing is allocated
             described = model_class.from_config(dict(source.config))
         check_count(source.name, described, held)
         if source.random_weights is not None:
@@ -48,7 +54,7 @@ def load_module(source: Source, complete: Callable[[Source, Any], tuple[str, ...
         ours = {key: tuple(value.shape) for key, value in described.state_dict().items()}
         other = [(key, shape, ours[key]) for key, shape in held.items() if ours.get(key, shape) != shape]
         check_keys(source.name, model_class.__name__, mismatched=other)
-        # With low_cpu_mem_usage a weight that is missing stays without storage instead of being made up.
+        # With low_cpu_mem_usage a missing weight stays without storage instead of being initialised at random.
         module, info = model_class.from_pretrained(
             str(source.folder),
             use_safetensors=True,
@@ -67,31 +73,43 @@ def load_module(source: Source, complete: Callable[[Source, Any], tuple[str, ...
 
 
 def unfilled(module: torch.nn.Module) -> set[str]:
-    """Parameters that no weights were found for: they have a shape and no storage."""
+    """The parameters that no weights were found for; they have a shape but no storage."""
     return {name for name, parameter in module.named_parameters() if parameter.is_meta}
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What the pipelines of diffusers make of the latents of a VAE: (raw - offset) x factor, a channel or for all."""
+    """What diffusers' pipelines do to the latents of a VAE: (raw - offset) x factor, per channel or for all channels.
+
+    Attributes:
+        offset: the offset.
+        factor: the factor.
+        words: description for a provenance.
+    """
 
     offset: Tensor
     factor: Tensor
-    words: str  # of a provenance
+    words: str
 
     def apply(self, raw: Tensor) -> Tensor:
+        """Normalise raw latents."""
         return (raw - self.offset) * self.factor
 
     def undo(self, latents: Tensor) -> Tensor:
+        """Turn normalised latents back into raw ones."""
         return latents / self.factor + self.offset
 
 
 def read_normalisation(source: Source, module: Any) -> Normalisation:
-    """That of a VAE's config, by a shift or by means and deviations, as the pipelines of diffusers read it.
+    """Read the normalisation of a VAE's config, by a shift or by means and deviations, as the pipelines of diffusers
+    do.
 
-    `(raw - shift_factor) * scaling_factor` is pipeline_flux_img2img's, `(raw - latents_mean) * scaling_factor /
-    latents_std` pipeline_stable_diffusion_xl_img2img's. Raises InputError on values that are none, on a shift together
-    with means, which no pipeline has a formula for, and on entries that diffusers' class does not know.
+    `(raw - shift_factor) * scaling_factor` is that of pipeline_flux_img2img.
+    `(raw - latents_mean) * scaling_factor / latents_std` is that of pipeline_stable_diffusion_xl_img2img.
+
+    Raises:
+        InputError: a value is not valid; a shift is stated together with means, for which no pipeline has a formula; or
+            there is an entry that diffusers' class does not know.
     """
     config, name = {**source.config, **module.config}, source.name
     known = {key for kind in type(module).__mro__ for key in inspect.signature(kind.__init__).parameters}
@@ -99,7 +117,7 @@ def read_normalisation(source: Source, module: Any) -> Normalisation:
         if value is not None and key not in known | {*NUMBERS, *LISTS} and SUSPECT.search(key) and key[0] != "_":
             raise InputError(
                 f"the config of {name} states {key}, which {type(module).__name__} does not know and which may "
-                "normalise its latents: take it out if it does not, else use fmprobe.from_functions"
+                "normalise its latents: remove it if it does not, else use fmprobe.from_functions"
             )
     scale, shift = (_values(config.get(key), key, 1, name) for key in NUMBERS)
     channels = int(config["latent_channels"])
@@ -128,7 +146,7 @@ def read_normalisation(source: Source, module: Any) -> Normalisation:
 
 
 def _values(given: Any, key: str, count: int, name: str) -> Tensor | None:
-    """So many numbers of a config as `(count, 1, 1)`, None for None. Raises InputError on others."""
+    """Numbers of a config as `(count, 1, 1)`, and None for None; raise InputError for anything else."""
     if given is None:
         return None
     try:
@@ -136,6 +154,6 @@ def _values(given: Any, key: str, count: int, name: str) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         values = torch.zeros(0)
     if len(values) != count or isinstance(given, bool) or not bool(values.isfinite().all()):
-        expected = "a number" if count == 1 else f"{count} numbers, one a channel"
+        expected = "a number" if count == 1 else f"{count} numbers, one per channel"
         raise InputError(f"the config of {name} states {key} = {given!r}: expected {expected}")
     return values.view(-1, 1, 1)

@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Sides = tuple[int, int]  # height and width in pixels
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of pictures, by their channels
-CLOSE = 1e-4  # of the largest value: rounding of float32, where a library scales and normalises in one operation
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # modes of pictures by their number of channels
+CLOSE = 1e-4  # rounding of float32, relative to the largest value: a library may scale and normalise in one operation
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Pixel mean and deviation a channel, the native sides, and how an image is brought to others.
+    """Pixel statistics, the native image size, and how an image is brought to another size.
 
-    `resize(image, sides)` makes of an upright RGB or grey image a float tensor `(C, *sides)` in `[0, 1]`, by the model
-    library's own code, which `how` describes. `mean` and `std`, one value or one a channel, are those of pixels in
-    [0, 1]. `native`: None where the library does not resize or crop to sides of its own.
+    Attributes:
+        mean: mean of pixels in [0, 1], one value or one per channel.
+        std: standard deviation of pixels in [0, 1], one value or one per channel.
+        native: height and width that the library resizes and crops to; None if they depend on the picture.
+        resize: `resize(image, sides)` turns an upright RGB or grey image into a float tensor `(C, *sides)` in `[0, 1]`,
+            by the model library's own code.
+        how: description of `resize` for a provenance.
     """
 
     mean: tuple[float, ...]
@@ -35,23 +39,28 @@ class Preprocessing:
     how: dict[str, Any] = field(default_factory=dict)
 
     def normalise(self, images: Tensor) -> Tensor:
+        """Normalise pixels in [0, 1]."""
         mean, std = self._statistics(images)
         return (images - mean) / std
 
     def denormalise(self, pixels: Tensor) -> Tensor:
+        """Turn normalised pixels back into pixels in [0, 1]."""
         mean, std = self._statistics(pixels)
         return pixels * std + mean
 
     def at(self, sides: Sides) -> "Callable[[Image], Tensor]":
-        """`resize` at fixed sides, for `Autoencoder(prepare=…)`."""
+        """`resize` to fixed sides, for `Autoencoder(prepare=…)`."""
         return lambda image: self.resize(image, sides)
 
     def check_values(
         self, name: str, channels: int, whole: "Callable[[Image], Tensor]", pixels: "Callable[[Image], Tensor]"
     ) -> None:
-        """Raise InputError where normalising `pixels` is not what the library's `whole` preprocessing makes of them.
+        """Check that normalising `pixels` gives what the library's `whole` preprocessing gives.
 
-        So a step that is not known here, such as padding after the normalisation, is refused and not left out.
+        So a step that is not known here, such as padding after the normalisation, is refused instead of being left out.
+
+        Raises:
+            InputError: it does not.
         """
         if channels not in MODES:
             return
@@ -62,10 +71,11 @@ class Preprocessing:
         ):
             raise InputError(
                 f"{name}: its preprocessing, by {self.how.get('by')}, takes steps that fmprobe does not know: pass a "
-                "processor that resizes, crops, rescales and normalises alone"
+                "processor that only resizes, crops, rescales and normalises"
             )
 
     def to_dict(self) -> dict[str, Any]:
+        """The preprocessing as a provenance keeps it."""
         return {"mean": self.mean, "std": self.std, "size": as_json(self.native), **self.how}
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,17 +86,21 @@ class Preprocessing:
 
 
 def check_channels(mean: Sequence[float], std: Sequence[float], channels: int, name: str) -> None:
-    """Raise InputError where statistics are not those of so many channels."""
+    """Check that there is one statistic, or one for each channel.
+
+    Raises:
+        InputError: there is another number of them.
+    """
     for what, values in (("means", mean), ("deviations", std)):
         if len(values) not in (1, channels):
             raise InputError(
                 f"the images of {name} have {channels} channels, and its preprocessing states {len(values)} {what}: "
-                "state one, or one a channel"
+                "state one, or one per channel"
             )
 
 
 def noise_picture(width: int, height: int, channels: int) -> "Image":
-    """A picture of noise, the same each time, to see what a library makes of pictures; `channels` is one of MODES."""
+    """A fixed picture of noise, to see what a library does to pictures; `channels` is a key of MODES."""
     from PIL import Image
 
     shape = (height, width) if channels == 1 else (height, width, channels)
@@ -95,7 +109,11 @@ def noise_picture(width: int, height: int, channels: int) -> "Image":
 
 
 def sides_of(size: Any, name: str, what: str) -> Sides:
-    """Height and width of a size that a config gives as one number or as two. Raises InputError for others."""
+    """Height and width of a size that a config gives as one number or two.
+
+    Raises:
+        InputError: it gives something else.
+    """
     pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
         raise InputError(f"the config of {name} gives {what} {size!r}: expected one whole number, or height and width")
@@ -103,7 +121,7 @@ def sides_of(size: Any, name: str, what: str) -> Sides:
 
 
 def in_words(sides: Sides) -> str:
-    """Sides as an error names them: "32 px", or "32 x 64 px"."""
+    """Sides as a message shows them: "32 px", or "32 x 64 px"."""
     return f"{sides[0]} px" if sides[0] == sides[1] else f"{sides[0]} x {sides[1]} px"
 
 

@@ -1,4 +1,4 @@
-"""What the adapters of transformers models share: safe loading and the processor's own preprocessing."""
+"""What the adapters of transformers models share: safe loading, and the processor's own preprocessing."""
 
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 
 def read_preprocessing(source: Source, channels: int) -> Preprocessing:
-    """The preprocessing of the checkpoint's own image processor, held against the processor itself.
+    """Read the preprocessing of the checkpoint's own image processor, and check it against the processor itself.
 
-    `channels`: of the images that the model takes. Raises InputError where there is no processor, its statistics are
-    of another number of channels, or it takes steps that are not known here.
+    Args:
+        source: the model.
+        channels: number of channels of the images that the model takes.
+
+    Raises:
+        InputError: there is no processor, its statistics are of another number of channels, or it takes steps that are
+            not known here.
     """
     processor = _image_processor(source)
     mean, std = _statistics(processor, source.name)
@@ -40,7 +45,7 @@ def read_preprocessing(source: Source, channels: int) -> Preprocessing:
             raise InputError(
                 f"the image processor of {source.name} makes {in_words((pixels.shape[-2], pixels.shape[-1]))} of a "
                 f"picture of {image.height} x {image.width} px, and the model is loaded for {in_words(sides)}: crop "
-                "the pictures alike, or pass a processor with do_center_crop"
+                "the pictures to this shape, or pass a processor with do_center_crop"
             )
         return pixels
 
@@ -55,6 +60,7 @@ def read_preprocessing(source: Source, channels: int) -> Preprocessing:
 
 
 def _image_processor(source: Source) -> Any:
+    """The image processor that was given, or else the checkpoint's own."""
     from transformers.image_processing_utils import BaseImageProcessor
 
     processor = source.processor
@@ -69,9 +75,9 @@ def _image_processor(source: Source) -> Any:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{source.name} has no readable preprocessor_config.json, which states its pixel mean, deviation and "
-                f"size: add one, or pass processor=…"
+                "size: add one, or pass processor=…"
             ) from error
-    processor = getattr(processor, "image_processor", processor)  # of one for images and text
+    processor = getattr(processor, "image_processor", processor)  # a part of a processor for images and text
     if not isinstance(processor, BaseImageProcessor):
         given = repr(processor) if isinstance(processor, str) else f"a {type(processor).__name__}"
         raise InputError(
@@ -82,10 +88,10 @@ def _image_processor(source: Source) -> Any:
 
 
 def _statistics(processor: Any, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of pixels in [0, 1], whatever scale the processor brings bytes to before it normalises."""
+    """Mean and deviation of pixels in [0, 1], whatever scale the processor gives bytes before it normalises."""
     scales = getattr(processor, "do_rescale", True)
     scale = 255 * (float(processor.rescale_factor) if scales else 1.0)
-    offset = 1.0 if scales and getattr(processor, "rescale_offset", False) else 0.0  # subtracted after the scaling
+    offset = 1.0 if scales and getattr(processor, "rescale_offset", False) else 0.0  # it is subtracted after scaling
     mean, std = (0.0,), (1.0,)
     if getattr(processor, "do_normalize", False):
         mean, std = (_values(getattr(processor, what, None), what, name) for what in ("image_mean", "image_std"))
@@ -95,17 +101,18 @@ def _statistics(processor: Any, name: str) -> tuple[tuple[float, ...], tuple[flo
 
 
 def _values(given: Any, what: str, name: str) -> tuple[float, ...]:
+    """A statistic of the processor as a tuple of floats."""
     values = given if isinstance(given, list | tuple) else (given,)
     try:
         return tuple(float(v) for v in values)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"the image processor of {name} gives {what} {given!r}: expected one number, or one a channel"
+            f"the image processor of {name} gives {what} {given!r}: expected one number, or one per channel"
         ) from error
 
 
 def _native_sides(processor: Any, name: str, channels: int) -> Sides | None:
-    """The sides of what the processor makes of square pictures; None where they are the picture's own."""
+    """The height and width that the processor makes of square pictures; None if they depend on the picture."""
     if channels not in MODES:
         return None
     small, large = (_processed(processor, noise_picture(side, side, channels), name).shape[-2:] for side in (64, 96))
@@ -113,12 +120,12 @@ def _native_sides(processor: Any, name: str, channels: int) -> Sides | None:
 
 
 def _processed(processor: Any, image: "Image", name: str, **changes: Any) -> Tensor:
-    """What the processor makes of one picture. Raises InputError where that is no image."""
+    """Apply the processor to one picture; raise InputError if the result is not an image."""
     if hasattr(processor, "do_convert_rgb"):
-        changes["do_convert_rgb"] = False  # pictures are RGB or grey here, as the model takes them
+        changes["do_convert_rgb"] = False  # pictures are already RGB or grey, as the model takes them
     try:
         pixels = processor(image, return_tensors="pt", **changes)["pixel_values"][0]
-    except Exception as error:  # of many kinds, from TypeError to KeyError
+    except Exception as error:  # processors raise many kinds, from TypeError to KeyError
         reason = " ".join(f"{type(error).__name__} {error}".split())
         raise InputError(f"the image processor of {name} cannot read a picture: {reason}") from error
     if not isinstance(pixels, Tensor) or pixels.ndim != 3:
@@ -127,7 +134,7 @@ def _processed(processor: Any, image: "Image", name: str, **changes: Any) -> Ten
 
 
 def _pixels(processor: Any, image: "Image", name: str, sizes: dict[str, Any]) -> Tensor:
-    """As `_processed`, in [0, 1]: without the normalisation, and bytes divided by 255 whatever the processor does."""
+    """As `_processed`, but in [0, 1]: it does not normalise, and always divides bytes by 255."""
     plain = {"do_normalize": False, "do_rescale": True, "rescale_factor": 1 / 255}
     if hasattr(processor, "rescale_offset"):
         plain["rescale_offset"] = False
@@ -135,7 +142,7 @@ def _pixels(processor: Any, image: "Image", name: str, sizes: dict[str, Any]) ->
 
 
 def _scaled(processor: Any, native: Sides | None, sides: Sides) -> dict[str, Any]:
-    """The processor's sizes for other sides than its own."""
+    """The processor's sizes, scaled to other sides than its own."""
     if native is None or sides == native:
         return {}
     high, wide = sides[0] / native[0], sides[1] / native[1]
@@ -148,29 +155,37 @@ def _scaled(processor: Any, native: Sides | None, sides: Sides) -> dict[str, Any
 
 
 def _sizes(processor: Any, what: str) -> dict[str, int]:
-    """What the processor's "size" or "crop_size" says, without the keys that it leaves open."""
+    """The entries of the processor's "size" or "crop_size" that are set."""
     given = getattr(processor, what, None)
     return {key: value for key, value in dict(given or {}).items() if value is not None}
 
 
 def _resampling(given: Any) -> int | str | None:
-    """JSON-ready: PIL's number, or the name that the processor gives."""
+    """The resampling method as JSON can hold it: PIL's number, or the name that the processor gives."""
     return int(given) if isinstance(given, int) else given and str(getattr(given, "value", given))
 
 
 def load_module(source: Source, model_class: Any, absent: set[str] | None = None, **arguments: Any) -> Any:
-    """The model from memory as it is, or from safetensors in eval mode on its device, gradients off, all weights there.
+    """Load a model from safetensors, in eval mode on its device, with gradients off and all weights present.
 
-    `arguments` of the model's constructor. `absent`: takes the names of weights that are missing; they hold NaN then,
-    and the caller raises where the model's outputs are made with them. Raises InputError where weights are missing or
-    damaged, do not fit the configuration, or are far fewer than it describes.
+    A model in memory is returned as it is.
+
+    Args:
+        source: the model.
+        model_class: the class of transformers.
+        absent: gets the names of missing weights, which then hold NaN. The caller must raise an error if the model's
+            outputs depend on them. By default a missing weight is an error.
+        arguments: arguments of the model's constructor.
+
+    Raises:
+        InputError: weights are missing or damaged, do not fit the configuration, or are far fewer than it describes.
     """
     if source.module is not None:
         return source.module
     held = stored_shapes(source.weights, source.name)
     with one_line_errors(source.name), quiet():
         config = model_class.config_class.from_pretrained(source.folder)
-        with torch.device("meta"):  # nothing is allocated
+        with torch.device("meta"):  # so that nothing is allocated
             described = model_class(config, **arguments)
     check_count(source.name, described, held, partial(_name_in_files, described))
     if source.random_weights is not None:
@@ -186,7 +201,7 @@ def load_module(source: Source, model_class: Any, absent: set[str] | None = None
             use_safetensors=True,
             trust_remote_code=False,
             dtype=source.dtype,
-            ignore_mismatched_sizes=True,  # they are errors below, by name
+            ignore_mismatched_sizes=True,  # the check below reports them by name
             **placed,
             **arguments,
         )
@@ -201,10 +216,17 @@ def load_module(source: Source, model_class: Any, absent: set[str] | None = None
 
 
 def check_loaded(name: str, module: Any, info: Mapping[str, Any], held: Collection[str], lenient: bool) -> list[str]:
-    """The missing weights by their names in the files: there are none unless `lenient`, which fills them with NaN.
+    """Check what `from_pretrained` loaded; return the missing weights by their names in the files, filled with NaN.
 
-    `info`: what `from_pretrained` says of its loading; `held`: the names in the files, which may be those of more parts
-    than the module has. Raises InputError as `check_keys` does.
+    Args:
+        name: what the model is called in the message.
+        module: the model.
+        info: what `from_pretrained` reports of its loading.
+        held: names in the files, which may hold more parts than the module has.
+        lenient: whether weights may be missing.
+
+    Raises:
+        InputError: as `check_keys`.
     """
     state, base = module.state_dict(keep_vars=True), f"{module.base_model_prefix}."
     prefix = base if not any(key.startswith(base) for key in state) and any(k.startswith(base) for k in held) else ""
@@ -228,10 +250,10 @@ def check_loaded(name: str, module: Any, info: Mapping[str, Any], held: Collecti
 
 
 def _name_in_files(module: Any, key: str) -> str:
-    """What files call a weight of a module, where this transformers has other names in memory."""
+    """The name that files give a weight of a module, if this version of transformers has another name in memory."""
     from transformers.core_model_loading import revert_weight_conversion
 
     try:
         return next(iter(revert_weight_conversion(module, {key: torch.zeros(1)})))
-    except Exception:  # a weight that is only made together with others
+    except Exception:  # the weight is made only together with others
         return key

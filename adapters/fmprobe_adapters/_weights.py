@@ -1,4 +1,4 @@
-"""What is checked wherever a model library reads weights: every one is the checkpoint's own, and none is left over."""
+"""Checks for reading weights: every weight is the checkpoint's own, and none is left over."""
 
 import contextlib
 import logging
@@ -11,9 +11,9 @@ from fmprobe.errors import InputError
 from fmprobe.loading import Source
 
 LIBRARIES = ("transformers", "diffusers", "timm")
-# Of weights in files: values that models compute by themselves, or that nothing is masked with here.
+# Weights in files that models compute by themselves, or that only masking would use.
 UNUSED = ("position_ids", "inv_freq", "relative_position_index", "mask_token")
-NAMED = 3  # weights that an error names, of as many as there are
+NAMED = 3  # largest number of weights that a message names
 
 
 def check_keys(
@@ -23,10 +23,17 @@ def check_keys(
     unexpected: Collection[str] = (),
     mismatched: Iterable[tuple[str, Any, Any]] = (),
 ) -> None:
-    """Raise InputError where a checkpoint is not that of the model that its config.json describes, naming weights.
+    """Check that a checkpoint belongs to the model that its config.json describes.
 
-    `missing`: from the checkpoint. `unexpected`: of parts that the model has, and no place in it. `mismatched`: of
-    another shape, as (name, shape in the checkpoint, shape in the model).
+    Args:
+        name: what the checkpoint is called in the message.
+        model: class of the model.
+        missing: weights that the checkpoint lacks.
+        unexpected: weights that belong to parts of the model but have no place in it.
+        mismatched: weights of another shape, as (name, shape in the checkpoint, shape in the model).
+
+    Raises:
+        InputError: any of the three is not empty; the message names weights.
     """
     for key, held, wanted in sorted(mismatched):
         raise InputError(
@@ -37,7 +44,7 @@ def check_keys(
         others = f"; it holds {_named(unexpected)} instead" if unexpected else ""
         raise InputError(
             f"{name} lacks {len(missing)} weights that {model} needs, such as {_named(missing)}{others}: they would be "
-            "random, so nothing can be concluded from it"
+            "random, choose another checkpoint"
         )
     if unexpected:
         raise InputError(
@@ -47,13 +54,17 @@ def check_keys(
 
 
 def check_filled(name: str, module: torch.nn.Module) -> None:
-    """Raise InputError where a parameter or a buffer has a shape and no storage."""
+    """Check that every parameter and buffer has storage.
+
+    Raises:
+        InputError: one has a shape only.
+    """
     values = [*module.named_parameters(), *module.named_buffers()]
     check_keys(name, type(module).__name__, [key for key, value in values if value.is_meta])
 
 
 def left_over(expected: Iterable[str], unexpected: Iterable[str]) -> list[str]:
-    """Those of the unexpected weights that belong to a part of which others are expected, and not to another part."""
+    """Those unexpected weights that belong to a part of which other weights are expected, and not to another part."""
     parts = {key.split(".")[0] for key in expected}
     return [key for key in unexpected if key.split(".")[0] in parts and not key.endswith(UNUSED)]
 
@@ -64,7 +75,7 @@ def _named(keys: Collection[str]) -> str:
 
 @contextlib.contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
-    """Whatever a model library raises while it loads, from OSError to SafetensorError, as one line that names it."""
+    """Turn any error that a model library raises while loading into one line that names the model."""
     try:
         yield
     except InputError:
@@ -76,7 +87,7 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def first_call(source: Source, module: Any, what: str) -> Iterator[None]:
-    """Whatever a model raises when it is first called, as one line that begins with `what`."""
+    """Turn any error that a model raises on its first call into one line that begins with `what`."""
     try:
         yield
     except InputError:
@@ -94,7 +105,7 @@ def first_call(source: Source, module: Any, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the model libraries report and their progress bars: what matters of it is an error here."""
+    """Silence the reports and progress bars of the model libraries; what matters of them is an error here."""
     from transformers.utils import logging as reports
 
     loggers = [logging.getLogger(library) for library in LIBRARIES]

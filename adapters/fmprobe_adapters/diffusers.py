@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Diffusers(Adapter):
-    """z = the posterior's mode, never a sample, normalised as published; inside, x is in [-1, 1]."""
+    """z = the posterior's mode, never a sample, normalised as published; inside the model, pixels are in [-1, 1]."""
 
     example = "stabilityai/sd-vae-ft-mse"
     kinds = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL")
@@ -22,7 +22,7 @@ class Diffusers(Adapter):
     processed = False
 
     def load(self, source: Source) -> "Autoencoder":
-        """The whole autoencoder; it takes any multiple of its downsampling factor."""
+        """Load the whole autoencoder, which takes any multiple of its downsampling factor."""
         import torch
 
         from fmprobe.autoencoder import Autoencoder
@@ -67,9 +67,9 @@ class Diffusers(Adapter):
 
 
 def downsampling(config: Any) -> int:
-    """Pixels of an image a side for each place of the latent map."""
-    # The tiny and asymmetric ones also carry block_out_channels, for their decoder or for show.
+    """Number of pixels, per side, for each place of the latent map."""
+    # The tiny and asymmetric autoencoders also have block_out_channels, which describe only their decoder or nothing.
     for name in ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels"):
         if config.get(name):
             return 2 ** (len(config[name]) - 1)
-    raise ValueError("no block_out_channels in the config")
+    raise ValueError("the config has no block_out_channels, which give the downsampling factor")

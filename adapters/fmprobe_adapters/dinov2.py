@@ -1,4 +1,4 @@
-"""DINOv2, with registers or without, and DINOv3: self-supervised encoders without a decoder."""
+"""DINOv2, with or without registers, and DINOv3: self-supervised encoders without a decoder."""
 
 from typing import ClassVar
 

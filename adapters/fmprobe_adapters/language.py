@@ -1,4 +1,4 @@
-"""Causal language models: f is the residual stream, from after the embedding to before the head."""
+"""Causal language models: f is the residual stream from after the embedding to before the head."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from fmprobe.autoencoder import Autoencoder
 
-POSITIONS = 16  # of the sequence that is iterated
+POSITIONS = 16  # length of the sequence that is iterated
 
 
 class Language(Adapter):
@@ -18,7 +18,7 @@ class Language(Adapter):
 
     example = "Qwen/Qwen3-0.6B"
     classes: ClassVar[dict[str, str]] = {
-        "llama": "LlamaModel",  # SmolLM2 too
+        "llama": "LlamaModel",  # SmolLM2 is of this kind too
         "mistral": "MistralModel",
         "qwen2": "Qwen2Model",
         "qwen3": "Qwen3Model",
@@ -31,7 +31,9 @@ class Language(Adapter):
     processed = False
 
     def load(self, source: Source) -> "Autoencoder":
-        """All layers and the last norm as one map of the residual stream. It has no images, so `image_shape` is ()."""
+        """Load all layers and the last norm as one map of the residual stream. There are no images: `image_shape` is
+        ().
+        """
         import transformers
 
         from fmprobe.autoencoder import Autoencoder

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class MAE(Adapter):
-    """ViTMAEForPreTraining: z = all tokens after the final layer norm, CLS first, since its decoder reads them all."""
+    """ViTMAEForPreTraining: z = all tokens after the final layer norm, CLS first; its decoder reads them all."""
 
     example = "facebook/vit-mae-base"
     kinds = ("vit_mae",)
@@ -21,7 +21,7 @@ class MAE(Adapter):
     spreads = True
 
     def load(self, source: Source) -> "Autoencoder":
-        """Masking is off and the token order fixed: left alone, the model masks 75% at random even in eval mode."""
+        """Load the model with masking off and a fixed token order; left alone, it masks 75% even in eval mode."""
         import torch
         from transformers import ViTMAEForPreTraining
 
@@ -32,11 +32,11 @@ class MAE(Adapter):
         if source.config.get("norm_pix_loss"):
             raise InputError(
                 f"{source.name} was trained with norm_pix_loss: its decoder predicts patches without their own mean "
-                "and deviation, which no image can be made from; choose a checkpoint trained without it"
+                "and deviation, so no image can be made from them; choose a checkpoint trained without it"
             )
         source.pick_tokens(("all",))
         module = load_module(source, ViTMAEForPreTraining)
-        if not hasattr(module, "decoder"):  # of a model in memory
+        if not hasattr(module, "decoder"):  # a model in memory may lack it
             raise InputError(
                 f"{source.name} is a {type(module).__name__}, which has no decoder: expected a ViTMAEForPreTraining"
             )
@@ -51,7 +51,7 @@ class MAE(Adapter):
 
         def encode(images: "Tensor") -> "Tensor":
             pixels = preprocessing.normalise(images).to(source.dtype)
-            # At mask ratio 0 the model still permutes its tokens by this noise; rising noise keeps them in place.
+            # At mask ratio 0 the model still permutes its tokens by this noise. Rising noise keeps them in place.
             noise = order.to(torch.float32).expand(len(images), -1)
             ratio, config_in_use = module.vit.config.mask_ratio, module.vit.config
             config_in_use.mask_ratio = 0.0

@@ -1,4 +1,4 @@
-"""RAE: representation autoencoders, published decoders for DINOv2, SigLIP2 and MAE (Zheng et al. 2025)."""
+"""RAE: representation autoencoders, with published decoders for DINOv2, SigLIP2 and MAE (Zheng et al. 2025)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ class RAE(Adapter):
     processed = False
 
     def load(self, source: Source) -> "Autoencoder":
-        """The whole autoencoder at its one size; its decoder may paint larger images than its encoder takes."""
+        """Load the whole autoencoder at its one size. Its decoder may make larger images than its encoder takes."""
         import torch
 
         from fmprobe.autoencoder import Autoencoder
@@ -34,7 +34,7 @@ class RAE(Adapter):
         module = load_module(source, _complete)
         side, inner = int(module.decoder_image_size), int(module.encoder_input_size)
         if source.pick_image_size(side) != side:
-            raise InputError(f"{source.name} decodes to {side} px alone: leave --image-size out")
+            raise InputError(f"{source.name} decodes to {side} px alone: leave the image size out")
 
         def encode(images: "Tensor") -> "Tensor":
             return module.encode(images.to(source.dtype)).latent.float()
@@ -71,7 +71,7 @@ class RAE(Adapter):
 
 
 def _complete(source: Source, module: Any) -> tuple[str, ...]:
-    """Give the encoder its weights where they carry the names of transformers' files, which diffusers does not know."""
+    """Load the encoder's weights if they carry the names of transformers' files, which diffusers does not know."""
     from safetensors.torch import load_file
 
     from fmprobe_adapters._diffusers import unfilled
@@ -97,7 +97,7 @@ def _complete(source: Source, module: Any) -> tuple[str, ...]:
         [f"encoder.{key}" for key in left_over(encoder.state_dict(), info["unexpected_keys"])],
         [(f"encoder.{key}", theirs, ours) for key, theirs, ours in info["mismatched_keys"]],
     )
-    # The published latents are those of a last norm without weight and bias.
+    # The published latents come from a last norm without weight and bias.
     encoder.layernorm.weight = encoder.layernorm.bias = None
     module.encoder = encoder
     return ("encoder.",)

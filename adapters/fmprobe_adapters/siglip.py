@@ -23,10 +23,10 @@ class SigLIP(TokenEncoder):
     }
 
     def load(self, source: Source) -> "Autoencoder":
-        """As every token encoder; the variant of flexible resolution is refused."""
+        """Load a model as every token encoder; the variant of flexible resolution is refused."""
         if source.config["model_type"] == NAFLEX:
             raise InputError(
-                f"{source.name} is a NaFlex model, which takes patches of images of any shape and so has no one "
-                f"image shape: use one of fixed resolution, such as {self.example}"
+                f"{source.name} is a NaFlex model, which takes images of any shape and so has no fixed image shape: "
+                f"use a model of fixed resolution, such as {self.example}"
             )
         return super().load(source)

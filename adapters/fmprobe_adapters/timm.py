@@ -1,4 +1,4 @@
-"""timm: vision transformers and convolutional backbones with a feature map, without a decoder."""
+"""timm: vision transformers, and convolutional backbones with a feature map, without a decoder."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Timm(Adapter):
-    """z = `forward_features`: patch tokens without their prefix, or the last feature map (C, h, w)."""
+    """z = `forward_features`: patch tokens without their prefix tokens, or the last feature map (C, h, w)."""
 
     example = "timm/vit_small_patch16_224.augreg_in21k"
     kinds = ("timm",)
@@ -22,7 +22,7 @@ class Timm(Adapter):
     processed = False
 
     def load(self, source: Source) -> "Autoencoder":
-        """An encoder alone. Other image sizes than its own where the architecture takes them."""
+        """Load an encoder alone, at another image size than its own if the architecture takes it."""
         import torch
         from timm.data.config import resolve_model_data_config
 
@@ -34,8 +34,8 @@ class Timm(Adapter):
         module = source.module
         if module is not None and not hasattr(module, "forward_features"):
             raise InputError(
-                f"{source.name} gives a list of feature maps, not one set of tokens or one map: make the model without "
-                "features_only"
+                f"{source.name} gives a list of feature maps, not one set of tokens or one map: make the model "
+                "without features_only"
             )
         native = _native_sides(source, module)
         sides = source.pick_image_sides(native, flexible=True)
@@ -47,16 +47,16 @@ class Timm(Adapter):
 
         def features(images: "Tensor") -> "Tensor":
             out = module.forward_features(preprocessing.normalise(images).to(source.dtype))
-            # A map with its channels last, as Swin's, is laid out as every other.
+            # A map with its channels last, such as that of Swin, is laid out like all others.
             return out.movedim(-1, 1) if getattr(module, "output_fmt", None) == "NHWC" else out
 
         what = f"cannot encode an image of {in_words(sides)}"
         if sides != native:
-            what = f"does not take images of {in_words(sides)}, leave --image-size at its own, {in_words(native)}"
+            what = f"does not take images of {in_words(sides)}, leave the image size at its own, {in_words(native)}"
         with torch.no_grad(), first_call(source, module, what):
             blank = features(torch.full((1, channels, *sides), 0.5, device=source.device))
         if not isinstance(blank, torch.Tensor) or blank.ndim not in (3, 4):
-            raise InputError(f"{source.name} gives no one set of tokens and no one feature map: choose another model")
+            raise InputError(f"{source.name} gives neither one set of tokens nor one feature map: choose another model")
         tokens = source.pick_tokens(_available(blank.ndim == 3, prefix))
 
         def encode(images: "Tensor") -> "Tensor":
@@ -80,13 +80,15 @@ class Timm(Adapter):
 
 
 def _available(has_tokens: bool, prefix: int) -> Any:
+    """The tokens that can make up z, the default first."""
     if not has_tokens:
         return ("patch", "pooled")
     return ("patch", "cls", "pooled", "all") if prefix else ("patch", "pooled")
 
 
 def _select(module: Any, features: "Tensor", tokens: str, prefix: int) -> "Tensor":
-    if tokens == "pooled":  # the model's own way from features to a vector
+    """The tokens that make up z."""
+    if tokens == "pooled":  # the head of the model pools the features to a vector
         channels_last = getattr(module, "output_fmt", None) == "NHWC"
         return module.forward_head(features.movedim(1, -1) if channels_last else features, pre_logits=True)
     if features.ndim == 4 or tokens == "all":
@@ -95,15 +97,18 @@ def _select(module: Any, features: "Tensor", tokens: str, prefix: int) -> "Tenso
 
 
 def _input_size(source: Source, module: Any) -> Any:
+    """The input size (C, H, W) that the pretrained configuration states."""
     config = module.pretrained_cfg if module is not None else source.config.get("pretrained_cfg", source.config)
     size = config.get("input_size")
     if not isinstance(size, list | tuple) or len(size) != 3:
-        raise InputError(f"config.json of {source.name} has no input_size of three numbers: it is not timm's")
+        raise InputError(
+            f"config.json of {source.name} has no input_size of three numbers: pass a config.json that timm wrote"
+        )
     return size
 
 
 def _native_sides(source: Source, module: Any) -> "Sides":
-    """Of a model made for one size that size, whatever its pretrained configuration says; else the configuration's."""
+    """The model's own height and width: those that it is built for, if fixed, else those of its configuration."""
     from fmprobe_adapters._preprocessing import sides_of
 
     embedding: Any = getattr(module, "patch_embed", None)
@@ -114,7 +119,7 @@ def _native_sides(source: Source, module: Any) -> "Sides":
 
 
 def _channels(source: Source, module: Any) -> int:
-    """Of the images that the model takes: those of its first convolution, where its configuration names one."""
+    """Number of channels of the images: that of the first convolution, if the configuration names it."""
     first = module.pretrained_cfg.get("first_conv")
     try:
         stem = module.get_submodule(first if isinstance(first, str) else first[0])
@@ -124,7 +129,7 @@ def _channels(source: Source, module: Any) -> int:
 
 
 def _preprocessing(name: str, channels: int, config: dict[str, Any], native: "Sides") -> "Preprocessing":
-    """timm's own evaluation transform, without its normalisation."""
+    """timm's own evaluation transform, with the normalisation separate."""
     from timm.data.transforms_factory import create_transform
 
     from fmprobe_adapters._preprocessing import Preprocessing, check_channels

@@ -8,7 +8,7 @@ NO_POOLER = {"add_pooling_layer": False}  # its weights are missing from most ch
 
 
 class ViT(TokenEncoder):
-    """z = patch tokens as the library gives them: ViT, DeiT and I-JEPA normalise them, BEiT and Data2Vec do not."""
+    """z = patch tokens as the library returns them: ViT, DeiT and I-JEPA normalise them, BEiT and Data2Vec do not."""
 
     example = "google/vit-base-patch16-224"
     classes: ClassVar = {

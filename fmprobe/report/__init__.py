@@ -1,1 +1,1 @@
-"""Reports: plots and pages made of what `fmprobe.runs.folder` wrote; nothing is computed here."""
+"""Reports: plots and pages made from what a run left in its folder. Nothing is computed here."""

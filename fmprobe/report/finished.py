@@ -1,4 +1,4 @@
-"""A finished run folder as a report reads it: checked, and never a byte from outside the folder."""
+"""A finished run folder as a report reads it: it is checked, and nothing outside the folder is read."""
 
 import base64
 import csv
@@ -15,18 +15,22 @@ from fmprobe.files import RESULTS, SCHEMA
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LARGEST_FILE = 64 << 20  # bytes of a file that is read
-BUDGET = 32 << 10  # bytes of a picture on the page
-SPRITE = 128 << 10  # bytes of a picture of many frames
-SMALL = 64  # pixels a side under which a picture is shown with its pixels sharp
-QUALITIES = (90, 80, 65, 45)  # of a JPEG, the first that keeps to the budget
+LARGEST_FILE = 64 << 20  # largest size of a file that is read, in bytes
+BUDGET = 32 << 10  # largest size of a picture on the page, in bytes
+SPRITE = 128 << 10  # largest size of a picture of many frames, in bytes
+SMALL = 64  # side in pixels below which a picture is shown with sharp pixels
+QUALITIES = (90, 80, 65, 45)  # qualities of a JPEG; the first that keeps to the budget is used
 
 
 class FinishedRun:
-    """The results of one run folder, and the pictures and tables beside them.
+    """The results of one run folder, and the pictures and tables that lie with them.
 
-    `index`: its place among the runs of a page. Raises InputError where the folder holds no finished run of this
-    version's schema.
+    Args:
+        folder: the run folder.
+        index: place of the run among the runs of a page.
+
+    Raises:
+        InputError: the folder holds no finished run of this version's schema.
     """
 
     def __init__(self, folder: Path, index: int = 0) -> None:
@@ -34,12 +38,12 @@ class FinishedRun:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder: name the folder of a run")
         if not (folder / RESULTS).exists():
-            raise InputError(f"{folder} holds no {RESULTS}: the run has not finished; run its command again")
+            raise InputError(f"{folder} holds no {RESULTS}, so the run has not finished: run its command again")
         self.results: dict[str, Any] = self._parse(RESULTS)
         if self.results.get("schema") != SCHEMA:
             raise InputError(
                 f"{folder / RESULTS} is of schema {self.results.get('schema')!r}, and this version reads {SCHEMA}: "
-                "make the report with the version that made the run"
+                "make the report with the version of fmprobe that made the run"
             )
 
     def _parse(self, name: str) -> dict[str, Any]:
@@ -59,14 +63,18 @@ class FinishedRun:
         return (Path(str(known)).name if Path(str(known)).is_absolute() else str(known)) if known else self.folder.name
 
     def read(self, *parts: str) -> bytes:
-        """The bytes of a file of the folder. Raises InputError where it is missing, too large or lies elsewhere."""
+        """The bytes of a file of the folder.
+
+        Raises:
+            InputError: the file is missing, too large or outside the folder.
+        """
         path = self.folder.joinpath(*parts)
         try:
             real = path.resolve(strict=True)
             if not real.is_relative_to(self.folder.resolve()) or not real.is_file():
                 raise InputError(f"{path} is no file of the run folder, and nothing else is read: {_AGAIN}")
             if real.stat().st_size > LARGEST_FILE:
-                raise InputError(f"{path} is larger than {LARGEST_FILE >> 20} MiB, as no run leaves it: {_AGAIN}")
+                raise InputError(f"{path} is larger than {LARGEST_FILE >> 20} MiB, and no run writes that: {_AGAIN}")
             return real.read_bytes()
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"{path} cannot be read ({_reason(error)}): {_AGAIN}") from error
@@ -81,7 +89,7 @@ class FinishedRun:
     def picture(self, *parts: str, side: int | None = None, budget: int = BUDGET) -> "Picture":
         """A PNG of the folder for the page, by the last part of its name.
 
-        One of more than `budget` bytes is made at most `side` pixels and a JPEG.
+        A picture of more than `budget` bytes becomes a JPEG of at most `side` pixels.
         """
         from PIL import Image
 
@@ -104,11 +112,12 @@ class FinishedRun:
     def sprite(self, *parts: str, rows: int, columns: int) -> dict[str, Any]:
         """A PNG of the folder that holds `rows` times `columns` frames, edge to edge, as templates show it.
 
-        Raises InputError where the picture does not hold so many.
+        Raises:
+            InputError: the picture does not hold so many frames.
         """
         picture = self.picture(*parts, budget=SPRITE)
         if not rows or picture.width % columns or picture.height % rows:
-            raise InputError(f"{self.folder}: a picture of frames does not fit its results; run the command again")
+            raise InputError(f"{self.folder} has a picture of frames that does not fit its results: {_AGAIN}")
         width, height = picture.width // columns, picture.height // rows
         return {
             "picture": picture,

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page of one run folder or several side by side."""
+"""report.html: one self-contained page on one run folder, or on several side by side."""
 
 import base64
 import hashlib
@@ -22,10 +22,14 @@ RUN_FACTS = ("command", "date", "device", "fmprobe", "total_seconds")
 
 
 def write_report(folders: Path | Sequence[Path], out: Path | None = None) -> Path:
-    """Make one page of what finished runs left in their folders; returns its path.
+    """Make one page on finished runs and return its path. If a folder is not fit for it, nothing is written.
 
-    `out`: the file; by default `report.html` in the first folder. Raises InputError where a folder holds no finished
-    run, or what it holds does not fit together; nothing is written then.
+    Args:
+        folders: the run folders.
+        out: the file; by default `report.html` in the first folder.
+
+    Raises:
+        InputError: a folder holds no finished run, or its contents do not fit together.
     """
     folders = [folders] if isinstance(folders, Path) else list(folders)
     page = make_page([FinishedRun(folder, i) for i, folder in enumerate(folders)])
@@ -33,7 +37,7 @@ def write_report(folders: Path | Sequence[Path], out: Path | None = None) -> Pat
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file for the report with --out")
     try:
-        # A path that the system's encoding could not read holds characters that UTF-8 lacks.
+        # Results may name a path that the system's encoding could not decode, and UTF-8 lacks its characters.
         content = page.encode("utf-8", "backslashreplace")
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
     except OSError as error:
@@ -52,7 +56,7 @@ def make_page(runs: Sequence[FinishedRun]) -> str:
     ]
     if not sections:
         named = " and ".join(str(run.folder) for run in runs)
-        raise InputError(f"{named} holds nothing that a report shows: run its command again with --no-resume")
+        raise InputError(f"{named} holds nothing that a report shows: run the command again with --no-resume")
     per_run = [_checked(run, "summary", lambda run: dict(summary(run.results))) for run in runs]
     return render(
         "page.html",
@@ -72,7 +76,7 @@ def make_page(runs: Sequence[FinishedRun]) -> str:
 
 
 def _labels(runs: Sequence[FinishedRun]) -> list[str]:
-    """Names of the runs, with their folders where two runs share a name."""
+    """Names of the runs, with their folders if two runs share a name."""
     names = [run.name for run in runs]
     return [
         f"{name} ({run.folder.name})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)
@@ -80,6 +84,7 @@ def _labels(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def _subtitle(runs: Sequence[FinishedRun]) -> str:
+    """The line below the title."""
     if all("orbits" in run.results for run in runs):
         starts = " and ".join(rounded(run.results["orbits"]["noise"]["starts"]) for run in runs)
         return f"Attractors of the latent map f(z) = E(D(z)) from {starts} starts drawn from N(0, I), not from data."
@@ -87,7 +92,7 @@ def _subtitle(runs: Sequence[FinishedRun]) -> str:
 
 
 def _columns(section: Section, runs: Sequence[FinishedRun], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """What a section shows of each run that has its key; an empty body is left out."""
+    """What a section shows of each run that has its key. An empty body is left out."""
     columns = []
     for run, label in zip(runs, labels, strict=True):
         if run.results.get(section.key) is not None:
@@ -97,7 +102,7 @@ def _columns(section: Section, runs: Sequence[FinishedRun], labels: Sequence[str
 
 
 def _checked(run: FinishedRun, what: str, make: Callable[[FinishedRun], Any]) -> Any:
-    """What `make` makes of a run; an InputError that names the folder where the run's content does not allow it."""
+    """Apply `make` to a run, and turn errors in the run's contents into an InputError that names the folder."""
     from jinja2 import UndefinedError
 
     try:
@@ -113,33 +118,37 @@ def _checked(run: FinishedRun, what: str, make: Callable[[FinishedRun], Any]) ->
 
 
 def _notes(run: FinishedRun, label: str) -> list[dict[str, str]]:
-    """What a reader must know before looking at anything."""
+    """What a reader must know before looking at anything else."""
     results, notes = run.results, []
     found = results.get("attractors") or {}
     if (results.get("decoder") or {}).get("kind") == "surrogate":
         notes.append(
             (
                 "The decoder is a surrogate.",
-                "The encoder has none of its own, so this is a finding on the encoder and a decoder fitted to it "
-                "together; what holds for the encoder alone needs a second surrogate to compare with.",
+                "The encoder has no decoder of its own, so this is a finding on the encoder and a decoder fitted to it "
+                "together. Only a comparison with a second surrogate can show what holds for the encoder alone.",
             )
         )
-    notes += [("Nothing below is the encoder's.", f"{text[0].upper()}{text[1:]}.") for text in warnings_in(results)]
+    notes += [
+        ("Nothing below is a finding on the encoder.", f"{text[0].upper()}{text[1:]}.") for text in warnings_in(results)
+    ]
     if found.get("unresolved"):
         notes.append(
             (
                 f"{found['unresolved']} starts are unresolved.",
                 "Their steps fell below the tolerance, but so slowly that the fixed point may be farther away than "
-                "half the merge distance. They belong to no attractor; the count is a lower bound.",
+                "half the merge distance. They belong to no attractor, so the count is a lower bound.",
             )
         )
     if found.get("unstable"):
-        notes.append((f"{found['unstable']} unstable fixed points", "were reached and left out: they attract nothing."))
+        notes.append(
+            (f"{found['unstable']} unstable fixed points", "were reached and left out, because they attract no orbits.")
+        )
     if found.get("stability_unknown"):
         notes.append(
             (
                 f"Stability unknown: {found['stability_unknown']} of {found.get('examined')} attractors examined.",
-                "The spectral radius of their Jacobian could not be made certain. They are kept and counted, and may "
+                "The spectral radius of their Jacobian could not be made certain. They are kept and counted, but may "
                 "be fixed points that repel.",
             )
         )
@@ -147,13 +156,13 @@ def _notes(run: FinishedRun, label: str) -> list[dict[str, str]]:
 
 
 def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Rows of several runs by name, in the order in which the names first come."""
+    """Rows of several runs by name, in the order in which the names first appear."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return [(name, [rounded(row.get(name, "")) for row in rows]) for name in names]
 
 
 def _facts(runs: Sequence[FinishedRun]) -> dict[str, list[tuple[str, list[str], bool]]]:
-    """Provenance and protocol as tables: name, value a run, and whether the runs differ in it."""
+    """Provenance and protocol as tables: a name, a value for each run, and whether the runs differ in it."""
     tables = {}
     for title, key in (("Protocol", "protocol"), ("Model", "model"), ("Decoder", "decoder"), ("Run", None)):
         kept = [_run_facts(run) if key is None else run.results.get(key) or {} for run in runs]
@@ -167,7 +176,7 @@ def _run_facts(run: FinishedRun) -> dict[str, Any]:
 
 
 def flattened(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one: "outer: inner" to value."""
+    """Nested mappings as one mapping from "outer: inner" to the value."""
     if not isinstance(content, Mapping):
         return {prefix.removesuffix(": ") or "value": content}
     rows: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Plots of what a run found; nothing is computed here."""
+"""Plots of what a run found. Nothing is computed here."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from fmprobe.report.rendering import known
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# One colour a status, told apart also by those who see fewer colours (Okabe and Ito 2008).
+# One colour for each status, distinguishable also with colour blindness (Okabe and Ito 2008).
 COLOURS = {
     "converged": "#0072B2",
     "cycle": "#E69F00",
@@ -22,7 +22,7 @@ SERIES = ("#0072B2", "#D55E00", "#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#00
 
 
 def residual_curves(residuals: Mapping[str, Any], tol_norm: float | None) -> "Figure":
-    """Norm of the step against the step, one line a start, coloured by status; `tol_norm` as a dashed line."""
+    """Norm of the step against the number of steps, one line per start, coloured by status; `tol_norm` is dashed."""
     figure, ax = axes("step", "norm of the step  ||f(z) - z||")
     seen: set[str] = set()
     for norms, status in zip(residuals["norms"], residuals["status"], strict=True):
@@ -41,14 +41,14 @@ def residual_curves(residuals: Mapping[str, Any], tol_norm: float | None) -> "Fi
 
 
 def merge_sweep(merge: Mapping[str, Any]) -> "Figure":
-    """Number of distinct ends against the merge threshold, the one used marked."""
+    """Number of distinct ends against the merge threshold. The threshold that was used is marked."""
     figure, ax = axes("", "")
     _draw_sweep(ax, merge)
     return figure
 
 
 def basins_and_sweep(attractors: Mapping[str, Any]) -> "Figure":
-    """Sizes of the basins, and beside them the count of distinct ends against the merge threshold."""
+    """Sizes of the basins, and next to them the number of distinct ends against the merge threshold."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -75,7 +75,9 @@ def _draw_sweep(ax: Any, merge: Mapping[str, Any]) -> None:
 
 
 def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure":
-    """A metric against the number of atoms, one line a dictionary with its interval, the model's own thick."""
+    """A metric against the number of atoms, one line with its interval for each dictionary. The model's own line is
+    thick.
+    """
     figure, ax = axes("atoms", label)
     finite = False
     for i, (name, row) in enumerate(curves["dictionaries"].items()):
@@ -86,7 +88,7 @@ def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure
         ax.fill_between(curves["levels"], low, high, color=colour, alpha=0.12, lw=0)
     for key, style, name in (("zero", "-.", "D(0), no atom"), ("own", ":", "D(E(x))")):
         ax.axhline(*known([curves[key][metric]["mean"]]), color="grey", ls=style, lw=1, label=name)
-    if not finite:  # no point says how far the axis goes
+    if not finite:  # no point determines the extent of the axis
         ax.set_xlim(curves["levels"][0] / 2, 2 * curves["levels"][-1])
     ax.set_xscale("log", base=2)
     ax.set_xticks(curves["levels"], [str(level) for level in curves["levels"]])
@@ -95,7 +97,7 @@ def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure
 
 
 def axes(x: str, y: str) -> "tuple[Figure, Any]":
-    """An empty figure with its axes labelled, as all plots of a page look."""
+    """An empty figure with labelled axes, in the style of all plots of a page."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""Turning values into markup: templates, numbers as text, figures as inline SVG."""
+"""Values as markup: templates, numbers as text, figures as inline SVG."""
 
 import io
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fmprobe.report.finished import FinishedRun
 
-# Drawn in colours that follow the page, light or dark, where there is one.
+# Colours of a plot that are replaced by those of the page, light or dark, if it is on one.
 INKS = {
     "#000000": "currentColor",
     "#808080": "var(--soft, #808080)",
@@ -49,14 +49,14 @@ def _environment() -> "Environment":
 
 
 def render(template: str, **values: Any) -> "Markup":
-    """A template of the folder `templates` with its values, as markup."""
+    """Fill a template of the folder `templates` with values, as markup."""
     from markupsafe import Markup
 
     return Markup(_environment().get_template(template).render(**values))
 
 
 def text_of(name: str) -> "Markup":
-    """A file of the folder `templates`, as it is."""
+    """A file of the folder `templates`, unchanged."""
     from importlib.resources import files
 
     from markupsafe import Markup
@@ -65,7 +65,7 @@ def text_of(name: str) -> "Markup":
 
 
 def known(values: Iterable[float | None]) -> list[float]:
-    """Numbers for a plot, nan for those that are not known or were not finite."""
+    """Numbers for a plot, with nan for those that are unknown or not finite."""
     return [math.nan if value is None else value for value in values]
 
 
@@ -75,7 +75,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def plot(figure: "Figure", title: str, run: "FinishedRun | None" = None) -> "Markup":
-    """A figure for the page of a run; the title says in words what it shows."""
+    """A figure for the page of a run. The title says in words what it shows."""
     from markupsafe import Markup, escape
 
     svg = to_svg(figure, str(escape(title)), f"r{run.index if run else 0}-{title}")
@@ -83,9 +83,9 @@ def plot(figure: "Figure", title: str, run: "FinishedRun | None" = None) -> "Mar
 
 
 def to_svg(figure: "Figure", title: str, prefix: str | None = None) -> str:
-    """An SVG element that scales and takes the page's colours, with a title for those who cannot see it.
+    """An SVG element that scales and takes the page's colours. Its title describes it to those who cannot see it.
 
-    Identifiers carry the `prefix`, so that they do not meet those of another plot on the page.
+    Identifiers carry the `prefix`, so that they differ from those of other plots on the page.
     """
     from matplotlib import rc_context
 
@@ -100,14 +100,14 @@ def to_svg(figure: "Figure", title: str, prefix: str | None = None) -> str:
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", svg)
     svg = re.sub("|".join(INKS), lambda found: INKS[found[0]], svg)
     svg = svg.replace("<text ", '<text fill="currentColor" ').replace("<text>", '<text fill="currentColor">')
-    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)  # the page's
+    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)  # so that the page's font is used
     viewbox = re.search(r'viewBox="[\d. ]*"', svg)
     head = f'<svg {viewbox[0] if viewbox else ""} role="img" aria-labelledby="{prefix}-title">'
     return f'{head}<title id="{prefix}-title">{title}</title>{svg[svg.index(">") + 1 :]}'
 
 
 def linked(text: str) -> "Markup":
-    """Text whose terms, at their first mention, link to the page's glossary by their titles."""
+    """Text in which the first mention of each term links to the page's glossary and shows its meaning as a title."""
     from markupsafe import Markup, escape
 
     left = {term.lower(): term for term in TERMS}

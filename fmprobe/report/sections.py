@@ -1,4 +1,4 @@
-"""A section: what a probe shows of its entry of `results.json`, on the page, in the terminal and in notebooks."""
+"""A section: what a probe shows of its entry of `results.json` on the page, in the terminal and in notebooks."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fmprobe.report.finished import FinishedRun
 
-Entry = Any  # of results.json, as JSON holds it
+Entry = Any  # an entry of results.json, as JSON holds it
 Lines = Sequence[tuple[str, str]]
 
 
@@ -24,16 +24,16 @@ def _nothing(entry: Entry) -> Any:
 
 @dataclass(frozen=True)
 class Section:
-    """One section of a page, shown for the runs whose results hold its key.
+    """One section of a page. It is shown for the runs whose results hold its key.
 
     Attributes:
         key: the entry of `results.json`.
-        title: what stands above.
+        title: the heading.
         lead: how to read the section.
-        lines: names and values of the entry that say most, for the summary.
-        tables: the entry's tables, for the page, the terminal and CSV files.
-        figures: the entry's figures by what each shows, for the page and notebooks.
-        body: the section's markup, from the entry and its run, where figures and tables are not all of it.
+        lines: the most important names and values of the entry, for the summary.
+        tables: the tables of the entry, for the page, the terminal and CSV files.
+        figures: the figures of the entry by what each shows, for the page and notebooks.
+        body: makes the section's markup from the entry and its run, if it shows more than figures and tables.
     """
 
     key: str
@@ -46,18 +46,18 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """The section's address on the page."""
+        """The address of the section on the page."""
         return re.sub(r"\W+", "-", self.title.lower())
 
     def markup(self, entry: Entry, run: "FinishedRun") -> "Markup":
-        """The section of a run as markup: figures, then tables, unless it has a body of its own."""
+        """The section of a run as markup: its own body if it has one, else figures and then tables."""
         if self.body is not None:
             return self.body(entry, run)
         return plots(self.figures(entry), run) + tables(self.tables(entry))
 
 
 def plots(figures: "Mapping[str, Figure]", run: "FinishedRun") -> "Markup":
-    """Figures side by side, each with the words for those who cannot see it."""
+    """Figures side by side, each with a description for those who cannot see it."""
     from markupsafe import Markup
 
     if not figures:
@@ -67,7 +67,7 @@ def plots(figures: "Mapping[str, Figure]", run: "FinishedRun") -> "Markup":
 
 
 def tables(content: Sequence[Table]) -> "Markup":
-    """Tables one below another."""
+    """Tables one below the other."""
     from markupsafe import Markup
 
     return Markup("").join(render("table.html", table=table) for table in content)

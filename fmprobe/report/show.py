@@ -1,4 +1,4 @@
-"""What a notebook shows of results: a small table, and the figure that says most."""
+"""What a notebook shows of results: a small table and the most important figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,6 @@ def figure_of(key: str, entry: Mapping[str, Any]) -> "Figure":
 
 
 def html_of(results: Mapping[str, Any], figure: "Figure", warnings: Sequence[str] = ()) -> str:
-    """What speaks against the results, what was found, and a figure, as HTML."""
+    """Warnings about the results, what was found, and a figure, as HTML."""
     rows = [("warning", text) for text in warnings] + summary(results)
     return str(render("notebook.html", rows=rows, svg=to_svg(figure, "plot", f"fmprobe-{id(figure)}")))

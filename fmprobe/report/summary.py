@@ -11,7 +11,7 @@ Lines = list[tuple[str, str]]
 
 
 def summary(results: Mapping[str, Any]) -> Lines:
-    """Names and values of what a run found, by the keys that its results have, in their order."""
+    """Names and values of what a run found, in the order of the keys of its results."""
     own = {"model": _model, "decoder": _decoder, "other": _other, "not_finite": _not_finite}
     by_key: dict[str, list[Any]] = {key: [lines] for key, lines in own.items()}
     for section in sections():
@@ -20,7 +20,7 @@ def summary(results: Mapping[str, Any]) -> Lines:
 
 
 def tables(results: Mapping[str, Any], *keys: str) -> list[Table]:
-    """The tables of these entries of a run's results."""
+    """The tables of some entries of a run's results."""
     return [table for section in sections() if section.key in keys for table in section.tables(results[section.key])]
 
 
@@ -37,7 +37,7 @@ def _model(found: Mapping[str, Any]) -> Lines:
 def _decoder(found: Mapping[str, Any]) -> Lines:
     if found.get("kind") != "surrogate":
         return [("decoder", "the model's own" if found.get("kind") == "own" else str(found.get("kind")))]
-    rows = [("decoder", "a surrogate: what follows is of encoder and surrogate together")]
+    rows = [("decoder", "a surrogate: what follows is a finding on encoder and surrogate together")]
     return rows if (text := warning_of(found)) is None else [*rows, ("warning", text)]
 
 
@@ -48,6 +48,6 @@ def _other(found: Mapping[str, Any]) -> Lines:
 
 
 def _not_finite(found: Mapping[str, int]) -> Lines:
-    """How many numbers were nan or infinite, by the part of the results that they belong to."""
+    """Number of values that were nan or infinite, by the part of the results that they belong to."""
     counts = ", ".join(f"{count} of {part}" for part, count in found.items())
     return [("not finite", f"{counts}: null in results.json")]

@@ -22,13 +22,15 @@ HEAD = {
 
 
 def quality(decoder: Mapping[str, Any], run: "FinishedRun") -> Markup:
-    """Its data and its errors on images it was not trained on, with pictures; nothing for a model's own."""
+    """The surrogate's data and its errors on images that it was not trained on, with pictures. It is empty if the model
+    has its own decoder.
+    """
     if decoder.get("kind") != "surrogate":
         return Markup("")
     validation = decoder.get("validation") or {}
     columns = [key for key in HEAD if any(key in row for row in validation.values())]
     rows = [(name.replace("_", " "), *(row.get(key) for key in columns)) for name, row in validation.items()]
-    body = Markup("<p>{}, trained on {}.</p>").format(decoder.get("architecture"), _told(decoder.get("data")))
+    body = Markup("<p>{}, trained on {}.</p>").format(decoder.get("architecture"), _in_words(decoder.get("data")))
     if rows:
         head = ["images", *(HEAD[key] for key in columns)]
         body += tables([Table("Errors of the surrogate", rows, head)])
@@ -37,8 +39,8 @@ def quality(decoder: Mapping[str, Any], run: "FinishedRun") -> Markup:
     return body
 
 
-def _told(data: Any) -> str:
-    """Training data in words: a mapping as "key value" pairs."""
+def _in_words(data: Any) -> str:
+    """Training data in words; a mapping becomes "key value" pairs."""
     if isinstance(data, Mapping):
         return "; ".join(f"{key.replace('_', ' ')} {rounded(value)}" for key, value in data.items())
     return rounded(data)
@@ -47,7 +49,7 @@ def _told(data: Any) -> str:
 QUALITY = Section(
     "decoder",
     "The surrogate",
-    "The encoder has no decoder of its own. The latent map is that of encoder and surrogate together, and its "
-    "findings are not the encoder's.",
+    "The encoder has no decoder of its own. The latent map is that of encoder and surrogate together, and so are the "
+    "findings.",
     body=quality,
 )

@@ -1,1 +1,1 @@
-"""Runs: the folder of a command, its parts, its processes and its end."""
+"""Runs: the folder of a command, its parts, the processes that share it, and its end."""

@@ -1,4 +1,4 @@
-"""Run folders: a manifest that pins what the run is, and results that are written last."""
+"""Run folders: a manifest that pins what a run is, and results that are written last."""
 
 import contextlib
 import json
@@ -14,29 +14,39 @@ from fmprobe.files import RESULTS, SCHEMA, finite, plain, read_json, write_json
 
 try:
     import fcntl
-except ImportError:  # Windows has other locks
+except ImportError:  # Windows has no fcntl
     fcntl = None
 
 MANIFEST, EVENTS = "manifest.json", "events.jsonl"
 
 
 class RunFolder:
-    """A folder with a manifest, which pins what the run is, and `results.json`, written last.
+    """A folder with a manifest, which pins what the run is, and with `results.json`, which is written last.
 
-    `manifest.json` holds what was asked for and, under `pinned`, what was decided when the run began: a run that goes
-    on takes it over. `events.jsonl` tells what happened, one JSON object a line.
+    `manifest.json` holds what was asked for. Under `pinned` it holds what was decided when the run began, which a
+    resumed run takes over. `events.jsonl` records what happened, one JSON object a line.
+
+    Attributes:
+        path: the folder.
+        heard: is called with each event as a line of text, if it is not None.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.heard: Callable[[str], object] | None = None  # who is told each event as well
+        self.heard: Callable[[str], object] | None = None
 
     @classmethod
     def open(cls, path: Path, manifest: Mapping[str, Any], resume: bool = True) -> "RunFolder":
-        """A new run folder, or one of the same manifest to go on with.
+        """Open a new run folder, or resume a run of the same manifest.
 
-        With `resume` off, a run of another manifest is thrown away and started anew. Raises InputError where the folder
-        holds something else, another run, or one that is going on, or cannot be written.
+        Args:
+            path: the folder.
+            manifest: what is asked for.
+            resume: whether to resume a run; otherwise a run in the folder is deleted and started anew.
+
+        Raises:
+            InputError: the folder holds something else, another run or a run that is in progress, or it cannot be
+                written.
         """
         wanted = json.loads(json.dumps(manifest, allow_nan=False, default=plain))
         folder = cls(path)
@@ -51,14 +61,18 @@ class RunFolder:
                 _tidy(path.rglob(".*.tmp"))
         except InputError:
             raise
-        except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        except (OSError, ValueError) as error:  # a name with a null character raises ValueError
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"cannot write to {str(path)!r}: {reason}; name another folder with --out") from error
         return folder
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """While work goes on in the folder. Raises InputError where another process is at work there."""
+        """Lock the folder while work goes on in it.
+
+        Raises:
+            InputError: another process is at work there.
+        """
         if fcntl is None:
             yield
             return
@@ -70,16 +84,16 @@ class RunFolder:
                 raise InputError(
                     f"another run is at work in {self.path}: wait for its end, or name another --out"
                 ) from error
-            except OSError:  # a file system without locks
+            except OSError:  # the file system has no locks
                 pass
             yield
         finally:
             os.close(handle)
 
     def _goes_on(self, wanted: dict[str, Any], resume: bool) -> bool:
-        """Whether the folder holds this run; one that is to be started anew is thrown away."""
+        """Whether the folder holds this run. A run that is to be started anew is deleted."""
         if not (self.path / MANIFEST).is_file():
-            raise InputError(f"{self.path} is not empty and is no run folder: name another with --out")
+            raise InputError(f"{self.path} is not empty and is no run folder: name another folder with --out")
         present = read_json(self.path / MANIFEST)
         present.pop("pinned", None)
         changes = differences(present, wanted)
@@ -87,9 +101,10 @@ class RunFolder:
             return True
         if resume:
             raise InputError(
-                f"{self.path} holds another run ({changes}): name another --out, or --no-resume to start anew"
+                f"{self.path} holds another run ({changes}): name another folder with --out, or add --no-resume to "
+                "start anew"
             )
-        # The results first and the manifest last, so that a kill between leaves no run that looks finished.
+        # Results are deleted first and the manifest last, so that a kill in between leaves no run that looks finished.
         (self.path / RESULTS).unlink(missing_ok=True)
         for entry in self.path.iterdir():
             if entry.name != MANIFEST:
@@ -97,7 +112,7 @@ class RunFolder:
         return False
 
     def pin(self, name: str, make: Callable[[], Any]) -> Any:
-        """What was decided under this name when the run began; decided now where nothing was."""
+        """What was decided under this name when the run began; if nothing was, it is decided now."""
         manifest = read_json(self.path / MANIFEST)
         pinned = manifest.setdefault("pinned", {})
         if name not in pinned:
@@ -106,7 +121,7 @@ class RunFolder:
         return pinned[name]
 
     def tell(self, event: str, **facts: Any) -> None:
-        """Append an event to `events.jsonl`; several processes may. A log that cannot be written stops no run."""
+        """Append an event to `events.jsonl`. Several processes may do so. A log that cannot be written stops no run."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=plain) + "\n"
         if self.heard is not None:
             self.heard(f"{event}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
@@ -114,28 +129,28 @@ class RunFolder:
             handle = os.open(self.path / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 size = os.fstat(handle).st_size
-                if size and os.pread(handle, 1, size - 1) != b"\n":  # cut by a kill
+                if size and os.pread(handle, 1, size - 1) != b"\n":  # a kill cut the last line short
                     line = "\n" + line
-                os.write(handle, line.encode())  # one call, so that lines of processes do not mix
+                os.write(handle, line.encode())  # a single call, so that the lines of processes do not mix
             finally:
                 os.close(handle)
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """What a finished run found; None while there is nothing."""
+        """What a finished run found; None as long as there are no results."""
         path = self.path / RESULTS
         return read_json(path) if path.is_file() else None
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """Write `results.json`: from now on the run counts as done. Returns what it holds.
+        """Write `results.json`, from which on the run counts as done. Return its content.
 
-        Numbers that are not finite become null; `not_finite` says how many, by the key that they lie under.
+        Numbers that are not finite become null, and `not_finite` counts them by the key that they lie under.
         """
         before, content, counts = self.results or {}, {"schema": SCHEMA}, {}
         earlier = before.get("not_finite") or {}
         for key, value in results.items():
             content[key], count = finite(value)
-            # A part that an earlier command wrote, and this one hands on, holds null already.
+            # A part that an earlier command wrote and this one keeps holds null already.
             count = count or (earlier.get(key, 0) if content[key] == before.get(key) else 0)
             counts |= {key: count} if count else {}
         content.pop("not_finite", None)
@@ -152,13 +167,13 @@ def _tidy(left: Iterable[Path]) -> None:
 
 
 def differences(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """In which keys two manifests differ, in one line; what is None counts as not there, and nothing else does."""
+    """The keys in which two manifests differ, in one line. A key that is None equals one that is absent."""
     keys = sorted(k for k in {*present, *wanted} if not _alike(present.get(k), wanted.get(k)))
     return ", ".join(f"{k}: {present.get(k)!r} there, {wanted.get(k)!r} now" for k in keys)
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two JSON values are the same: None and absent are, 1 and 1.0 are, 0 and False are not."""
+    """Whether two JSON values are the same: None equals absent, and 1 equals 1.0, but 0 does not equal False."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return all(_alike(a.get(key), b.get(key)) for key in {*a, *b})
     if isinstance(a, list) and isinstance(b, list):
@@ -169,7 +184,7 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run folder, in the order in which they were written; a line that a kill cut is left out."""
+    """The events of a run folder in the order in which they were written. A line that a kill cut short is left out."""
     path = folder / EVENTS
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:

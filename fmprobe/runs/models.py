@@ -1,4 +1,6 @@
-"""Models as commands load them: small images on a CPU, a surrogate decoder where there is none, a line for each."""
+"""Models as commands load them: with small images on a CPU, a surrogate decoder where there is none, and a printed
+line.
+"""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def load_model(name: str, *, image_size: int | None = None, **arguments: Any) -> Autoencoder:
-    """`fmprobe.load` as commands use it: images are small on a CPU, and a local file has no progress bar."""
+    """Load a model as commands do: `fmprobe.load` with small images on a CPU, and without progress bars for local
+    files.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -37,7 +41,7 @@ def load_model(name: str, *, image_size: int | None = None, **arguments: Any) ->
     side = model.image_shape[-1]
     native = (model.provenance.get("preprocessing") or {}).get("size", side)
     if image_size is None and side < native:
-        typer.echo(f"no accelerator: images of {side} px instead of {native} (--image-size {native} for the full size)")
+        typer.echo(f"no accelerator: images of {side} px, not {native} (--image-size {native} gives the full size)")
     return model
 
 
@@ -51,7 +55,7 @@ def open_model(
     suffix: str = "",
     sources: Sequence[str] = (),
 ) -> Iterator[tuple[Run, Autoencoder]]:
-    """A run on one model, and the model, which may still lack its decoder.
+    """Open a run on one model. The model may still lack a decoder.
 
     Args:
         name: the model.
@@ -73,13 +77,13 @@ def open_model(
 
 
 def with_decoder(model: Autoencoder, seed: int) -> Autoencoder:
-    """The model itself if it has a latent map, else with a surrogate decoder from the cache, or fitted now."""
+    """The model itself if it has a latent map, else the model with a surrogate decoder from the cache or fitted now."""
     if model.has_latent_map:
         return model
     from fmprobe.surrogates.cache import cached_decoder
     from fmprobe.surrogates.fit import FitSettings
 
-    typer.echo("the encoder has no decoder: fitting one on procedural images (kept for the next time)")
+    typer.echo("the encoder has no decoder: fitting one on procedural images (it is kept for the next run)")
     settings = replace(FitSettings.for_device(model.device), seed=seed)
     began = time.perf_counter()
     decoder, was_cached = cached_decoder(model, settings, progress=is_main())
@@ -92,12 +96,13 @@ def with_decoder(model: Autoencoder, seed: int) -> Autoencoder:
 
 
 def validation_line(surrogate: "Surrogate") -> str:
-    """A surrogate's error on held-out images, beside that of each image's own median colour."""
+    """The error of a surrogate on held-out images, next to that of each image's own median colour."""
     rows = surrogate.info["validation"]
     return "; ".join(f"{name.replace('_', ' ')}: {_errors(row)}" for name, row in rows.items())
 
 
 def _errors(row: Mapping[str, float]) -> str:
+    """The errors on one set of images, as text."""
     if "l1" not in row:
         return f"relative feature error {number(row['feature_error'], '.3f')}"
     return f"L1 {number(row['l1'], '.3f')} (median colour {number(row['l1_median'], '.3f')})"

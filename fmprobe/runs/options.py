@@ -14,20 +14,20 @@ from fmprobe.errors import InputError
 
 
 def finite(value: float | None) -> float | None:
-    """The callback of options that take a number: nan lies in every range, and JSON has no infinity."""
+    """Callback of options that take a number: nan would lie in every range, and JSON has no infinity."""
     if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no finite number.")
+        raise typer.BadParameter(f"{value} is no finite number: give a finite one.")
     return value
 
 
 def folder(text: str) -> Path:
-    """The type of --out. Typer's own would take an empty name for the working folder."""
+    """The type of --out. Typer's own type would take an empty name for the working folder."""
     if not text or "\0" in text:
         raise typer.BadParameter("the name of a folder must not be empty or hold a null character.")
     try:
         os.fsencode(text).decode("utf-8")
     except ValueError as error:
-        raise typer.BadParameter("safetensors writes under names in UTF-8 alone.") from error
+        raise typer.BadParameter("the name of a folder must be valid UTF-8, as safetensors needs it.") from error
     return Path(text)
 
 
@@ -97,9 +97,9 @@ UseEnds = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue the run in the folder, or start it anew.")]
 
-MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")  # what --measure and --merge take
+MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")  # choices of --measure and --merge
 
-Group = dict[str, tuple[Any, Any]]  # annotation and default of each option, by the key of what is gathered
+Group = dict[str, tuple[Any, Any]]  # annotation and default of each option by its key
 
 # Where the results of a run go, whether it continues one that is there, and the seed of what it draws.
 RUN: Group = {
@@ -133,17 +133,17 @@ PLAN: Group = {"n": (Starts, None), **ORBITS, **MERGING, "polish": (Polish, None
 
 
 def defaults(group: Group) -> dict[str, Any]:
-    """What a group of options holds where none of them is given."""
+    """The values of a group of options if none of them is given."""
     return {name: default for name, (_, default) in group.items()}
 
 
 def without(group: Group, *names: str) -> Group:
-    """The group less some of its options."""
+    """The group without some of its options."""
     return {name: option for name, option in group.items() if name not in names}
 
 
 def grouped(**groups: Group) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A command that takes each of `groups` as one dict of its own, spelled out as options on the command line."""
+    """Decorate a command that takes each of `groups` as one dict; on the command line they are separate options."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
@@ -166,6 +166,10 @@ def grouped(**groups: Group) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
-    """Raise InputError where an option has a value that is none of its choices."""
+    """Check that an option has one of its choices.
+
+    Raises:
+        InputError: it has not.
+    """
     if value is not None and value not in choices:
-        raise InputError(f"--{name} {value!r} is not known: expected one of {', '.join(choices)}")
+        raise InputError(f"--{name} {value!r} is unknown: expected one of {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""Plans: how many starts and steps a run takes, so that it fits the device and the time that people wait."""
+"""Plans: how many starts and steps a run takes, so that it fits the device and a reasonable time."""
 
 import sys
 import time
@@ -13,29 +13,29 @@ from fmprobe.dynamics.iterate import free_memory
 from fmprobe.dynamics.protocols import FOR_DEVICE, FOUNDATION, Protocol
 from fmprobe.errors import InputError
 
-ROWS = 8  # latents that the cost of f is measured with
-TYPICAL_STEPS = 100  # that a start takes, for the estimate before a run
-STABILITY_COST = 300  # evaluations of f that the Jacobian of one attractor costs, about
-FEWEST_STEPS = 20  # that a CPU's time budget leaves
+ROWS = 8  # number of latents that the cost of f is measured with
+TYPICAL_STEPS = 100  # typical number of steps of an orbit, for the estimate before a run
+STABILITY_COST = 300  # approximate cost of the Jacobian of one attractor, in evaluations of f
+FEWEST_STEPS = 20  # least number of steps that a time budget leaves on a CPU
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a search for attractors will do. By default orbits end as the paper has it for foundation models (sec. 4).
+    """What a search for attractors will do. By default orbits end by the paper's rule for foundation models (sec. 4).
 
     Attributes:
         n: number of starts from N(0, I).
-        max_steps: limit of the steps of an orbit.
+        max_steps: largest number of steps of an orbit.
         tol: tolerance at which an orbit has converged.
         measure: measure of a step.
         name: what the results call the stopping rule.
         batch_size: largest number of latents in one call of f.
-        merge: measure by which two ends are one attractor.
-        merge_threshold: distance within which they are, as in `find_attractors`.
+        merge: measure by which two ends are compared.
+        merge_threshold: distance within which two ends are one attractor, as in `find_attractors`.
         seed: seed of the starts.
         stability_cap: largest number of attractors whose Jacobian is examined.
         polish: as in `find_attractors`.
-        seconds_per_row: measured cost of f, in seconds a latent.
+        seconds_per_row: measured cost of f, in seconds per latent.
     """
 
     n: int
@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def rule(self) -> dict[str, Any]:
-        """The stopping rule, as `iterate` takes it."""
+        """The stopping rule as `iterate` takes it."""
         return {"tol": self.tol, "measure": self.measure, "max_steps": self.max_steps}
 
 
@@ -70,8 +70,8 @@ class Cost:
     """What one latent costs in a call of f, and the batch size that fits the device.
 
     Attributes:
-        seconds: time of f, a latent.
-        batch_size: 256 on an accelerator; on a CPU at most 32, and no more than half the free memory takes.
+        seconds: time of f, in seconds per latent.
+        batch_size: 256 on an accelerator; on a CPU at most 32, and no more than fits into half the free memory.
     """
 
     seconds: float
@@ -79,10 +79,10 @@ class Cost:
 
 
 def measured_cost(model: Autoencoder, rows: int = ROWS) -> Cost:
-    """Time and memory of f, measured on `rows` latents from N(0, I).
+    """Measure the time and memory of f on `rows` latents from N(0, I).
 
     Raises:
-        InputError: the first step from N(0, I) holds no finite number.
+        InputError: the first step from N(0, I) has no finite value.
     """
     before = _peak_memory()
     seconds = _seconds_per_row(model, rows)
@@ -93,18 +93,19 @@ def measured_cost(model: Autoencoder, rows: int = ROWS) -> Cost:
 
 
 def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = None, **settings: Any) -> Plan:
-    """A plan that fits the device: what is None is chosen so that a run on a CPU takes minutes, and half its memory.
+    """Make a plan that fits the device.
 
-    Orbits end by the model's protocol, after fewer steps where a CPU needs that.
+    What is None is chosen so that a run on a CPU takes minutes and half the free memory. Orbits end by the model's
+    protocol, or after fewer steps if a CPU requires it.
 
     Args:
         model: the model whose latent map is iterated.
         n: number of starts.
-        max_steps: limit of the steps.
+        max_steps: largest number of steps of an orbit.
         settings: further fields of `Plan`; those that are None keep their defaults.
 
     Raises:
-        InputError: the first step from N(0, I) holds no finite number.
+        InputError: the first step from N(0, I) has no finite value.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     accelerated = model.device.type != "cpu"
@@ -123,25 +124,25 @@ def make_plan(model: Autoencoder, n: int | None = None, max_steps: int | None = 
 
 
 def affordable_steps(most: int, seconds: float, cost: float, device: torch.device) -> int:
-    """How many steps of `cost` seconds each a budget of `seconds` leaves on a CPU: FEWEST_STEPS to `most`."""
+    """Number of steps of `cost` seconds each that fit into `seconds` on a CPU, from FEWEST_STEPS to `most`."""
     if device.type != "cpu":
         return most
     return min(most, max(FEWEST_STEPS, int(seconds / cost)))
 
 
 def rule_name(protocol: Protocol, rule: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """What the results call a stopping rule whose number of steps was lowered unless somebody asked for one."""
+    """What the results call a stopping rule whose number of steps was lowered unless a number was asked for."""
     followed = {key: rule[key] for key in ("tol", "measure", "max_steps")}
     return protocol.named(**followed, reason=FOR_DEVICE if asked.get("max_steps") is None else "")
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words."""
+    """A duration in words."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _peak_memory() -> int:
-    """Bytes that this process has held at most, where the system says so."""
+    """Largest number of bytes that this process has held, if the system reports it, else 0."""
     try:
         import resource
     except ImportError:
@@ -151,6 +152,7 @@ def _peak_memory() -> int:
 
 
 def _seconds_per_row(model: Autoencoder, rows: int) -> float:
+    """Measure f, in seconds per latent."""
     latents = model.sample_latents(rows)
     times, finite = [], True
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A command's run: one folder, from the moment it is opened until its page is written."""
+"""The run of a command: one folder, from opening it until its page is written."""
 
 import json
 import shlex
@@ -27,13 +27,13 @@ from fmprobe.validation import warnings_in
 
 
 class Run:
-    """A run folder that the processes of this launch work in, which other launches are kept out of.
+    """A run folder that the processes of this launch share and that other launches are kept out of.
 
     All processes go through a command together. The main process writes the results.
 
     Attributes:
         path: the folder.
-        results: what `results.json` holds; empty while there is none.
+        results: the content of `results.json`; empty as long as there is none.
     """
 
     def __init__(self, folder: RunFolder, began: float) -> None:
@@ -45,13 +45,13 @@ class Run:
     def open(
         cls, out: Path, asked: Mapping[str, Any], *, began: float, resume: bool = True, verbose: bool = False
     ) -> Iterator["Run"]:
-        """Open a new run, or go on with one of which the same was asked.
+        """Open a new run, or resume one that was asked for the same.
 
         Args:
             out: the folder.
-            asked: everything that decides the results, as JSON holds it: the run's identity.
+            asked: everything that decides the results, as JSON holds it. It is the run's identity.
             began: when the command began, by `time.perf_counter`.
-            resume: whether to go on with a run in the folder; otherwise it is thrown away.
+            resume: whether to resume a run in the folder; otherwise it is deleted.
             verbose: whether each event of `events.jsonl` is printed too.
 
         Raises:
@@ -66,7 +66,7 @@ class Run:
             if is_main():
                 folder.tell("begin", processes=launched())
             run = cls(folder, began)
-            team().barrier()  # all have read the results that are there
+            team().barrier()  # now every process has read the results that are there
             yield run
 
     def once(
@@ -78,27 +78,27 @@ class Run:
         what: str = "this run",
         discard: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """All results, with the entry `name`: what the folder holds, or what `make` gives now.
+        """Compute the entry `name` unless the folder holds it; return all results.
 
         Args:
-            name: the entry of `results.json` that says whether the part is done.
-            make: computes the part, all processes together. The main process returns the entries to add.
-            same: whether the entry that is there belongs to what is asked now.
+            name: the entry of `results.json` that shows whether the part is done.
+            make: computes the part, with all processes together. The main process returns the entries to add.
+            same: whether the entry that is there belongs to what is asked for now.
             what: what the terminal calls the part.
-            discard: folders, of what was found on the way, that are not needed once the part is done.
+            discard: folders of intermediate results that are not needed once the part is done.
         """
         if same(self.results.get(name)):
             typer.echo(f"{self.path} holds {what} already (--no-resume runs it again)")
-            self._discard(discard)  # where a kill came just before
+            self._discard(discard)  # a kill may have come before they were discarded
             return self.results
         return self.put(make() or {}, discard=discard)
 
     def put(self, entries: Mapping[str, Any], *, discard: Sequence[str] = ()) -> dict[str, Any]:
-        """Add entries to `results.json`, by which the run counts as done; returns all results, in every process.
+        """Add entries to `results.json`, by which the run counts as done; return all results in every process.
 
         Args:
-            entries: as JSON holds them, from the main process.
-            discard: folders, of what was found on the way, that are not needed any more.
+            entries: entries as JSON holds them, from the main process.
+            discard: folders of intermediate results that are not needed any more.
         """
         if is_main():
             self.folder.finish({**self.results, **entries})
@@ -112,12 +112,12 @@ class Run:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def shared(self, folder: str, work: Work, conditions: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-        """Results of named conditions, which the processes draw; each is kept in a folder of the run (see `sweep`)."""
+        """Results of named conditions that the processes share; each is kept in a folder of the run (see `sweep`)."""
         yield from sweep(work, conditions, self.path / folder)
-        team().barrier()  # all have read the parts
+        team().barrier()  # now every process has read the parts
 
     def pin(self, name: str, make: Callable[[], Any]) -> Any:
-        """What was decided under this name when the run began; decided now, by the main process, where nothing was."""
+        """What was decided under this name when the run began; if nothing was, the main process decides it now."""
         with team().main_first():
             return self.folder.pin(name, make)
 
@@ -128,10 +128,11 @@ class Run:
     def pin_circumstances(self, model: Autoencoder, name: str) -> None:
         """Pin the versions, the kind of device and the decoder that a part begins with.
 
-        The main process looks; what the others fitted together with it differs in the seconds that it took them.
+        Only the main process checks them, because a decoder that the processes fitted together records a different time
+        in each.
 
         Raises:
-            InputError: the part was begun under others.
+            InputError: the part was begun under other circumstances.
         """
         if not is_main():
             return
@@ -146,7 +147,9 @@ class Run:
         }
         pinned = self.folder.pin(f"{name}: circumstances", lambda: now)
         if (changed := differences(pinned, finite(json.loads(json.dumps(now)))[0])) != "":
-            raise InputError(f"{self.path} was begun otherwise ({changed}): name another --out, or --no-resume")
+            raise InputError(
+                f"{self.path} was begun otherwise ({changed}): name another folder with --out, or add --no-resume"
+            )
 
     @property
     def seconds(self) -> float:
@@ -195,16 +198,16 @@ def head(model: Autoencoder, protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_out(name: str, suffix: str = "") -> Path:
-    """Where results go when nobody says: `runs/` and the last part of the model's name."""
+    """The default folder of results: `runs/` and the last part of the model's name."""
     return Path("runs") / f"{Path(canonical(name)).name or 'model'}{suffix}"
 
 
 def named(load: Mapping[str, Any]) -> dict[str, Any]:
-    """How a model is loaded, as a manifest holds it: its decoder under the one name of its folder."""
+    """How a model is loaded, as a manifest holds it. Its decoder is given by the one name of its folder."""
     return {**load, **{key: canonical(load[key]) for key in ("decoder",) if load.get(key) is not None}}
 
 
 def identity(model: Autoencoder) -> dict[str, str | None]:
-    """What decides a model's values, as a manifest holds it: a checkpoint or a decoder may change under its name."""
+    """What decides a model's values, as a manifest holds it; a checkpoint or a decoder may change under its name."""
     decoder = None if model.surrogate is None else model.surrogate.fingerprint
     return {"fingerprint": model.fingerprint, "decoder_fingerprint": decoder}

@@ -1,4 +1,4 @@
-"""The search for attractors as a run: shared by processes, kept in shards, gone on with after a kill."""
+"""The search for attractors as a run: processes share it, shards keep it, and it is resumed after a kill."""
 
 import math
 import time
@@ -25,8 +25,8 @@ from fmprobe.runs.shards import Shards, rows_of_a_shard
 from fmprobe.sharing import Team, team
 from fmprobe.stopping import Stopped, pending, section
 
-Found = tuple[AttractorSet, dict[str, Any]]  # attractors, and the curves of the starts that were watched
-EVERY = 0.2  # seconds between looks at the other processes
+Found = tuple[AttractorSet, dict[str, Any]]  # attractors, and the residual curves of the first starts
+EVERY = 0.2  # seconds between two looks at the other processes
 
 
 def search(
@@ -38,19 +38,22 @@ def search(
     watched: int = 0,
     **settings: Any,
 ) -> tuple[Plan, Found | None]:
-    """The plan of a search from noise, and what all processes found together; None for all but the main process.
+    """Search for attractors from noise starts, with all processes together.
 
-    The plan is pinned when a search begins, since its defaults follow from how fast the machine was then; the versions
-    and the decoder with it.
+    The plan is pinned when a search begins, since its defaults depend on the speed of the machine at that time. The
+    versions and the decoder are pinned with it.
 
     Args:
         model: the model whose latent map is iterated.
-        run: the run whose folder keeps what is found on the way.
+        run: the run whose folder keeps intermediate results.
         asked: settings of the plan, as `make_plan` takes them.
         seed: seed of the starts.
-        name: tells several searches of one run apart.
-        watched: number of starts, the first, whose residual curves are kept.
-        settings: fields of the plan that hold whatever was asked.
+        name: distinguishes several searches of one run.
+        watched: number of starts, from the first, whose residual curves are kept.
+        settings: fields of the plan that hold whatever is asked for.
+
+    Returns:
+        The plan, and what was found; None in place of the latter for all but the main process.
 
     Raises:
         InputError: the search was begun under other versions, on another device or with another decoder.
@@ -72,10 +75,15 @@ def iterated(model: Autoencoder, plan: Plan, folder: RunFolder, name: str = "sha
 
 
 class Search:
-    """Noise starts on their way to attractors, followed by the processes of a team.
+    """Noise starts that the processes of a team follow to attractors.
 
-    `name` tells several searches of one run folder apart, and is that of the folder of its shards. `watched`: of the
-    first so many starts the residual curves are kept.
+    Args:
+        model: the model whose latent map is iterated.
+        plan: the plan.
+        folder: the run folder.
+        team: the processes.
+        name: distinguishes several searches of one run folder, and is the name of the folder of its shards.
+        watched: number of starts, from the first, whose residual curves are kept.
     """
 
     def __init__(
@@ -85,15 +93,19 @@ class Search:
         rows = rows_of_a_shard(plan.n, math.prod(model.latent_shape))
         self.shards = Shards(folder.path / name, plan.n, model.latent_shape, rows)
         self.curves = ResidualCurves(watched, plan.max_steps)
-        self._squares = torch.zeros(plan.n, dtype=torch.float64)  # squared norms of the starts
+        self._squares = torch.zeros(plan.n, dtype=torch.float64)  # squared norm of each start
         self._taken, self._ended = team.counter(), team.counter()
         self._looked = 0.0
 
     def iterate(self, progress: bool | None = None) -> None:
-        """Follow the starts that no shard holds, until the processes together have ended all. Raises Stopped."""
+        """Follow the starts that no shard holds, until the processes together have ended all of them.
+
+        Raises:
+            Stopped: a signal came.
+        """
         plan, team = self.plan, self.team
         left = self.shards.missing()
-        team.barrier()  # before one of them adds to the shards
+        team.barrier()  # every process must look before one of them adds to the shards
         kept = plan.n - len(left)
         if team.is_main:
             self.folder.tell("iterate", search=self.name, starts=plan.n, kept=kept, processes=team.size)
@@ -125,7 +137,9 @@ class Search:
             self._look(lambda: report(plan.n, plan.n), now=True)
 
     def attractors(self) -> tuple[AttractorSet, dict[str, Any]]:
-        """What the shards' orbits lead to, and the residual curves; for one process, after `iterate`."""
+        """The attractors that the orbits of the shards lead to, and the residual curves; for one process, after
+        `iterate`.
+        """
         plan = self.plan
         rule = protocol_of(plan.measure, plan.tol, plan.max_steps, plan.batch_size, Rules())
         protocol = {"name": plan.name, **rule}
@@ -155,16 +169,18 @@ class Search:
         return index.to(starts.device), starts
 
     def _keep(self, ended: Ended) -> None:
+        """Keep orbits that have ended."""
         index = ended.index.cpu()
         self._ended(len(index))
         self._wrote(self.shards.keep(ended, squares=self._squares[index], curves=self.curves.rows(index)))
 
     def _wrote(self, orbits: int) -> None:
+        """Record that a shard was written."""
         if orbits:
             self.folder.tell("shard", search=self.name, orbits=orbits, process=self.team.rank)
 
     def _look(self, report: Callable[[], None], now: bool = False) -> None:
-        """After a step: has another process failed, a signal come; and the progress."""
+        """Stop if a signal came or another process failed; report the progress."""
         if (number := pending()) is not None:
             self._wrote(self.shards.flush())
             done = self.plan.n - len(self.shards.missing())

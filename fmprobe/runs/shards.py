@@ -1,7 +1,8 @@
-"""Ended orbits on disk while a run goes on: shards, each written whole, that any number of processes leave in a folder.
+"""Ended orbits on disk while a run goes on: shards, each written whole, which any number of processes leave in a
+folder.
 
-A shard holds orbits in the order in which they ended, with the starts they belong to, so its name, the lowest of these
-starts, is its own. What no shard holds has still to be computed; that is all there is to resuming.
+A shard holds orbits in the order in which they ended, and the starts that they belong to. So its name, the lowest of
+these starts, is unique. To resume is to compute what no shard holds.
 """
 
 import math
@@ -23,18 +24,25 @@ from fmprobe.dynamics.paging import forget, lies_in
 from fmprobe.errors import WriteError
 from fmprobe.files import write_atomically
 
-SHARDS = 32  # that a run is written in, about
-BYTES = 2**25  # of ends in one shard, at most
-ROWS = ("steps", "residuals", "status", "errors", "periods")  # of `Orbits`, in its order, after the ends
+SHARDS = 32  # approximate number of shards of a run
+BYTES = 2**25  # largest size of the ends in one shard, in bytes
+ROWS = ("steps", "residuals", "status", "errors", "periods")  # the tensors of `Orbits` after the ends, in its order
 
 
 def rows_of_a_shard(n: int, size: int) -> int:
-    """Orbits in one shard of a run of `n`, each end of `size` numbers."""
+    """Number of orbits in one shard of a run of `n`, for ends of `size` values."""
     return max(1, min(-(-n // SHARDS), BYTES // (4 * size)))
 
 
 class Shards:
-    """The shards of a run of `n` starts in `folder`; `rows` orbits each."""
+    """The shards of a run.
+
+    Args:
+        folder: folder that holds them.
+        n: number of starts of the run.
+        latent_shape: shape of a latent.
+        rows: number of orbits in a shard.
+    """
 
     def __init__(self, folder: Path, n: int, latent_shape: tuple[int, ...], rows: int) -> None:
         self.folder, self.n, self.latent_shape, self.rows = folder, n, latent_shape, rows
@@ -42,7 +50,7 @@ class Shards:
         self._checks = 0
 
     def missing(self) -> Tensor:
-        """The starts that no shard holds, in order; a shard that cannot be read is thrown away."""
+        """The starts that no shard holds, in order. A shard that cannot be read is deleted."""
         left = torch.ones(self.n, dtype=torch.bool)
         for path in self._paths():
             try:
@@ -53,14 +61,22 @@ class Shards:
         return left.nonzero()[:, 0]
 
     def keep(self, ended: Ended, **more: Tensor) -> int:
-        """Take orbits in, and further rows of them; writes a shard when one is full. Returns how many it wrote."""
+        """Take in orbits, and further rows `more` of them. A shard is written when it is full.
+
+        Returns:
+            How many orbits were written.
+        """
         rows = {name: getattr(ended, name).cpu() for name in ("index", "ends", "evaluations", *ROWS)}
         self._waiting.append({**rows, **more})
         self._checks += ended.check_evaluations
         return self.flush() if sum(len(part["index"]) for part in self._waiting) >= self.rows else 0
 
     def flush(self) -> int:
-        """Write what has been taken in since the last shard. Returns how many orbits that was."""
+        """Write what has been taken in since the last shard.
+
+        Returns:
+            How many orbits were written.
+        """
         if not self._waiting:
             return 0
         rows = {name: torch.cat([part[name] for part in self._waiting]) for name in self._waiting[0]}
@@ -104,9 +120,10 @@ class Shards:
 
 
 def scratch(shape: tuple[int, ...], folder: Path) -> Tensor:
-    """A float32 tensor on disk instead of in memory; its file has no name, so that nothing is left of it.
+    """A float32 tensor on disk instead of in memory. Its file has no name, so that nothing is left of it.
 
-    Raises WriteError where the disk has no room for it.
+    Raises:
+        WriteError: the disk has no room for it.
     """
     size = 4 * math.prod(shape)
     if size == 0:
@@ -114,7 +131,7 @@ def scratch(shape: tuple[int, ...], folder: Path) -> Tensor:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
-            # A file with holes would end the process, by a signal, on the first page that finds no room.
+            # If a file with holes ran out of room, a signal would end the process.
             os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
         except OSError as error:
             raise WriteError(folder, error) from error

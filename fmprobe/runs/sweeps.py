@@ -1,4 +1,4 @@
-"""Sweeps: results of named conditions, shared by the processes of a launch, kept on disk and gone on with."""
+"""Sweeps: results of named conditions, which processes share, which are kept on disk and can be resumed."""
 
 import json
 import time
@@ -15,20 +15,27 @@ from fmprobe.files import read_json, write_json
 from fmprobe.runs.folder import RunFolder
 from fmprobe.sharing import PATIENCE, team
 
-LONGEST = 120  # characters of a file's name before its ending
+LONGEST = 120  # largest number of characters of a file's name before its suffix
 
 Work = Callable[[str, dict[str, Any]], Any]
 
 
 def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator[tuple[str, Any]]:
-    """The name and result of every condition, in order, each as soon as it is there.
+    """Yield the name and result of every condition, in order, each as soon as it is there.
 
-    `conditions`: settings by name, as JSON holds them, that decide the result. `work(name, settings)` computes one, a
-    value that JSON holds, nan and infinity included, by its settings alone: processes of one launch draw conditions
-    from a shared counter, so that it must not wait for other processes. `folder` keeps each in a file of its own; what
-    is there with the same settings is not computed again. All processes must come here, and to every result. Raises
-    InputError where they came with different conditions, another run is at work in the folder, or it cannot be written;
-    Abandoned where another process met an error.
+    The processes of one launch draw conditions from a shared counter. All of them must come here, and take every
+    result. A result that is there with the same settings is not computed again.
+
+    Args:
+        work: `work(name, settings)` computes one result from its settings alone, a value that JSON holds; nan and
+            infinity are allowed. It must not wait for other processes.
+        conditions: the settings by name, as JSON holds them, that decide the results.
+        folder: folder that keeps each result in a file of its own.
+
+    Raises:
+        InputError: the processes came with different conditions, another run is at work in the folder, or it cannot be
+            written.
+        Abandoned: another process met an error.
     """
     crew = team()
     wanted = {name: json.loads(_text(settings)) for name, settings in conditions.items()}
@@ -37,15 +44,15 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
         draw, total = crew.counter(), crew.counter()
         mark = int.from_bytes(sha256(_text(list(wanted.items())).encode()).digest()[:4])
         total(mark)
-        crew.barrier()  # before one of them writes, so that the same ones are missing everywhere
-        if total(0) != crew.size * mark:  # they would wait for each other for ever
+        crew.barrier()  # nothing is written before this, so that the same conditions are missing everywhere
+        if total(0) != crew.size * mark:  # the processes would wait for each other for ever
             raise InputError("processes of one launch came to a sweep with different conditions: launch them alike")
         drawn = 0
         for name in wanted:
             while not (kept := _kept(folder, name, wanted[name])):
                 if drawn < len(missing) and (drawn := draw(1)) <= len(missing):
                     mine = missing[drawn - 1]
-                    result = work(mine, deepcopy(wanted[mine]))  # a copy, since work may edit what it is given
+                    result = work(mine, deepcopy(wanted[mine]))  # a copy, since `work` may change its argument
                     write_json(file_of(folder, mine), {"settings": wanted[mine], "result": result}, exact=True)
                 else:
                     crew.check()
@@ -54,7 +61,7 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
 
 
 def file_of(folder: Path, name: str) -> Path:
-    """Where a condition's result is kept: its name, with what a file's name may not hold written as in a URL."""
+    """The file of a condition's result. Characters that a file name may not hold are written as in a URL."""
     safe = quote(name, safe=" ,=+()")
     safe = safe.replace(".", "%2E", 1) if safe.startswith(".") else safe
     if len(safe) > LONGEST:
@@ -63,7 +70,7 @@ def file_of(folder: Path, name: str) -> Path:
 
 
 def _kept(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file of a condition holds; nothing where it is not there, damaged or of other settings."""
+    """The content of a condition's file; empty if the file is missing, damaged or of other settings."""
     try:
         content = read_json(file_of(folder, name))
     except InputError:
@@ -77,7 +84,7 @@ def _text(settings: Any) -> str:
 
 
 def _guarded(folder: Path) -> AbstractContextManager[None]:
-    """While the launch works in the folder, which others are kept out of."""
+    """Lock the folder while the launch works in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

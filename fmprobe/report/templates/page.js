@@ -1,5 +1,5 @@
 "use strict";
-// Sliders: move every frame of a film to the column of its sprite that the slider is at.
+// Sliders: a slider moves every frame of a film to one column of its sprite.
 for (const film of document.querySelectorAll(".film")) {
   const input = film.querySelector("input[type=range]");
   if (!input) continue;
@@ -14,7 +14,7 @@ for (const film of document.querySelectorAll(".film")) {
   move();
 }
 
-// Galleries: what the pointer is over, the finger taps or the arrow keys reach is shown large, with its figures.
+// Galleries: the tile that is pointed at, tapped or reached by arrow keys is shown large, with its numbers.
 for (const gallery of document.querySelectorAll(".gallery")) {
   const tiles = [...gallery.querySelectorAll(".tile")];
   const inspector = gallery.querySelector(".inspector");
@@ -55,7 +55,7 @@ for (const gallery of document.querySelectorAll(".gallery")) {
   if (tiles.length) show(tiles[0]);
 }
 
-// On paper everything is open.
+// In print, everything is open.
 addEventListener("beforeprint", () => {
   for (const closed of document.querySelectorAll("details")) closed.open = true;
 });
