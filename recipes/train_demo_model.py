@@ -240,7 +240,7 @@ It is meant to be probed, not used: its latent map f(z) = E(D(z)) has many attra
   come back with MSE {error:.1e} on [0, 1]. Made by fmprobe's `recipes/train_demo_model.py`.
 - **Attractors found** from N(0, I) starts (squared step < 1e-6): see the table. "Matching": the decoded attractor has a
   cosine above {match} with a training digit; the others, if any, match none.
-- **Started from the training digits themselves**, f keeps {kept} of {images} and moves the others to other attractors.
+- **Started from the training digits themselves**, f keeps {kept} of {images} and leads the others away.
 - **Limits**: one patch an image and few images, both chosen so that noise leads to whole digits; with 2x2 patches it
   does not (see the recipe's notes). Nothing here speaks of generalization.
 
