@@ -236,11 +236,11 @@ It is meant to be probed, not used: its latent map f(z) = E(D(z)) has many attra
 - **Model**: `ViTMAEForPreTraining`, hidden size {width}, 2 encoder and 2 decoder layers, one patch an image: a latent
   is CLS + one patch token, (2, {width}). Masking off, `norm_pix_loss` off.
 - **Training**: denoising, {steps} steps, seed {seed}: noise of deviation up to {pixel_noise} on pixels in [-1, 1], the
-  latent turned towards noise by up to {angle:.0f} degrees, and a second turn of f; the training digits
+  latent turned towards noise by up to {angle:.0f} degrees, and a second step of f; the training digits
   come back with MSE {error:.1e} on [0, 1]. Made by fmprobe's `recipes/train_demo_model.py`.
 - **Attractors found** from N(0, I) starts (squared step < 1e-6): see the table. "Matching": the decoded attractor has a
   cosine above {match} with a training digit; the others, if any, match none.
-- **Started from the training digits themselves**, f keeps {kept} of {images} and leads the others elsewhere.
+- **Started from the training digits themselves**, f keeps {kept} of {images} and leads the others away.
 - **Limits**: one patch an image and few images, both chosen so that noise leads to whole digits; with 2x2 patches it
   does not (see the recipe's notes). Nothing here speaks of generalization.
 
