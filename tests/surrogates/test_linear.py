@@ -1,6 +1,7 @@
 """Linear decoders: the solution of a ridge regression, and a kind like the others."""
 
 import json
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fmprobe.errors import InputError
 from fmprobe.procedural import procedural_images
 from fmprobe.surrogates.artefact import load_surrogate
 from fmprobe.surrogates.fit import FitSettings, fit_decoder, fit_with
-from fmprobe.surrogates.linear import FINEST, LinearDecoder
+from fmprobe.surrogates.linear import FINEST, LinearDecoder, LinearSettings
 
 
 def fit(model, images=None, **settings) -> Any:
@@ -91,6 +92,15 @@ def test_it_is_decided_by_its_seed_and_leaves_the_random_state(encoder, tmp_path
 def test_settings_are_checked_and_those_of_other_kinds_are_refused(encoder, settings, message):
     with pytest.raises(InputError, match=message):
         fit(encoder, **settings)
+
+
+OTHER = {"n_images": 40, "pixel_noise": 0.3, "draws": 3, "mixture": "leaves", "seed": 5, "ridge": 1.0}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(LinearSettings) if field.name != "kind"])
+def test_another_value_of_every_setting_changes_the_result(encoder, name):
+    base = {"pixel_noise": 0.1, "draws": 2}
+    assert not torch.equal(fit(encoder, **base).weight, fit(encoder, **{**base, name: OTHER[name]}).weight)
 
 
 def test_its_settings_are_a_class_of_their_own(encoder):
