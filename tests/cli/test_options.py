@@ -26,6 +26,7 @@ CONTEXTS = [
     "score DETECTOR --data D",
     "fit-decoder m --kind pixel",
     "fit-decoder m --kind latent",
+    "fit-decoder m --kind linear",
 ]
 # Noticed by the content of what is kept beside the run; and, of scores, the same on any device and written every time.
 BESIDE = {

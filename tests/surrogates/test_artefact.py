@@ -14,11 +14,13 @@ from fmprobe.digests import file_digest
 from fmprobe.errors import InputError
 from fmprobe.surrogates.artefact import load_surrogate, recorded
 from fmprobe.surrogates.fit import FitSettings, fit_with
+from fmprobe.surrogates.kinds import KINDS
 from fmprobe.surrogates.latent import LatentSurrogate
 from fmprobe.surrogates.pixel import PixelDecoder
 
 LATENT = FitSettings(kind="latent", n_images=32, steps=3, batch_size=8, noise=0.0, pixel_noise=0.1, contraction=0.0)
-BASE = {"pixel": replace(QUICK, steps=3), "latent": LATENT}
+LINEAR = replace(FitSettings.for_device(torch.device("cpu"), "linear"), n_images=32)
+BASE = {"pixel": replace(QUICK, steps=3), "latent": LATENT, "linear": LINEAR}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,10 @@ def test_unknown_kinds_versions_keys_and_sizes_are_named(artefact, encoder, valu
     changed(artefact, **values)
     with pytest.raises(InputError, match=message):
         load_surrogate(artefact, encoder)
+
+
+def test_every_kind_is_tried():
+    assert list(BASE) == list(KINDS)
 
 
 def test_a_surrogate_of_one_kind_is_not_loaded_as_the_other(artefact, encoder):
@@ -200,7 +206,7 @@ EARLIER_INFO = {
 }
 
 
-@pytest.mark.parametrize("kind", BASE)
+@pytest.mark.parametrize("kind", EARLIER_CONFIG)
 def test_a_folder_of_the_earlier_release_loads(encoder, tmp_path, kind):
     """Its weights by name and shape, and its config field by field, are written out here, not asked of the code."""
     draw = torch.Generator().manual_seed(0)
