@@ -7,6 +7,7 @@ from fmprobe.loading import Adapter, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import ViTMAEForPreTraining
 
     from fmprobe.autoencoder import Autoencoder
 
@@ -51,15 +52,7 @@ class MAE(Adapter):
 
         def encode(images: "Tensor") -> "Tensor":
             pixels = preprocessing.normalise(images).to(source.dtype)
-            # At mask ratio 0 the model still permutes its tokens by this noise. Rising noise keeps them in place.
-            noise = order.to(torch.float32).expand(len(images), -1)
-            ratio, config_in_use = module.vit.config.mask_ratio, module.vit.config
-            config_in_use.mask_ratio = 0.0
-            try:
-                out = module.vit(pixels, noise=noise, interpolate_pos_encoding=resized)
-            finally:
-                config_in_use.mask_ratio = ratio
-            return out.last_hidden_state.float()
+            return _unmasked(module, pixels, order, resized).float()
 
         def decode(latents: "Tensor") -> "Tensor":
             restore = order.expand(len(latents), -1)
@@ -81,3 +74,15 @@ class MAE(Adapter):
             device=source.device,
             prepare=preprocessing.at(sides),
         )
+
+
+def _unmasked(module: "ViTMAEForPreTraining", pixels: "Tensor", order: "Tensor", resized: bool) -> "Tensor":
+    """All tokens of the encoder, unmasked and in the given order."""
+    # At mask ratio 0 the model still permutes its tokens by this noise. Rising noise keeps them in place.
+    noise = order.float().expand(len(pixels), -1)
+    config = module.vit.config
+    ratio, config.mask_ratio = config.mask_ratio, 0.0
+    try:
+        return module.vit(pixels, noise=noise, interpolate_pos_encoding=resized).last_hidden_state
+    finally:
+        config.mask_ratio = ratio
