@@ -19,6 +19,7 @@ PROBES = (
     "memorization",
     "field",
     "convergence",
+    "contraction",
     "alignment",
     "ood",
     "score",
