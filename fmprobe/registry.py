@@ -20,6 +20,7 @@ PROBES = (
     "memorization",
     "field",
     "convergence",
+    "contraction",
     "alignment",
     "ood",
     "score",

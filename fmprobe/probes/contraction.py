@@ -1,104 +1,138 @@
-"""Contraction: does f bring points together, over N(0, I) inputs at large, and locally along trajectories?"""
+"""fmprobe contraction: does f bring points together, over N(0, I) inputs at large, and locally along trajectories?"""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
+import typer
 
-from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.checks import check_counts
-from fmprobe.dynamics.jacobian import NotDifferentiableError
-from fmprobe.dynamics.lipschitz import (
-    DIRECTIONS,
-    DISTANCE,
-    jacobian_sizes,
-    latents_at,
-    local_lipschitz,
-    pairwise_lipschitz,
-)
 from fmprobe.errors import InputError
+from fmprobe.files import write_atomically
 from fmprobe.probes.result import Result
-from fmprobe.seeding import normal_rows
+from fmprobe.report.plots import axes
+from fmprobe.report.sections import Section
+from fmprobe.runs import options as o
+from fmprobe.tables import Cell, Table, number
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from fmprobe.autoencoder import Autoencoder
+
+INPUTS, STARTS, STEPS = 256, 8, (0, 1, 3, 10, 30)  # by default
+FEWEST_INPUTS, FEWEST_STARTS = 32, 2  # on a slow CPU
+BUDGET = 90.0  # seconds that the Jacobians may take on a CPU; the inputs take at most a quarter of it
 QUANTILES = (0.1, 0.5, 0.9)
+ALONG = {
+    "norms": ("spectral norm of J", "#0072B2"),
+    "radii": ("spectral radius of J", "#D55E00"),
+    "local": ("finite differences", "#009E73"),
+}
+
+Inputs = Annotated[
+    int | None,
+    typer.Option(min=2, help="Number of N(0, I) inputs that spreads are compared on. [default: 256, fewer on a CPU]"),
+]
+Starts = Annotated[
+    int | None,
+    typer.Option("--starts", "-n", min=2, help="Number of trajectories from N(0, I). [default: 8, fewer on a CPU]"),
+]
+Steps = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--step",
+        min=0,
+        help="Step at which the Jacobian of every trajectory is examined. Repeatable. [default: 0, 1, 3, 10 and 30]",
+    ),
+]
 
 
-class Spread:
-    """Standard deviations of rows `(B, …)` that come in batches, in float64, one running sum a coordinate."""
+@o.grouped(load=o.LOAD)
+def contraction(
+    model: o.Model,
+    inputs: Inputs = None,
+    starts: Starts = None,
+    steps: Steps = None,
+    batch_size: o.BatchSize = None,
+    out: o.Out = None,
+    seed: o.Seed = 0,
+    verbose: o.Verbose = False,
+    resume: o.Resume = True,
+    *,
+    load: dict[str, Any],
+) -> Path:
+    """Measure by how much f, E and D contract: their spread over N(0, I) inputs, and the Jacobian along trajectories.
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.total = self.squares = torch.zeros(())
-
-    def add(self, rows: Tensor) -> None:
-        values = rows.detach().flatten(1).cpu().double()
-        self.count += len(values)
-        self.total = self.total + values.sum(0)
-        self.squares = self.squares + values.square().sum(0)
-
-    @property
-    def pooled(self) -> float:
-        """Of all values of all rows together, about their one mean."""
-        n = self.count * self.total.numel()
-        return float((self.squares.sum() / n - (self.total.sum() / n) ** 2).clamp(min=0).sqrt())
-
-    @property
-    def across(self) -> float:
-        """Between rows: the root of the variance of a coordinate over rows, averaged over coordinates."""
-        means = self.total / self.count
-        return float((self.squares / self.count - means.square()).clamp(min=0).mean().sqrt())
-
-
-def std_ratio(function: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) -> dict[str, float | None]:
-    """Standard deviation of what `function` gives over that of what it takes (Fumero et al., ICLR 2026, fig. 6).
-
-    `inputs`: batches `(B, …)`. "pooled": of all values together, which sees the offsets between coordinates that
-    are the same for every input. "across": over inputs, coordinate by coordinate, which does not, and so is below 1
-    exactly where outputs lie closer together than inputs. None where an output is not finite. Raises InputError for
-    fewer than two inputs, or inputs that do not vary.
+    An encoder without a decoder gets a surrogate, as in `probe`, so that there is an f. The ratio of E does not depend
+    on it.
     """
-    before, after = Spread(), Spread()
-    with torch.no_grad():
-        for batch in inputs:
-            before.add(batch)
-            after.add(function(batch.clone()))  # that may change what it is given
-    if before.count < 2:
-        raise InputError(f"a standard deviation needs two inputs or more, got {before.count}")
-    if not before.across > 0:
-        raise InputError(f"the {before.count} inputs do not vary, so that there is no spread to compare with")
-    ratios = {"pooled": after.pooled / before.pooled, "across": after.across / before.across}
-    return {name: value if np.isfinite(value) else None for name, value in ratios.items()}
+    from fmprobe.runs.models import open_model, with_decoder
+    from fmprobe.runs.run import head
+    from fmprobe.sharing import is_main
+
+    asked = {"inputs": inputs, "starts": starts, "steps": steps, "batch_size": batch_size}
+    how = {"load": load, "seed": seed, "resume": resume, "verbose": verbose}
+    with open_model(model, out, asked, **how, suffix="-contraction") as (run, loaded):
+
+        def make() -> dict[str, Any] | None:
+            subject = with_decoder(loaded, seed)
+            if not is_main():
+                return None  # one process takes all Jacobians
+            settings = _plan(subject, inputs, starts, tuple(steps or STEPS), batch_size)
+            found = probe_contraction(subject, **settings, seed=seed)
+            figure = found.plot()
+            write_atomically(run.path / "contraction.png", lambda path: figure.savefig(path, format="png", dpi=120))
+            protocol = {**found.protocol, "steps": found.steps, "batch_size": settings["batch_size"]}
+            return {**head(subject, protocol), found.key: found.to_dict(), "total_seconds": run.seconds}
+
+        run.once("contraction", make)
+        return run.finish("contraction")
 
 
-def noise_images(n: int, shape: tuple[int, ...], seed: int, batch_size: int) -> Iterator[Tensor]:
-    """N(0, I) images `(B, *shape)` in batches, on the CPU, independent of the starts that N(0, I) latents are."""
-    for i in range(0, n, batch_size):
-        rows = normal_rows(min(batch_size, n - i), math.prod(shape), seed, "contraction: inputs", i)
-        yield torch.from_numpy(rows).reshape(-1, *shape)
+def _plan(
+    model: "Autoencoder", inputs: int | None, starts: int | None, steps: tuple[int, ...], batch_size: int | None
+) -> dict[str, Any]:
+    """Settings of `probe_contraction` that fit the device; those that are given stay."""
+    from fmprobe.runs.plan import STABILITY_COST, duration, measured_cost
+
+    cost, slow = measured_cost(model), model.device.type == "cpu"
+    through = 2 * cost.seconds  # one input through f, E and D
+    along = (max(steps) + len(steps) * STABILITY_COST) * cost.seconds
+    n = inputs or (max(FEWEST_INPUTS, min(INPUTS, int(BUDGET / 4 / through))) if slow else INPUTS)
+    count = starts or (max(FEWEST_STARTS, min(STARTS, int(BUDGET / along))) if slow else STARTS)
+    typer.echo(
+        f"{n} inputs: about {duration(n * through)}; "
+        f"the Jacobian at {len(set(steps))} steps of {count} trajectories: about {duration(count * along)}"
+    )
+    return {"n": n, "starts": count, "steps": steps, "batch_size": batch_size or cost.batch_size}
 
 
 @dataclass(frozen=True)
 class Contraction(Result):
     """How much a model contracts.
 
-    `std_ratio`: by map ("f", "E", "D", those that there are), as `std_ratio`, on N(0, I) inputs of the map's shape.
-    `steps`: of the trajectories that were looked at. `norms`, `radii` `(starts, steps)`: spectral norm and radius of
-    J_f there, nan where the orbit is not finite; None where f has no derivative or the model no f. `local`
-    `(starts, steps)`: largest ||f(a) - f(b)|| / ||a - b|| of a few pairs close by, a lower bound of the norm.
-    `distant` `(starts // 2,)`: the same of pairs of starts. `absent`: why something is missing.
+    Attributes:
+        std_ratio: what `std_ratio` gives by map ("f", "E", "D", those that there are), on N(0, I) inputs of its shape.
+        steps: steps of the trajectories that were looked at.
+        norms: spectral norm of J_f there, `(starts, steps)`, nan where the orbit is not finite; None where f has no
+            derivative or the model no f.
+        radii: spectral radius of J_f there, likewise.
+        local: largest ||f(a) - f(b)|| / ||a - b|| of a few pairs close by, a lower bound of the norm, likewise.
+        distant: the same ratio of pairs of starts, `(starts // 2,)`; None without step 0.
+        absent: why something is missing.
+        protocol: numbers of inputs, starts and pairs, and the seed.
     """
 
     key: ClassVar[str] = "contraction"
     std_ratio: dict[str, dict[str, float | None]]
     steps: list[int]
-    norms: Tensor | None
-    radii: Tensor | None
-    local: Tensor | None
-    distant: Tensor | None
+    norms: "Tensor | None"
+    radii: "Tensor | None"
+    local: "Tensor | None"
+    distant: "Tensor | None"
     absent: dict[str, str]
     protocol: dict[str, Any]
 
@@ -119,20 +153,35 @@ class Contraction(Result):
 
 
 def probe_contraction(
-    model: Autoencoder,
+    model: "Autoencoder",
     *,
-    n: int = 256,
-    starts: int = 8,
-    steps: tuple[int, ...] = (0, 1, 3, 10, 30),
+    n: int = INPUTS,
+    starts: int = STARTS,
+    steps: tuple[int, ...] = STEPS,
     seed: int = 0,
     batch_size: int = 32,
 ) -> Contraction:
     """Contraction of a model (Fumero et al., ICLR 2026, def. 3, fig. 6).
 
-    `n` N(0, I) inputs for the ratios of standard deviations; `starts` trajectories from N(0, I), at whose `steps` the
-    Jacobian is examined. An encoder without a latent map has the ratio of E alone. Raises InputError for fewer than
-    two inputs or starts, or steps that are negative.
+    An encoder without a latent map has the ratio of E alone.
+
+    Args:
+        model: the model.
+        n: number of N(0, I) inputs for the ratios of standard deviations.
+        starts: number of trajectories from N(0, I).
+        steps: steps of the trajectories at which the Jacobian is examined.
+        seed: seed of the inputs and the starts.
+        batch_size: largest number of inputs or latents in one call of the model.
+
+    Raises:
+        InputError: there are fewer than two inputs or starts, or a step is negative.
     """
+    import torch
+
+    from fmprobe.dynamics import lipschitz
+    from fmprobe.dynamics.checks import check_counts
+    from fmprobe.dynamics.jacobian import NotDifferentiableError
+
     if min(n, starts) < 2 or not steps or min(steps) < 0 or any(step % 1 for step in steps):
         raise InputError(
             f"contraction needs two inputs and starts or more, and steps from 0 up: got {n}, {starts}, {steps}"
@@ -143,11 +192,11 @@ def probe_contraction(
     norms = radii = local = distant = None
     if model.has_latent_map:
         f = model.latent_map
-        points = latents_at(f, model.sample_latents(starts, seed), steps, batch_size)
-        local = torch.stack([local_lipschitz(f, z, seed=seed, batch_size=batch_size) for z in points], 1)
-        distant = pairwise_lipschitz(f, points[0], batch_size) if steps[0] == 0 else None
+        points = lipschitz.latents_at(f, model.sample_latents(starts, seed), steps, batch_size)
+        local = torch.stack([lipschitz.local_lipschitz(f, z, seed=seed, batch_size=batch_size) for z in points], 1)
+        distant = lipschitz.pairwise_lipschitz(f, points[0], batch_size) if steps[0] == 0 else None
         try:
-            sizes = [jacobian_sizes(f, z, batch_size) for z in points]
+            sizes = [lipschitz.jacobian_sizes(f, z, batch_size) for z in _bar(points, "Jacobians", len(points))]
             norms, radii = (torch.stack(rows, 1) for rows in zip(*sizes, strict=True))
         except NotDifferentiableError as error:
             absent["norms"] = absent["radii"] = str(error)
@@ -157,33 +206,162 @@ def probe_contraction(
         "inputs": n,
         "starts": starts,
         "seed": seed,
-        "relative_distance": DISTANCE,
-        "pairs_a_point": DIRECTIONS,
+        "relative_distance": lipschitz.DISTANCE,
+        "pairs_a_point": lipschitz.DIRECTIONS,
     }
     return Contraction(ratios, list(steps), norms, radii, local, distant, absent, protocol).about(model)
 
 
-def _ratios(model: Autoencoder, n: int, seed: int, batch_size: int) -> dict[str, dict[str, float | None]]:
+def _ratios(model: "Autoencoder", n: int, seed: int, batch_size: int) -> dict[str, dict[str, float | None]]:
     """By map that the model has."""
 
-    def latents() -> Iterable[Tensor]:
+    def latents() -> "Iterable[Tensor]":
         return (model.sample_latents(min(batch_size, n - i), seed, i) for i in range(0, n, batch_size))
 
-    found = {}
+    maps: dict[str, tuple[Any, Iterable[Tensor]]] = {}
     if model.has_latent_map:
-        found["f"] = std_ratio(model.latent_map, latents())
+        maps["f"] = model.latent_map, latents()
     if model.image_shape:
         images = noise_images(n, model.image_shape, seed, batch_size)
-        found["E"] = std_ratio(model.encode_unchecked, (batch.to(model.device) for batch in images))
+        maps["E"] = model.encode_unchecked, (batch.to(model.device) for batch in images)
     if model.has_decoder:
-        found["D"] = std_ratio(model.decode, latents())
-    return found
+        maps["D"] = model.decode, latents()
+    batches = math.ceil(n / batch_size)
+    return {name: std_ratio(f, _bar(inputs, f"spread of {name}", batches)) for name, (f, inputs) in maps.items()}
 
 
-def _summary(values: Tensor) -> dict[str, float | int | None]:
+def _bar(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    """The items, with a bar of progress on a terminal after two seconds."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=what, total=total, delay=2, disable=None, leave=False)
+
+
+def noise_images(n: int, shape: tuple[int, ...], seed: int, batch_size: int) -> "Iterator[Tensor]":
+    """N(0, I) images `(B, *shape)` in batches, on the CPU, independent of the starts that N(0, I) latents are."""
+    import torch
+
+    from fmprobe.seeding import normal_rows
+
+    for i in range(0, n, batch_size):
+        rows = normal_rows(min(batch_size, n - i), math.prod(shape), seed, "contraction: inputs", i)
+        yield torch.from_numpy(rows).reshape(-1, *shape)
+
+
+def std_ratio(function: "Callable[[Tensor], Tensor]", inputs: "Iterable[Tensor]") -> dict[str, float | None]:
+    """Standard deviation of what `function` gives over that of what it takes (Fumero et al., ICLR 2026, fig. 6).
+
+    Args:
+        function: takes and gives a batch.
+        inputs: batches `(B, …)`.
+
+    Returns:
+        "pooled": the ratio over all values together, which sees the offsets between coordinates that are the same for
+        every input. "across": the ratio over inputs, coordinate by coordinate, which does not, and so is below 1
+        exactly where outputs lie closer together than inputs. None where an output is not finite.
+
+    Raises:
+        InputError: there are fewer than two inputs, or they do not vary.
+    """
+    import torch
+    from sklearn.preprocessing import StandardScaler
+
+    finite, count = True, 0
+    scalers: tuple[Any, Any] = StandardScaler(), StandardScaler()
+    with torch.no_grad():
+        for batch in inputs:
+            count += len(batch)
+            outputs = function(batch.clone())  # that may change what it is given
+            for scaler, rows in zip(scalers, (batch, outputs), strict=True):
+                finite = finite and bool(rows.isfinite().all())
+                if finite:  # the scaler refuses infinity and passes over nan
+                    scaler.partial_fit(rows.detach().flatten(1).cpu().double().numpy())
+    if count < 2:
+        raise InputError(f"a standard deviation needs two inputs or more, got {count}")
+    if not finite:
+        return {"pooled": None, "across": None}
+    before, after = ({"pooled": s.var_.mean() + s.mean_.var(), "across": s.var_.mean()} for s in scalers)
+    if not before["across"] > 0:
+        raise InputError(f"the {count} inputs do not vary, so that there is no spread to compare with")
+    return {name: math.sqrt(after[name] / before[name]) for name in before}
+
+
+def _summary(values: "Tensor") -> dict[str, float | int | None]:
     """Quantiles of what is known, and the share of it below 1."""
+    import numpy as np
+
     known = values[values == values].double().numpy()
     if not len(known):
         return {"known": 0, "share_below_1": None, **{f"q{round(100 * q)}": None for q in QUANTILES}}
     quantiles = {f"q{round(100 * q)}": float(f"{np.quantile(known, q):.6g}") for q in QUANTILES}
     return {"known": len(known), "share_below_1": float((known < 1).mean()), **quantiles}
+
+
+def plot_contraction(contraction: Mapping[str, Any]) -> "Figure":
+    """Medians over starts against the step, with the band of four fifths of them; below the line at 1, f contracts.
+
+    `contraction`: what `Contraction.to_dict` gives.
+    """
+    figure, ax = axes("step t of the trajectory", "factor by which f stretches at z[t]")
+    for name, (label, colour) in ALONG.items():
+        rows = [
+            (step, row["q10"], row["q50"], row["q90"])
+            for step, row in zip(contraction["steps"], contraction[name] or [], strict=False)
+            if row["known"]
+        ]
+        if rows:
+            steps, low, median, high = zip(*rows, strict=True)
+            ax.plot(steps, median, "o-", ms=3, lw=1.5, color=colour, label=label)
+            ax.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+    ax.axhline(1, color="grey", ls="--", lw=1)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_yscale("log")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The ratios by map, and the norm of the Jacobian at the last step."""
+    ratios = ", ".join(f"{name} {number(row['across'], '.3f')}" for name, row in entry["std_ratio"].items())
+    found = [("spread, outputs / inputs", ratios)]
+    if entry["norms"]:
+        last = entry["norms"][-1]
+        text = f"median {number(last['q50'], '.3f')}, below 1 for {number(last['share_below_1'], '.0%')} of the starts"
+        found.append((f"norm of J at step {entry['steps'][-1]}", text))
+    return found
+
+
+def factors(entry: Mapping[str, Any]) -> list[Table]:
+    """The ratios of spread by map, and by which factor f stretches along the trajectories."""
+    missing = ". ".join(dict.fromkeys(entry["absent"].values()))
+    ratios = [(name, row["pooled"], row["across"]) for name, row in entry["std_ratio"].items()]
+    found = [Table("Standard deviation, outputs over inputs", ratios, ("map", "pooled", "across inputs"), missing)]
+    shown = {label: entry[name] for name, (label, _) in ALONG.items() if entry[name]}
+    rows = [
+        (str(step), *(cell for row in by_step for cell in _cells(row)))
+        for step, *by_step in zip(entry["steps"], *shown.values(), strict=True)
+    ]
+    if entry["distant"]:
+        rows.append(("pairs of starts", *[None] * (2 * len(shown) - 2), *_cells(entry["distant"])))
+    title = f"Factors by which f stretches, medians over {entry['protocol']['starts']} trajectories"
+    head = ("step", *(name for label in shown for name in (label, "below 1")))
+    return found + [Table(title, rows, head)] * bool(shown)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The median, and the share of trajectories below 1."""
+    return row["q50"], Cell(row["share_below_1"], ".0%")
+
+
+SECTIONS = (
+    Section(
+        "contraction",
+        "Contraction",
+        "By which factor f stretches at the points of trajectories. Below 1 it contracts.",
+        lines=lines,
+        tables=factors,
+        figures=lambda entry: {"spectral norm and radius along trajectories": plot_contraction(entry)},
+    ),
+)
+COMMANDS = {"contraction": contraction}

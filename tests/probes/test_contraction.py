@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from support.maps import draws
+from support.probes import DEMO, ran
 
 import fmprobe
 from fmprobe.dynamics.lipschitz import local_lipschitz
-from fmprobe.probes.contraction import Spread, std_ratio
+from fmprobe.probes.contraction import std_ratio
 
 D = 5
 MATRIX = 0.4 * draws(D, D, 4)
@@ -101,8 +102,27 @@ def test_bad_numbers_are_refused():
         std_ratio(lambda z: z, [torch.zeros(1, 3)])
 
 
-def test_spread_of_constant_rows_is_no_spread_across():
-    spread = Spread()
-    spread.add(torch.tensor([[1.0, 5.0]]).expand(9, 2))
-    assert spread.across == 0
-    assert spread.pooled == pytest.approx(2)
+def test_constant_outputs_have_no_spread_across():
+    rows = draws(9, 2)
+    ratio: Any = std_ratio(lambda z: torch.tensor([[1.0, 5.0]]).expand(len(z), 2), [rows[:4], rows[4:]])
+    assert ratio["across"] == 0
+    assert ratio["pooled"] == pytest.approx(2 / rows.double().numpy().std())
+
+
+def test_outputs_or_inputs_that_are_not_finite_have_no_ratio():
+    for value in (torch.nan, torch.inf):
+        spoiled = std_ratio(lambda z, value=value: torch.where(z > 0, z, value), [draws(9, 2)])
+        assert spoiled == {"pooled": None, "across": None}
+    with pytest.raises(fmprobe.InputError, match="do not vary"):
+        std_ratio(lambda z: z, [torch.ones(3, 2), torch.ones(2, 2)])
+
+
+def test_the_command_leaves_what_the_function_finds(tmp_path, capsys):
+    options = ["--inputs", 40, "--starts", 3, "--step", 1, "--step", 0, "--batch-size", 16]
+    results = ran(capsys, tmp_path / "run", "contraction", "contraction", *options)
+    model = fmprobe.load(str(DEMO), device="cpu")
+    found = probe(model, n=40, starts=3, steps=(0, 1), batch_size=16).to_dict()
+    assert results["contraction"] == json.loads(json.dumps(found))
+    assert set(found["std_ratio"]) == {"f", "E", "D"}
+    assert results["protocol"]["steps"] == [0, 1]
+    assert (tmp_path / "run" / "contraction.png").stat().st_size > 1000

@@ -113,7 +113,7 @@ def with_the_rest(folder: Path) -> Path:
     (folder / "memorization").mkdir()
     _noise(np.random.default_rng(2), 18, 8).save(folder / "memorization" / "0000.png")
     level = {"mean": 0.9, "std": 0.05, "count": 1}
-    row = {"known": 2, "q10": 0.5, "q25": 0.6, "q50": 0.7, "q75": 0.8, "q90": 0.9}
+    row = {"known": 2, "share_below_1": 1.0, "q10": 0.5, "q25": 0.6, "q50": 0.7, "q75": 0.8, "q90": 0.9}
     curve = {f"q{q}": [0.5, 0.25] for q in (10, 25, 50, 75, 90)}
     norms = {"latent": curve, "output": None, "norm": curve}
     correlations = {"pearson": None, "spearman": None}
@@ -149,8 +149,17 @@ def with_the_rest(folder: Path) -> Path:
             "estimates": {"rate": {"measured": [3], "estimated": [2.5], "median_ratio": 1.2, **correlations}},
             "left_out": {"rate": {"no attractor": 1}},
         },
-        "contraction": {"steps": [0, 1], "norms": [row, row], "radii": None, "local": None},
-        "residual_curves": {"steps": [1, 2], **norms, "n": 2, "starts": "N(0, I)"},
+        "contraction": {
+            "std_ratio": {"E": {"pooled": 1.1, "across": 0.9}},
+            "steps": [0, 1],
+            "norms": [row, row],
+            "radii": None,
+            "local": None,
+            "distant": None,
+            "absent": {"radii": "f has no derivative"},
+            "protocol": {"starts": 2},
+        },
+        "residual_curves": {"steps": [1, 2], **norms, "n": 2, "starts": "N(0, I)", "finite": [2, 1], "start_norm": 1.5},
         "alignment": {
             "subject": {
                 "maps": {"orthogonal": {"fit_error": 0.1, "cosine": row, "basins": basins, "chamfer": None}},
