@@ -50,18 +50,15 @@ Steps = Annotated[
 ]
 
 
-@o.grouped(load=o.LOAD)
+@o.grouped(options=o.RUN, load=o.LOAD)
 def contraction(
     model: o.Model,
     inputs: Inputs = None,
     starts: Starts = None,
     steps: Steps = None,
     batch_size: o.BatchSize = None,
-    out: o.Out = None,
-    seed: o.Seed = 0,
-    verbose: o.Verbose = False,
-    resume: o.Resume = True,
     *,
+    options: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
     """Measure by how much f, E and D contract: their spread over N(0, I) inputs, and the Jacobian along trajectories.
@@ -74,8 +71,8 @@ def contraction(
     from fmprobe.sharing import is_main
 
     asked = {"inputs": inputs, "starts": starts, "steps": steps, "batch_size": batch_size}
-    how = {"load": load, "seed": seed, "resume": resume, "verbose": verbose}
-    with open_model(model, out, asked, **how, suffix="-contraction") as (run, loaded):
+    seed = options["seed"]
+    with open_model(model, options, asked, load, suffix="-contraction") as (run, loaded):
 
         def make() -> dict[str, Any] | None:
             subject = with_decoder(loaded, seed)
