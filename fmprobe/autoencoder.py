@@ -177,13 +177,10 @@ class Autoencoder:
 
         Args:
             images: the images.
-            shape: shape of one image.
-            name: the model that takes them, for the message.
-            any_range: whether the values are left unchecked.
             what: what the images are called in the message.
 
         Raises:
-            InputError: they are not.
+            InputError: they are not, or the model takes no images.
         """
         self._encoder()
         check_images(images, self.image_shape, self.name, any_range=self.any_range, what=what)

@@ -2,15 +2,14 @@
 
 import math
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fmprobe.dynamics.calls import Function
 from fmprobe.errors import InputError
 
-Function = Callable[[Tensor], Tensor]
 ROUNDING = 1e-5  # how far a pixel may leave [0, 1]: arithmetic in float32 moves an exact 0 or 1 by less
 
 

@@ -4,7 +4,6 @@ determinism.
 
 import gc
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Map = Callable[[Tensor], Tensor]
+from fmprobe.dynamics.calls import Function
+
 FIXED = 8  # number of rows of every call, where results must not depend on how many rows there are
 
 
@@ -31,7 +31,7 @@ class Execution:
     compile: str | None = None
     fixed: int | None = None
 
-    def apply(self, f: Map, device: torch.device) -> Map:
+    def apply(self, f: Function, device: torch.device) -> Function:
         """Return f, evaluated in this way on `device`."""
         return _Evaluated(f, self, device)
 
@@ -39,9 +39,9 @@ class Execution:
 class _Evaluated:
     """f on any number of latents; it remembers for how many rows memory ran out."""
 
-    def __init__(self, f: Map, how: Execution, device: torch.device) -> None:
+    def __init__(self, f: Function, how: Execution, device: torch.device) -> None:
         self.f, self.how, self.device, self.rows = f, how, device, how.fixed
-        self._compiled: Map | None = None
+        self._compiled: Function | None = None
 
     def __call__(self, latents: Tensor) -> Tensor:
         while True:
@@ -67,7 +67,7 @@ class _Evaluated:
         device = after.device if after.is_meta else latents.device  # a meta tensor holds no values to move
         return after.to(device, latents.dtype, copy=True)  # f may return a buffer that it uses again
 
-    def _function(self) -> Map:
+    def _function(self) -> Function:
         # Compiled code lacks some of the derivatives that products with the Jacobian need.
         if self.how.compile is None or torch.is_grad_enabled():
             return self.f

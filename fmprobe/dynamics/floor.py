@@ -1,12 +1,11 @@
 """The rounding floor of f: how much of f(z) is rounding noise."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fmprobe.dynamics.calls import apart
+from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.norms import norms
 from fmprobe.seeding import torch_generator
 
@@ -15,7 +14,7 @@ ORDER = 4  # order of the differences: high enough that a smooth f leaves next t
 COORDINATES = 128  # least number of roundings that are pooled for one latent
 
 
-def rounding_floor(f: Callable[[Tensor], Tensor], latents: Tensor, batch_size: int = 256) -> tuple[Tensor, int]:
+def rounding_floor(f: Function, latents: Tensor, batch_size: int = 256) -> tuple[Tensor, int]:
     """Estimate the rounding noise of f at each latent.
 
     Fourth differences of f along short random lines vanish for a smooth f and leave its noise (Moré and Wild 2011,

@@ -1,11 +1,11 @@
 """Orthogonal Matching Pursuit of many targets at once: several steps on a few atoms, then verified on all."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fmprobe.dynamics.calls import Function
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.norms import quick_norms
 from fmprobe.dynamics.sparse_codes import Codes
@@ -138,7 +138,7 @@ class UnitAtoms:
         else:
             torch.index_select(self.gram, 0, chosen, out=out)
 
-    def pairs(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
+    def pairs(self, candidates: Tensor) -> Function:
         """The function from places `(B, 1)` in `candidates` `(B, M)` to the products of those with all, `(B, M)`."""
         if (gram := self.gram) is not None:
             return lambda place: gram[candidates.gather(1, place), candidates]
@@ -276,7 +276,7 @@ class _Window:
     @classmethod
     def take(
         cls,
-        pairs: Callable[[Tensor], Tensor],
+        pairs: Function,
         explained: Tensor,
         correlations: Tensor,
         fresh: Tensor,

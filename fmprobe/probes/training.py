@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fmprobe.attractors import AttractorSet, find_attractors
 from fmprobe.autoencoder import Autoencoder, check_images
+from fmprobe.dynamics.calls import Function
 from fmprobe.dynamics.distances import chamfer, nearest
 from fmprobe.dynamics.merging import THRESHOLDS
 from fmprobe.errors import InputError, WriteError
@@ -228,7 +229,7 @@ class AttractorTracker:
 class _Counted:
     """f, counting the rows that it is asked for."""
 
-    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, f: Function) -> None:
         self.f, self.rows = f, 0
 
     def __call__(self, latents: Tensor) -> Tensor:

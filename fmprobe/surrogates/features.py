@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.digests import digest, file_digest
+from fmprobe.dynamics.calls import Function
 from fmprobe.errors import InputError
 from fmprobe.images import as_pixels
 
@@ -158,7 +159,7 @@ def cache_folder(name: str) -> Path:
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "fmprobe" / name
 
 
-def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, size: int = AT_ONCE) -> Tensor:
+def in_blocks(function: Function, x: Tensor, size: int = AT_ONCE) -> Tensor:
     """`function` of blocks of at most `size` rows, without gradients, as one tensor on the CPU."""
     with torch.no_grad():
         return torch.cat([function(block).cpu() for block in x.split(size)])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmprobe.errors import InputError
+from fmprobe.probes import score as scoring  # `score` is a module of this folder too
 from fmprobe.probes.ood.page import SECTIONS
-from fmprobe.probes.score import check_acceptance, score
 from fmprobe.runs import options as o
 
 if TYPE_CHECKING:
@@ -87,14 +87,16 @@ def ood(
     if data is None:
         raise InputError("no images: name them with --data SOURCE[:split][#column]")
     if detector is not None:
-        acting = {"detector", "as_json", "quiet", *inspect.signature(score).parameters}
+        acting = {"detector", "as_json", "quiet", *inspect.signature(scoring.score).parameters}
         _refuse(context, _given(context) - acting, f"--detector {detector} knows its model and settings")
         how = {key: options[key] for key in ("out", "verbose", "resume")}
-        return score(detector, data, acceptance=acceptance, rule=rule, parquet=parquet, device=load["device"], **how)
+        return scoring.score(
+            detector, data, acceptance=acceptance, rule=rule, parquet=parquet, device=load["device"], **how
+        )
     _refuse(context, _given(context) & {"rule", "parquet"}, "a detector is fitted here, and `fmprobe score` applies it")
     if not ood:
         _refuse(context, _given(context) & {"ood_images"}, "there are no out-of-distribution images without --ood")
-    check_acceptance(acceptance)
+    scoring.check_acceptance(acceptance)
     if model is None:
         raise InputError("no model: name one to fit a detector for, or a fitted detector with --detector DIR")
     settings = {"steps": steps, "distance": distance, "aggregate": aggregate, **orbits}

@@ -1,6 +1,5 @@
 """Trajectories and what their points are compared with: the attractors that the fit images' trajectories end in."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.attractors import AttractorSet, find_attractors
-from fmprobe.dynamics.calls import apart
+from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.distances import Dissimilarity, directions, euclidean, typical_size
 from fmprobe.dynamics.iterate import MEASURES, iterate
 from fmprobe.dynamics.merging import THRESHOLDS, single_linkage
@@ -23,8 +22,6 @@ DISTANCES = ("euclidean", "cosine", "standardised")
 CONSTANT = 1e-4  # a dimension whose deviation is below this share of the typical one counts as constant
 MOST = 2**31  # an upper bound of steps and of rows in a batch
 STABILITY_CAP = 16  # number of attractors whose Jacobian is examined
-
-Map = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,9 @@ class Reference:
     facts: dict[str, Any]
 
 
-def find_reference(f: Map, latents: Tensor, settings: TrajectorySettings, progress: bool | None = None) -> Reference:
+def find_reference(
+    f: Function, latents: Tensor, settings: TrajectorySettings, progress: bool | None = None
+) -> Reference:
     """Find the attractors that the fit images' trajectories end in (Fumero et al., ICLR 2026, sec. 4).
 
     Where fewer than half of the trajectories end in a known attractor, the points reached at the step limit are taken
@@ -210,7 +209,7 @@ class _Passage:
 
 
 @torch.no_grad()
-def follow(f: Map, latents: Tensor, nearest: Nearest, settings: TrajectorySettings) -> Trajectories:
+def follow(f: Function, latents: Tensor, nearest: Nearest, settings: TrajectorySettings) -> Trajectories:
     """Follow the trajectories from latents and keep their statistics; no trajectory is stored.
 
     Args:
@@ -248,7 +247,7 @@ def follow(f: Map, latents: Tensor, nearest: Nearest, settings: TrajectorySettin
     )
 
 
-def _count_to(steps: int, f: Map, orbits: Orbits, passage: _Passage, batch_size: int) -> None:
+def _count_to(steps: int, f: Function, orbits: Orbits, passage: _Passage, batch_size: int) -> None:
     """Count exactly `steps` of every orbit: an orbit at a fixed point stays there, a cycle goes round."""
     left = steps - passage.steps
     rest = orbits.converged & (left > 0)
