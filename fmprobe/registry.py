@@ -20,6 +20,7 @@ PROBES = (
     "field",
     "convergence",
     "contraction",
+    "residuals",
     "alignment",
     "ood",
     "score",

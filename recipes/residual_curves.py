@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 import fmprobe
-from fmprobe.cli.session import with_decoder
-from fmprobe.report.residuals import plot_residuals
+from fmprobe.probes.residuals import plot_residuals
+from fmprobe.runs.models import with_decoder
 from fmprobe.runs.sweeps import sweep
 from fmprobe.sharing import together
 
