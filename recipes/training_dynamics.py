@@ -17,7 +17,7 @@ import torch
 
 import fmprobe
 from fmprobe.images import load_small_set
-from fmprobe.report.training import training_curves
+from fmprobe.probes.training import training_curves
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import alone
 
