@@ -24,9 +24,11 @@ from torch import Tensor
 
 import fmprobe
 from fmprobe.probes.residuals import plot_residuals
+from fmprobe.report.summary import tables
 from fmprobe.runs.models import with_decoder
 from fmprobe.runs.sweeps import sweep
 from fmprobe.sharing import together
+from fmprobe.tables import as_text
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "fmprobe" / "demo" / "vit-mae-digits"
@@ -78,27 +80,6 @@ def images_for(name: str, model: fmprobe.Autoencoder, arguments: argparse.Namesp
     return None if source is None else model.load_images(source, arguments.starts)
 
 
-def tell(name: str, row: dict[str, Any]) -> None:
-    """Medians over starts at a few steps, and how far each fell."""
-    last = row["steps"][-1]
-    shown = [step for step in (1, 2, 5, 10, 30, 100, 300) if step <= last]
-    print(f"\n{name}, {row['n']} starts ({row['starts']}), {last} steps: medians over starts")
-    print(f"norm of the starts {row['start_norm']:.4g}")
-    print(f"{'step':18}" + "".join(f"{step:>12}" for step in shown) + f"{'last / first':>15}")
-    for key, label in (("latent", "latent residual"), ("output", "output residual"), ("norm", "latent norm")):
-        if row[key] is None:
-            print(f"{label:18}   none: the model has no images")
-            continue
-        median = row[key]["q50"]
-        cells = "".join(
-            f"{median[step - 1]:>12.4g}" if median[step - 1] is not None else f"{'–':>12}" for step in shown
-        )
-        ratio = f"{median[-1] / median[0]:.3g}" if median[-1] is not None and median[0] else "–"
-        print(f"{label:18}{cells}{ratio:>15}")
-    if row["finite"][-1] < row["n"]:
-        print(f"{row['n'] - row['finite'][-1]} of {row['n']} orbits are not finite at the end")
-
-
 @together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -146,7 +127,7 @@ def main() -> None:
 
     for label, found in sweep(measure, conditions, arguments.out):
         if found is not None:
-            tell(conditions[label]["name"], found["residual_curves"])
+            print(f"\n{label}: {as_text(tables(found, 'residual_curves'))}")
 
 
 if __name__ == "__main__":
