@@ -21,6 +21,7 @@ PROBES = (
     "field",
     "convergence",
     "contraction",
+    "residuals",
     "alignment",
     "ood",
     "score",

@@ -19,7 +19,7 @@ from _shared import epochs_of, loaded, parser_of, train, untrained
 
 import fmprobe
 from fmprobe.files import write_json
-from fmprobe.report.training import matched_curves
+from fmprobe.probes.training import matched_curves
 from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import is_main, together

@@ -25,10 +25,12 @@ import torch
 from torch import Tensor
 
 import fmprobe
-from fmprobe.report.residuals import plot_residuals
+from fmprobe.probes.residuals import plot_residuals
+from fmprobe.report.summary import tables
 from fmprobe.runs.models import with_decoder
 from fmprobe.runs.sweeps import sweep
 from fmprobe.sharing import together
+from fmprobe.tables import as_text
 
 DEMO = Path(__file__).resolve().parents[1] / "fmprobe" / "demo" / "vit-mae-digits"
 # DINOv2 and SigLIP2 get decoders that are fitted here on procedural images. The paper uses published decoders.
@@ -70,27 +72,6 @@ def images_for(name: str, model: fmprobe.Autoencoder, arguments: argparse.Namesp
         return digits(model, arguments.starts)
     source = arguments.data or (arguments.assets and f"{arguments.assets / 'data' / 'photos'}:test")
     return None if source is None else model.load_images(source, arguments.starts)
-
-
-def print_curves(name: str, row: dict[str, Any]) -> None:
-    """Print medians over starts at a few steps, and the ratio of the last to the first."""
-    last = row["steps"][-1]
-    shown = [step for step in (1, 2, 5, 10, 30, 100, 300) if step <= last]
-    print(f"\n{name}, {row['n']} starts ({row['starts']}), {last} steps: medians over starts")
-    print(f"norm of the starts {row['start_norm']:.4g}")
-    print(f"{'step':18}" + "".join(f"{step:>12}" for step in shown) + f"{'last / first':>15}")
-    for key, label in (("latent", "latent residual"), ("output", "output residual"), ("norm", "latent norm")):
-        if row[key] is None:
-            print(f"{label:18}   none: the model has no images")
-            continue
-        median = row[key]["q50"]
-        cells = "".join(
-            f"{median[step - 1]:>12.4g}" if median[step - 1] is not None else f"{'–':>12}" for step in shown
-        )
-        ratio = f"{median[-1] / median[0]:.3g}" if median[-1] is not None and median[0] else "–"
-        print(f"{label:18}{cells}{ratio:>15}")
-    if row["finite"][-1] < row["n"]:
-        print(f"{row['n'] - row['finite'][-1]} of {row['n']} orbits are not finite at the last step")
 
 
 @together()
@@ -142,7 +123,7 @@ def main() -> None:
 
     for name, found in sweep(measure, conditions, arguments.out):
         if found is not None:
-            print_curves(conditions[name]["name"], found["residual_curves"])
+            print(f"\n{name}: {as_text(tables(found, 'residual_curves'))}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from _shared import FULL, REDUCED, SMALLEST, add_protocol, epochs_of, fill, loaded, parser_of, train, untrained
 
 import fmprobe
-from fmprobe.report.training import training_curves
+from fmprobe.probes.training import training_curves
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import alone
 

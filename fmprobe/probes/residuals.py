@@ -1,34 +1,138 @@
-"""Residual curves: how the step of each orbit falls, or does not, in latent space and in the images."""
+"""fmprobe residuals: do the steps of orbits fall, in latent space and in the images, and do norms stay bounded?"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
+import typer
 
-from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.curves import norms_along
 from fmprobe.errors import InputError
+from fmprobe.files import write_atomically
 from fmprobe.probes.result import Result
+from fmprobe.report.sections import Section
+from fmprobe.runs import options as o
+from fmprobe.tables import Table, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from fmprobe.autoencoder import Autoencoder
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-STARTS = 32  # from noise, by default
+STARTS, STEPS = 32, 100  # by default
+BUDGET = 90.0  # seconds that the orbits may take on a CPU, where nobody says how many steps
+SHOWN = (1, 2, 5, 10, 30, 100, 300)  # steps that a table has, beside the last
+PANELS = {
+    "latent": "latent residual  ||z[t] - z[t-1]||",
+    "output": "output residual  ||D(z[t]) - D(z[t-1])||",
+    "norm": "latent norm  ||z[t]||",
+}
+
+Data = Annotated[
+    str | None, typer.Option(help="Images whose latents are the starts, SOURCE[:split][#column]. [default: noise]")
+]
+Images = Annotated[
+    int | None,
+    typer.Option("--images", min=1, help="Largest number of images of --data, spread evenly. [default: 32]"),
+]
+Starts = Annotated[
+    int | None, typer.Option("--starts", "-n", min=1, help="Number of starts drawn from N(0, I). [default: 32]")
+]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Number of steps that every start takes. [default: 100, fewer on a slow CPU]"),
+]
+
+
+@o.grouped(options=o.RUN, load=o.LOAD)
+def residuals(
+    model: o.Model,
+    data: Data = None,
+    images: Images = None,
+    starts: Starts = None,
+    steps: Steps = None,
+    batch_size: o.BatchSize = None,
+    *,
+    options: dict[str, Any],
+    load: dict[str, Any],
+) -> Path:
+    """Follow residuals and norms step by step, from noise or from encoded images; no orbit ends early.
+
+    An encoder without a decoder gets a surrogate, as in `probe`.
+    """
+    if data is None and images is not None:
+        raise InputError("--images counts the images of --data: give --data too, or --starts for noise")
+    if data is not None and starts is not None:
+        raise InputError("--starts counts noise starts, and --data gives others: leave out one of them")
+    from fmprobe.digests import digest
+    from fmprobe.hub import canonical
+    from fmprobe.images import sample_images
+    from fmprobe.runs.models import open_model, with_decoder
+    from fmprobe.runs.run import head
+    from fmprobe.sharing import is_main
+
+    sources = [] if data is None else [data]
+    asked = {"data": [canonical(source) for source in sources], "images": images, "starts": starts}
+    asked |= {"steps": steps, "batch_size": batch_size}
+    seed = options["seed"]
+    with open_model(model, options, asked, load, suffix="-residuals", sources=sources) as (run, loaded):
+        given = identity = None
+        if data is not None:
+            given = sample_images(data, images or STARTS, seed=seed, **loaded.image_arguments)
+            identity = digest(given)
+
+        def make() -> dict[str, Any] | None:
+            subject = with_decoder(loaded, seed)
+            if not is_main():
+                return None  # one process follows all orbits
+            count = (starts or STARTS) if given is None else len(given)
+            settings = _plan(subject, count, steps, batch_size)
+            found = probe_residuals(subject, given, n=count, seed=seed, **settings)
+            figure = found.plot()
+            write_atomically(run.path / "residuals.png", lambda path: figure.savefig(path, format="png", dpi=120))
+            protocol = {"starts": found.starts, "n": count, "seed": seed, **settings}
+            protocol |= {} if data is None else {"data": data, "identity": identity}
+            return {**head(subject, protocol), found.key: found.to_dict(), "total_seconds": run.seconds}
+
+        # The images of a source may change under its name.
+        same = lambda entry: bool(entry) and run.results["protocol"].get("identity") == identity  # noqa: E731
+        run.once("residual_curves", make, same=same)
+        return run.finish("residual_curves")
+
+
+def _plan(model: "Autoencoder", starts: int, steps: int | None, batch_size: int | None) -> dict[str, int]:
+    """Settings of `probe_residuals` that fit the device; those that are given stay."""
+    from fmprobe.runs.plan import affordable_steps, duration, measured_cost
+
+    cost = measured_cost(model)
+    step = starts * cost.seconds
+    count = steps or affordable_steps(STEPS, BUDGET, step, model.device)
+    typer.echo(f"{starts} starts, {count} steps each: about {duration(count * step)}")
+    return {"steps": count, "batch_size": batch_size or cost.batch_size}
 
 
 @dataclass(frozen=True)
 class Residuals(Result):
     """Norms along n orbits of T steps, float32 `(n, T)`; column t - 1 belongs to step t.
 
-    `latent`: ||z[t] - z[t-1]||. `output`: ||D(z[t]) - D(z[t-1])||, not clamped, None where the model has no images.
-    `norm`: ||z[t]||. Nan from where an orbit is not finite. `start_norm` `(n,)`: ||z[0]||. `starts`: what they are.
+    All are nan from where an orbit is not finite.
+
+    Attributes:
+        latent: ||z[t] - z[t-1]||.
+        output: ||D(z[t]) - D(z[t-1])||, not clamped; None where the model has no images.
+        norm: ||z[t]||.
+        start_norm: ||z[0]||, `(n,)`.
+        starts: what the starts are.
+        seed: seed of the starts.
     """
 
     key: ClassVar[str] = "residual_curves"
-    latent: Tensor
-    output: Tensor | None
-    norm: Tensor
-    start_norm: Tensor
+    latent: "Tensor"
+    output: "Tensor | None"
+    norm: "Tensor"
+    start_norm: "Tensor"
     starts: str
     seed: int
 
@@ -47,20 +151,32 @@ class Residuals(Result):
 
 
 def probe_residuals(
-    model: Autoencoder,
-    images: Tensor | None = None,
+    model: "Autoencoder",
+    images: "Tensor | None" = None,
     *,
     n: int | None = None,
-    steps: int = 100,
+    steps: int = STEPS,
     seed: int = 0,
     batch_size: int = 32,
 ) -> Residuals:
     """Residual of latents and of images, and norm of latents, step by step (Fumero et al., ICLR 2026, fig. 12, 16, 17).
 
-    Starts are `images` `(n, *image_shape)`, encoded, or `n` draws from N(0, I) by `seed`, by default 32. Each takes all
-    `steps`, settled or not. Raises InputError where the model has no latent map, for numbers below 1, and for an `n`
-    that is not the number of `images`.
+    Args:
+        model: the model.
+        images: images `(n, *image_shape)` whose latents are the starts; by default starts are drawn from N(0, I).
+        n: number of starts, by default 32.
+        steps: number of steps that every start takes, settled or not.
+        seed: seed of the starts.
+        batch_size: largest number of latents in one call of the model.
+
+    Raises:
+        InputError: the model has no latent map, a number is below 1, or `n` is not the number of `images`.
     """
+    import torch
+    from tqdm import tqdm
+
+    from fmprobe.dynamics.curves import norms_along
+
     if images is not None:
         model.check_images(images)
         if n not in (None, len(images)):
@@ -69,19 +185,19 @@ def probe_residuals(
     count = STARTS if n is None else n
     if min(count, steps, batch_size) < 1:
         raise InputError(f"residual curves need starts, steps and a batch, got {count}, {steps} and {batch_size}")
-    through = {
-        "decode": model.decode if model.has_decoder else None,
-        "encode": model.encode_unchecked if model.maps_through_images else None,
-    }
-    blocks = []
-    with torch.no_grad():
-        for first in range(0, count, batch_size):
+    decode = model.decode if model.has_decoder else None
+    encode = model.encode_unchecked if model.maps_through_images else None
+    blocks, firsts = [], range(0, count, batch_size)
+    with torch.no_grad(), tqdm(total=len(firsts) * steps, desc="steps", delay=2, disable=None, leave=False) as bar:
+        for first in firsts:
             size = min(batch_size, count - first)
             if images is None:
                 latents = model.sample_latents(size, seed, first)
             else:
                 latents = model.encode(images[first : first + size])
-            blocks.append(norms_along(model.latent_map, latents, steps, **through))
+            blocks.append(
+                norms_along(model.latent_map, latents, steps, decode=decode, encode=encode, stepped=bar.update)
+            )
     curves = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
     what = "N(0, I)" if images is None else "images, encoded"
     return Residuals(
@@ -89,8 +205,10 @@ def probe_residuals(
     ).about(model)
 
 
-def _quantiles(values: Tensor) -> dict[str, list[float | None]]:
+def _quantiles(values: "Tensor") -> dict[str, list[float | None]]:
     """By name of the quantile, one value a step, None where no orbit is finite."""
+    import numpy as np
+
     table: dict[str, list[float | None]] = {f"q{round(100 * q)}": [] for q in QUANTILES}
     for column in values.T:
         known = column[column == column].double().numpy()
@@ -98,3 +216,74 @@ def _quantiles(values: Tensor) -> dict[str, list[float | None]]:
         for row, value in zip(table.values(), found, strict=True):
             row.append(None if value is None else float(f"{value:.6g}"))
     return table
+
+
+def plot_residuals(residuals: Mapping[str, Any], title: str = "") -> "Figure":
+    """Median over the starts, with the bands that hold half and four fifths of them, one panel a norm.
+
+    `residuals`: what `Residuals.to_dict` gives. Fumero et al., ICLR 2026, fig. 12, 16, 17.
+    """
+    from matplotlib.figure import Figure
+
+    shown = [name for name in PANELS if residuals[name] is not None]
+    figure = Figure(figsize=(3.4 * len(shown), 3.2), layout="constrained")
+    for ax, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        known = [value is not None for value in residuals[name]["q50"]]
+        steps = [step for step, there in zip(residuals["steps"], known, strict=True) if there]
+        curve = {q: [v for v in values if v is not None] for q, values in residuals[name].items()}
+        ax.plot(steps, curve["q50"], color="#0072B2", lw=1.6, label="median")
+        ax.fill_between(steps, curve["q25"], curve["q75"], color="#0072B2", alpha=0.3, lw=0, label="half")
+        ax.fill_between(steps, curve["q10"], curve["q90"], color="#0072B2", alpha=0.12, lw=0, label="four fifths")
+        ax.set_xscale("log")
+        if any(value > 0 for value in curve["q50"]):
+            ax.set_yscale("log")
+        ax.set_xlabel("step t")
+        ax.set_ylabel(PANELS[name])
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title or f"{residuals['n']} starts: {residuals['starts']}", fontsize=10)
+    return figure
+
+
+def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How far the residual has fallen at the last step."""
+    median = entry["latent"]["q50"]
+    text = (
+        f"median {number(median[-1], '.3g')} at step {entry['steps'][-1]}, {number(_fall(median), '.2g')} of the first"
+    )
+    return [("latent residual", f"{text}; {entry['n']} starts: {entry['starts']}")]
+
+
+def medians(entry: Mapping[str, Any]) -> list[Table]:
+    """Medians over the starts at a few steps, and how far each fell."""
+    last = entry["steps"][-1]
+    steps = [step for step in SHOWN if step < last] + [last]
+    rows = [
+        (name.split("  ")[0], *(entry[key]["q50"][step - 1] for step in steps), _fall(entry[key]["q50"]))
+        for key, name in PANELS.items()
+        if entry[key] is not None
+    ]
+    lead = f"The median norm of the starts is {entry['start_norm']:.4g}."
+    if (lost := entry["n"] - entry["finite"][-1]) > 0:
+        lead += f" {lost} of {entry['n']} orbits are not finite at the end, and left out from there on."
+    title = f"Medians over {entry['n']} starts ({entry['starts']}), by step"
+    return [Table(title, rows, ("norm", *map(str, steps), "last / first"), lead)]
+
+
+def _fall(median: list[float | None]) -> float | None:
+    """The last value over the first."""
+    first, last = median[0], median[-1]
+    return last / first if first and last is not None else None
+
+
+SECTIONS = (
+    Section(
+        "residual_curves",
+        "Residuals in latent space and in images",
+        "Median over the starts, with the bands that hold half and four fifths of them.",
+        lines=lines,
+        tables=medians,
+        figures=lambda entry: {"residuals against the step": plot_residuals(entry)},
+    ),
+)
+COMMANDS = {"residuals": residuals}

@@ -17,6 +17,9 @@ CONTEXTS = [
     "weights m --data D --no-null",
     "memorization m --data D",
     "convergence m",
+    "contraction m",
+    "residuals m",
+    "residuals m --data D",
     "compare m k --data D",
     "compare m k --data D --no-ceiling --no-null",
     "compare m k --data D --map linear",
@@ -50,6 +53,7 @@ GIVEN = {  # a value by name, where one of its type alone would not do
     "acceptance": "0.5",
     "rule": "first",
     "images": "70",
+    "steps": "2",
     "pixel_decoder": "D",
     "detector": "DETECTOR",
 }

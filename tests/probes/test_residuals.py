@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from support.maps import draws
+from support.probes import DEMO, ran
+from support.runs import command
 
 import fmprobe
 from fmprobe.autoencoder import Autoencoder
@@ -92,3 +94,31 @@ def test_numbers_that_make_no_sense_are_refused(model):
     for settings in bad:
         with pytest.raises(fmprobe.InputError, match="residual curves need"):
             fmprobe.probe_residuals(model, **settings)
+
+
+def test_the_command_leaves_what_the_function_finds(tmp_path, capsys):
+    results = ran(capsys, tmp_path / "run", "residuals", "residual_curves", "--starts", 5, "--steps", 12)
+    found = fmprobe.probe_residuals(fmprobe.load(str(DEMO), device="cpu"), n=5, steps=12).to_dict()
+    assert results["residual_curves"] == json.loads(json.dumps(found))
+    assert results["protocol"]["starts"] == "N(0, I)"
+    assert (tmp_path / "run" / "residuals.png").stat().st_size > 1000
+
+
+def test_the_command_starts_from_the_images_of_a_source_as_they_are_now(tmp_path, capsys):
+    path, options = tmp_path / "images.npz", ["--images", 3, "--steps", 4]
+    sets = [np.random.default_rng(seed).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8) for seed in (0, 1)]
+    model, found = fmprobe.load(str(DEMO), device="cpu"), []
+    for pixels in sets:
+        np.savez(path, images=pixels)
+        results = ran(capsys, tmp_path / "run", "residuals", "residual_curves", "--data", path, *options)
+        images = model.load_images(str(path), 3)
+        found.append(fmprobe.probe_residuals(model, images, steps=4).to_dict())
+        assert results["residual_curves"] == json.loads(json.dumps(found[-1]))
+    assert found[0] != found[1]
+
+
+def test_options_that_contradict_each_other_are_refused(tmp_path, capsys):
+    for options in (["--images", 3], ["--data", "procedural", "--starts", 3]):
+        assert command("residuals", "nowhere", *options, "-o", tmp_path / "run") == 2
+        assert options[-2] in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from support.maps import draws
 from torch import nn
 
 import fmprobe
-from fmprobe.report.training import matched_curves, training_curves
+from fmprobe.probes.training import matched_curves, training_curves
 
 SHAPE = (1, 16, 16)
 TRAIN = torch.rand(24, *SHAPE, generator=torch.Generator().manual_seed(0))

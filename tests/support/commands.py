@@ -137,7 +137,7 @@ class Observed:
             "probes.ood.detector.TrajectoryDetector.threshold": Detector.threshold,
             "probes.ood.detector.TrajectoryDetector.examine": Detector.examine,
             **dict.fromkeys(ends, stop),
-            **{f"probes.{name}.probe_{name}": stop for name in ("convergence",)},
+            **{f"probes.{name}.probe_{name}": stop for name in ("convergence", "contraction", "residuals")},
         }
         unwatched = {
             "runs.plan._seconds_per_row": lambda *_: 1e-4,

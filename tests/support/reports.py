@@ -141,7 +141,6 @@ def with_the_rest(folder: Path) -> Path:
             "attractors": [[0, 0]],
             "plane": "the latent space",
         },
-        "training": {"records": [{"epoch": 0, "test_error": 0.2}, {"epoch": 1, "test_error": 0.1}]},
         "convergence": {
             "eps": 0.01,
             "starts": 2,
