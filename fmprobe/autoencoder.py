@@ -173,17 +173,10 @@ class Autoencoder:
         return self._evaluated(latents)
 
     def check_images(self, images: Tensor, what: str = "images") -> None:
-        """Check that images are finite floats `(n, *shape)` in [0, 1], up to rounding.
-
-        Args:
-            images: the images.
-            shape: shape of one image.
-            name: the model that takes them, for the message.
-            any_range: whether the values are left unchecked.
-            what: what the images are called in the message.
+        """Check that `images`, called `what` in the message, are such as `encode` takes.
 
         Raises:
-            InputError: they are not.
+            InputError: they are not, or the model takes no images.
         """
         self._encoder()
         check_images(images, self.image_shape, self.name, any_range=self.any_range, what=what)
