@@ -173,11 +173,7 @@ class Autoencoder:
         return self._evaluated(latents)
 
     def check_images(self, images: Tensor, what: str = "images") -> None:
-        """Check that images are finite floats `(n, *shape)` in [0, 1], up to rounding.
-
-        Args:
-            images: the images.
-            what: what the images are called in the message.
+        """Check that `images`, called `what` in the message, are such as `encode` takes.
 
         Raises:
             InputError: they are not, or the model takes no images.

@@ -1,7 +1,6 @@
 """TokenEncoder: what the vision transformers of transformers have in common."""
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fmprobe.autoencoder import Autoencoder
-    from fmprobe_adapters._preprocessing import Sides
 
 INTERPOLATE = "interpolate_pos_encoding"  # argument of models that take other image sizes only if asked to
 
@@ -34,9 +32,9 @@ class TokenEncoder(Adapter):
     def load(self, source: Source) -> "Autoencoder":
         """Load an encoder alone, at any multiple of its patch size; decode and latent_map need a surrogate."""
         from fmprobe.autoencoder import Autoencoder
-        from fmprobe_adapters._preprocessing import sides_of
+        from fmprobe_adapters._preprocessing import in_words, sides_of
         from fmprobe_adapters._transformers import read_preprocessing
-        from fmprobe_adapters._weights import check_keys
+        from fmprobe_adapters._weights import check_keys, first_output
 
         absent: set[str] = set()
         module = self._module(source, absent)
@@ -53,7 +51,10 @@ class TokenEncoder(Adapter):
         def forward(images: "Tensor") -> Any:
             return module(preprocessing.normalise(images).to(source.dtype), **resized)
 
-        blank = _first_output(source, module, forward, (channels, *sides), own)
+        what = f"cannot encode an image of {in_words(sides)}"
+        if sides != own:
+            what = f"does not take images of {in_words(sides)}, where its config says {in_words(own)}"
+        blank = first_output(source, module, forward, (channels, *sides), what)
         if not hasattr(blank, "last_hidden_state"):
             expected, _ = self.classes[source.config["model_type"]]
             raise InputError(
@@ -91,25 +92,6 @@ class TokenEncoder(Adapter):
             return module
         # A model in memory may hold it beside a head or a text model.
         return getattr(module.base_model, "vision_model", module.base_model)
-
-
-def _first_output(
-    source: Source, module: Any, forward: Callable[["Tensor"], Any], image_shape: tuple[int, ...], own: "Sides"
-) -> Any:
-    """What the model gives for a grey image; raise InputError if it cannot encode images of this shape."""
-    import torch
-
-    from fmprobe_adapters._preprocessing import in_words
-    from fmprobe_adapters._weights import first_call
-
-    sides = image_shape[1], image_shape[2]
-    if sides == own:
-        what = f"cannot encode an image of {in_words(sides)}"
-    else:
-        what = f"does not take images of {in_words(sides)}, where its config says {in_words(own)}"
-    image = torch.full((1, *image_shape), 0.5, device=source.device)
-    with torch.no_grad(), first_call(source, module, what):
-        return forward(image)
 
 
 @dataclass(frozen=True)

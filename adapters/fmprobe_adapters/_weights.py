@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -85,11 +85,13 @@ def one_line_errors(name: str) -> Iterator[None]:
         raise InputError(f"cannot load the weights of {name}: {reason}") from error
 
 
-@contextlib.contextmanager
-def first_call(source: Source, module: Any, what: str) -> Iterator[None]:
-    """Turn any error that a model raises on its first call into one line that begins with `what`."""
+def first_output(
+    source: Source, module: Any, function: Callable[[torch.Tensor], Any], image_shape: tuple[int, ...], what: str
+) -> Any:
+    """What a function of a model gives for a grey image; an error becomes one line that begins with `what`."""
     try:
-        yield
+        with torch.no_grad():
+            return function(torch.full((1, *image_shape), 0.5, device=source.device))
     except InputError:
         raise
     except Exception as error:

@@ -23,12 +23,10 @@ class Diffusers(Adapter):
 
     def load(self, source: Source) -> "Autoencoder":
         """Load the whole autoencoder, which takes any multiple of its downsampling factor."""
-        import torch
-
         from fmprobe.autoencoder import Autoencoder
         from fmprobe_adapters._diffusers import load_module, read_normalisation
         from fmprobe_adapters._preprocessing import as_json, in_words, sides_of
-        from fmprobe_adapters._weights import first_call
+        from fmprobe_adapters._weights import first_output
 
         source.pick_tokens(("all",))
         module = load_module(source)
@@ -48,14 +46,12 @@ class Diffusers(Adapter):
             return (module.decode(raw).sample.float() + 1) / 2
 
         image_shape = (int(config.in_channels), *sides)
-        image = torch.full((1, *image_shape), 0.5, device=source.device)
-        with torch.no_grad(), first_call(source, module, f"cannot encode an image of {in_words(sides)}"):
-            latent_shape = encode(image).shape[1:]
+        blank = first_output(source, module, encode, image_shape, f"cannot encode an image of {in_words(sides)}")
         return Autoencoder(
             encode,
             decode,
             image_shape=image_shape,
-            latent_shape=tuple(latent_shape),
+            latent_shape=tuple(blank.shape[1:]),
             provenance=source.provenance(
                 tokens="all",
                 space=normalisation.words,

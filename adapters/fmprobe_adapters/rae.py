@@ -23,12 +23,10 @@ class RAE(Adapter):
 
     def load(self, source: Source) -> "Autoencoder":
         """Load the whole autoencoder at its one size. Its decoder may make larger images than its encoder takes."""
-        import torch
-
         from fmprobe.autoencoder import Autoencoder
         from fmprobe.errors import InputError
         from fmprobe_adapters._diffusers import load_module
-        from fmprobe_adapters._weights import first_call
+        from fmprobe_adapters._weights import first_output
 
         source.pick_tokens(("patch",))
         module = load_module(source, _complete)
@@ -43,9 +41,7 @@ class RAE(Adapter):
             return module.decode(latents.to(source.dtype)).sample.float()
 
         image_shape = (int(module.config.num_channels), side, side)
-        image = torch.full((1, *image_shape), 0.5, device=source.device)
-        with torch.no_grad(), first_call(source, module, f"cannot encode an image of {side} px"):
-            latent_shape = encode(image).shape[1:]
+        blank = first_output(source, module, encode, image_shape, f"cannot encode an image of {side} px")
         resizing = (
             "" if side == inner else f"; f resizes each image from {side} to {inner} px (bicubic) before it encodes"
         )
@@ -53,7 +49,7 @@ class RAE(Adapter):
             encode,
             decode,
             image_shape=image_shape,
-            latent_shape=tuple(latent_shape),
+            latent_shape=tuple(blank.shape[1:]),
             provenance=source.provenance(
                 tokens="patch",
                 space="normalised by the published mean and deviation, which are of real images" + resizing,

@@ -29,7 +29,7 @@ class Timm(Adapter):
         from fmprobe.autoencoder import Autoencoder
         from fmprobe_adapters._preprocessing import in_words
         from fmprobe_adapters._timm import load_module
-        from fmprobe_adapters._weights import first_call
+        from fmprobe_adapters._weights import first_output
 
         module = source.module
         if module is not None and not hasattr(module, "forward_features"):
@@ -53,8 +53,7 @@ class Timm(Adapter):
         what = f"cannot encode an image of {in_words(sides)}"
         if sides != native:
             what = f"does not take images of {in_words(sides)}, leave the image size at its own, {in_words(native)}"
-        with torch.no_grad(), first_call(source, module, what):
-            blank = features(torch.full((1, channels, *sides), 0.5, device=source.device))
+        blank = first_output(source, module, features, (channels, *sides), what)
         if not isinstance(blank, torch.Tensor) or blank.ndim not in (3, 4):
             raise InputError(f"{source.name} gives neither one set of tokens nor one feature map: choose another model")
         tokens = source.pick_tokens(_available(blank.ndim == 3, prefix))
