@@ -11,6 +11,8 @@ from fmprobe.dynamics.norms import quick_norms
 from fmprobe.dynamics.sparse_codes import Codes
 
 BUDGET = 1 << 30  # bytes of working memory
+# Windows pay off for long paths. The plain algorithm took 1.2 to 1.3 times as long for 256 of 4096 atoms, 1.8 for 512
+# and 2.1 for 1024, and 0.4 to 0.9 for short paths (one thread; recipes/benchmark_omp.py --plain).
 WINDOW, CANDIDATES = 24, 128  # steps taken before all atoms are looked at again, and atoms among which they are taken
 MOST = 256  # targets that advance together
 STOP = 16  # units of rounding: a target is explained if its largest correlation is below this share of its norm
@@ -50,17 +52,16 @@ def orthogonal_matching_pursuit(
         # Copied, since the codes are read after the caller may have changed them.
         dictionary, targets = (rows.detach().to(dtype, copy=True).contiguous() for rows in (dictionary, targets))
         depth = min(n_atoms, *dictionary.shape)
-        plan = _Plan.make(dictionary, len(targets), depth, memory_budget)
-        atoms = UnitAtoms(dictionary, plan.with_gram)
+        with_gram, block = _plan(dictionary, len(targets), depth, memory_budget)
+        atoms = UnitAtoms(dictionary, with_gram)
         indices = torch.full((len(targets), n_atoms), -1, dtype=torch.long, device=targets.device)
         factors = torch.eye(depth, dtype=dtype, device=targets.device).repeat(len(targets), 1, 1)
         scales = _norms(targets)
-        store = dictionary.new_empty(plan.block, depth + min(WINDOW, depth), len(dictionary))
-        for first in range(0, len(targets), plan.block):
-            rows = slice(first, first + plan.block)
+        store = dictionary.new_empty(block, depth + min(WINDOW, depth), len(dictionary))
+        for first in range(0, len(targets), block):
+            rows = slice(first, first + block)
             correlations = atoms.products(_over(targets[rows], scales[rows]))
-            place = store[: len(correlations)]
-            _Block(atoms, correlations, indices[rows, :depth], factors[rows], place).run()
+            _Block(atoms, correlations, indices[rows, :depth], factors[rows], store[: len(correlations)]).run()
     return Codes(indices, (indices >= 0).sum(1), factors, dictionary, targets, atoms.norms, scales)
 
 
@@ -83,35 +84,23 @@ def _check(dictionary: Tensor, targets: Tensor, n_atoms: int) -> None:
         raise ValueError(f"cannot choose {n_atoms} of {len(dictionary)} atoms: expected at least 1 of both")
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How the memory budget is spent.
-
-    Attributes:
-        with_gram: Whether the products of all atoms are kept.
-        block: Number of targets that advance together.
-    """
-
-    with_gram: bool
-    block: int
-
-    @classmethod
-    def make(cls, dictionary: Tensor, n_targets: int, depth: int, budget: int) -> "_Plan":
-        n, d = dictionary.shape
-        item, window, candidates = dictionary.element_size(), min(WINDOW, depth), min(CANDIDATES, n)
-        # A target's projected atoms, its window's and scratch for these; its correlations, their scores and the open
-        # atoms; its candidates.
-        one = item * ((depth + 4 * window + 4) * n + candidates * (2 * candidates + depth)) + 2 * n
-        # Without the products of all atoms, those of each atom chosen are computed: worth it for few targets.
-        gram = item * n * n
-        with_gram = n_targets * depth >= n and 2 * gram + one <= budget
-        left = budget - (2 * gram if with_gram else item * candidates * d)
-        one += 0 if with_gram else 2 * item * window * d
-        if left < one:
-            need = budget - left + one
-            raise MemoryError(f"{depth} of {n} atoms need {need:,} bytes for one target, the budget is {budget:,}")
-        # Blocks take half of what is left at most: fresh memory costs more than many targets at once gain.
-        return cls(with_gram, max(1, min(n_targets, MOST, left // 2 // one)))
+def _plan(dictionary: Tensor, n_targets: int, depth: int, budget: int) -> tuple[bool, int]:
+    """Whether the products of all atoms are kept, and how many targets advance together, for a memory budget."""
+    n, d = dictionary.shape
+    item, window, candidates = dictionary.element_size(), min(WINDOW, depth), min(CANDIDATES, n)
+    # A target's projected atoms, its window's and scratch for these; its correlations, their scores and the open atoms;
+    # its candidates.
+    one = item * ((depth + 4 * window + 4) * n + candidates * (2 * candidates + depth)) + 2 * n
+    # For few targets, the products of each chosen atom are cheaper than those of all atoms.
+    gram = item * n * n
+    with_gram = n_targets * depth >= n and 2 * gram + one <= budget
+    left = budget - (2 * gram if with_gram else item * candidates * d)
+    one += 0 if with_gram else 2 * item * window * d
+    if left < one:
+        need = budget - left + one
+        raise MemoryError(f"{depth} of {n} atoms need {need:,} bytes for one target, the budget is {budget:,}")
+    # Blocks take half of what is left at most: fresh memory costs more than many targets at once gain.
+    return with_gram, max(1, min(n_targets, MOST, left // 2 // one))
 
 
 class UnitAtoms:
@@ -139,7 +128,11 @@ class UnitAtoms:
             torch.index_select(self.gram, 0, chosen, out=out)
 
     def pairs(self, candidates: Tensor) -> Function:
-        """The function from places `(B, 1)` in `candidates` `(B, M)` to the products of those with all, `(B, M)`."""
+        """A function that gives the products of one candidate of each target with all M, `(B, M)`.
+
+        Args:
+            candidates: Atoms, `(B, M)`. The function takes the place of one in each row, `(B, 1)`.
+        """
         if (gram := self.gram) is not None:
             return lambda place: gram[candidates.gather(1, place), candidates]
         units = (self._unit(row) for row in candidates)
@@ -165,9 +158,9 @@ class _Block:
 
     With L the Cholesky factor of the chosen atoms' products, `store[b, :k]` is L^-1 times their products with all
     atoms: row j holds every atom's part along the j-th direction, and column i of an atom i that is chosen next is its
-    row of L. Each step adds one row, made from all earlier ones; reading these takes most of the plain method's time.
-    So a window of steps is taken on a few candidates first. Then its rows are made together, the correlations of all
-    atoms follow, and the steps are kept up to the first at which an atom outside the candidates correlates more.
+    row of L. Each step adds one row, made from all earlier ones; to read these takes most of a step's time. So a window
+    of steps is taken on a few candidates first. Then its rows are made together, the correlations of all atoms follow,
+    and the steps are kept up to the first at which an atom outside the candidates correlates more.
 
     Targets of any number k of atoms advance together, since rows from k on are zero as far as any is read.
 
@@ -196,11 +189,12 @@ class _Block:
             scores = torch.where(self.open, self.correlations.abs(), 0)
             score, candidates = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1)
             going = (score[:, 0] > _rounding(score, STOP)) & (self.taken < depth)
-            if 2 * int(going.sum()) <= len(going):  # those that are done cost as much as the others
+            if 2 * int(going.sum()) <= len(going):  # targets that are done cost as much as the others
                 self._finish(~going)
-                candidates, going = candidates[going], self._narrow(going)
-            if len(going):
-                self._advance(going, candidates)
+                for name in ("rows", "correlations", "store", "open", "taken", "left"):
+                    setattr(self, name, getattr(self, name)[going])
+            else:
+                self._advance(candidates)
 
     def _finish(self, done: Tensor) -> None:
         """Write the factors of the targets that are done."""
@@ -208,18 +202,11 @@ class _Block:
         for b, row, k in places.tolist():
             self.factors[row, :k, :k] = self.store[b, :k].index_select(1, self.indices[row, :k]).T.tril()
 
-    def _narrow(self, kept: Tensor) -> Tensor:
-        """Go on with some targets alone, and return `kept` for them."""
-        for name in ("rows", "correlations", "store", "open", "taken", "left"):
-            setattr(self, name, getattr(self, name)[kept])
-        return kept[kept]
-
-    def _advance(self, going: Tensor, candidates: Tensor) -> None:
-        """Take one window of steps of the targets that are `going` `(B,)`."""
-        wanted = torch.where(going, self.indices.shape[1] - self.taken, 0)
-        deepest, steps = (int(n) for n in torch.stack([self.taken.max(), wanted.max()]).tolist())
-        steps = min(steps, self.window, candidates.shape[1])
-        parts = self.store[:, :deepest].take_along_dim(candidates[:, None], 2)
+    def _advance(self, candidates: Tensor) -> None:
+        """Take one window of steps among the candidates `(B, M)`."""
+        least, deepest = (int(taken) for taken in self.taken.aminmax())
+        steps = min(self.indices.shape[1] - least, self.window, candidates.shape[1])
+        parts = _columns(self.store[:, :deepest], candidates)
         explained = parts.mT @ parts
         share = explained.diagonal(dim1=1, dim2=2)
         correlations = self.correlations.gather(1, candidates)
@@ -229,10 +216,10 @@ class _Block:
         fresh &= correlations.square() <= (1 - share + dependent) * (self.left + dependent)
         self.open.scatter_(1, candidates, fresh)
         window = _Window.take(self.atoms.pairs(candidates), explained, correlations, fresh, self.left, steps)
-        weights = -window.inverse @ parts.take_along_dim(window.places[:, None], 2).mT
-        self._extend(deepest, window, candidates.gather(1, window.places), weights, wanted)
+        weights = -window.inverse @ _columns(parts, window.places).mT
+        self._extend(deepest, window, candidates.gather(1, window.places), weights)
 
-    def _extend(self, deepest: int, window: "_Window", chosen: Tensor, weights: Tensor, wanted: Tensor) -> None:
+    def _extend(self, deepest: int, window: "_Window", chosen: Tensor, weights: Tensor) -> None:
         """Make the rows of the chosen atoms, and keep the steps that hold for all atoms: the first always does."""
         steps, heights = chosen.shape[1], window.heights
         made, before = self.scratch[:, : chosen.numel()].unflatten(1, (-1, steps))
@@ -244,7 +231,8 @@ class _Block:
         largest = torch.maximum(before.amax(2), -before.amin(2))
         kept = before.gather(2, chosen[:, :, None])[:, :, 0].abs() >= largest
         kept[:, 0] = True
-        kept &= torch.arange(steps, device=chosen.device) < torch.minimum(window.counts, wanted)[:, None]
+        possible = torch.minimum(window.counts, self.indices.shape[1] - self.taken)
+        kept &= torch.arange(steps, device=chosen.device) < possible[:, None]
         kept = kept.cumprod(1).bool()
         now.baddbmm_((heights * kept)[:, None], made, alpha=-1)
         for b, (k, count) in enumerate(torch.stack([self.taken, kept.sum(1)], 1).tolist()):
@@ -310,8 +298,7 @@ class _Window:
             height = torch.where(live, height, 0)
             row = pairs(place) - explained.take_along_dim(place[:, :, None], 1)[:, 0]
             earlier = directions[:, :step]
-            along = earlier.take_along_dim(place[:, None], 2)
-            row = torch.baddbmm(row[:, None], along.mT, earlier, alpha=-1)[:, 0] / scale
+            row = torch.baddbmm(row[:, None], _columns(earlier, place).mT, earlier, alpha=-1)[:, 0] / scale
             row = directions[:, step] = torch.where(live, row.scatter(1, place, scale), 0)
             left = left - height.square()
             correlations = correlations.addcmul(row, height, value=-1)
@@ -321,11 +308,16 @@ class _Window:
             places.append(place)
             heights.append(height)
         chosen = torch.cat(places, 1)
-        factors = directions.take_along_dim(chosen[:, None], 2).mT.tril()
+        factors = _columns(directions, chosen).mT.tril()
         factors += torch.diag_embed((factors.diagonal(dim1=1, dim2=2) == 0).to(factors))  # 1 where no step was taken
         unit = torch.eye(steps, dtype=factors.dtype, device=factors.device)
         inverse = torch.linalg.solve_triangular(factors, unit.expand_as(factors), upper=False)
         return cls(chosen, counts[:, 0], torch.cat(heights, 1), inverse)
+
+
+def _columns(matrices: Tensor, places: Tensor) -> Tensor:
+    """Columns `(B, m)` of each matrix `(B, k, N)`, `(B, k, m)`."""
+    return matrices.gather(2, places[:, None].expand(-1, matrices.shape[1], -1))
 
 
 def _rounding(values: Tensor, units: int) -> float:
