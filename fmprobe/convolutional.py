@@ -65,7 +65,7 @@ class BottleneckAutoencoder(nn.Module):
         if len(image_shape) != 3 or min(k, width, *image_shape) < 1 or k % 1 or width % 1:
             raise InputError(
                 f"{type(self).__name__}(k={k}, width={width}, image_shape={image_shape}): expected sizes from 1 up, "
-                "and an image_shape (C, H, W)"
+                "and images (C, H, W)"
             )
         strength = STRENGTHS[variant] if strength is None else strength
         most = {"plain": 0.0, "masked": 1.0}.get(variant, math.inf)

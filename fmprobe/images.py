@@ -287,7 +287,9 @@ def _procedural(n: int | None, image_shape: tuple[int, int, int], block: int, se
     from fmprobe.procedural import procedural_images
 
     if n is None or image_shape[1] != image_shape[2]:
-        raise InputError("procedural images are square and endless: give n, and an image_shape with H = W")
+        raise InputError(
+            "procedural images are square and endless: say how many with n, and give an image_shape with H = W"
+        )
     for first in range(0, n, block):
         images = procedural_images(min(block, n - first), image_shape[1], seed, first=first)
         yield images if image_shape[0] == 3 else images.mean(1, keepdim=True)

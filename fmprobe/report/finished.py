@@ -43,7 +43,7 @@ class FinishedRun:
         if self.results.get("schema") != SCHEMA:
             raise InputError(
                 f"{folder / RESULTS} is of schema {self.results.get('schema')!r}, and this version reads {SCHEMA}: "
-                "make the report with the version of fmprobe that made the run"
+                "make the report with the version that made the run"
             )
 
     def _parse(self, name: str) -> dict[str, Any]:

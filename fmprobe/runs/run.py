@@ -147,9 +147,7 @@ class Run:
         }
         pinned = self.folder.pin(f"{name}: circumstances", lambda: now)
         if (changed := differences(pinned, finite(json.loads(json.dumps(now)))[0])) != "":
-            raise InputError(
-                f"{self.path} was begun otherwise ({changed}): name another folder with --out, or add --no-resume"
-            )
+            raise InputError(f"{self.path} was begun otherwise ({changed}): name another --out, or --no-resume")
 
     @property
     def seconds(self) -> float:
