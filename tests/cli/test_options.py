@@ -16,6 +16,7 @@ CONTEXTS = [
     "weights m --data D",
     "weights m --data D --no-null",
     "memorization m --data D",
+    "field m",
     "convergence m",
     "contraction m",
     "residuals m",
@@ -35,6 +36,7 @@ CONTEXTS = [
 BESIDE = {
     "weights": ("data", "atoms", "images", "use_ends", "null"),
     "memorization": ("data", "test", "images", "use_ends"),
+    "field": ("resolution", "basins"),
     "score": ("device", "parquet"),
 }
 WITHOUT_COMPUTATION = {"models", "report"}  # nothing but arguments and what is shown
@@ -99,7 +101,7 @@ def observe(arguments, out, places):
 def bases(tmp_path_factory, places):
     """What each context gives the computation with nothing else said."""
     found = {c: observe(c.split(), tmp_path_factory.mktemp("base") / "run", places) for c in CONTEXTS}
-    assert all(base.calls and not base.refused for base in found.values())
+    assert not [context for context, base in found.items() if base.refused or not base.calls]
     return found
 
 

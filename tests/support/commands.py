@@ -121,6 +121,9 @@ class Observed:
         def nothing(*_: Any, **__: Any) -> None:
             return None
 
+        def without_pictures(found: Any, folder: Path) -> None:
+            found.attractors.save(folder / "attractors")
+
         ends = (
             "surrogates.fit.fit_decoder",
             "probes.alignment.comparison.compare",
@@ -142,7 +145,7 @@ class Observed:
         unwatched = {
             "runs.plan._seconds_per_row": lambda *_: 1e-4,
             "runs.plan._peak_memory": lambda *_: 0,
-            "probes.prototypes.found.Prototypes.save": nothing,
+            "probes.prototypes.found.Prototypes.save": without_pictures,
             "runs.run.write_report": nothing,
         }
         doors = {name: record(name, then) for name, then in kept.items()} | unwatched
