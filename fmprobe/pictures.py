@@ -49,6 +49,11 @@ def draw_sheet(pictures: "list[Image]", sizes: list[int], n: int) -> "Figure":
     return figure
 
 
+def save_figure(figure: "Figure", path: Path, dpi: int = 120) -> None:
+    """Write a figure as PNG, atomically."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi))
+
+
 def save_frames(frames: "Tensor", path: Path) -> None:
     """Save images `(rows, columns, C, H, W)` edge to edge in one PNG, each small enough for a page."""
     from PIL import Image

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from fmprobe.errors import InputError
-from fmprobe.files import write_atomically
-from fmprobe.probes.result import Result
+from fmprobe.probes.result import Result, probe_once
 from fmprobe.report.plots import axes
 from fmprobe.report.sections import Section
 from fmprobe.runs import options as o
@@ -66,27 +65,18 @@ def contraction(
     An encoder without a decoder gets a surrogate, as in `probe`, so that there is an f. The ratio of E does not depend
     on it.
     """
-    from fmprobe.runs.models import open_model, with_decoder
-    from fmprobe.runs.run import head
-    from fmprobe.sharing import is_main
+    from fmprobe.runs.models import open_model
 
     asked = {"inputs": inputs, "starts": starts, "steps": steps, "batch_size": batch_size}
     seed = options["seed"]
+
+    def probe(subject: "Autoencoder") -> tuple[Contraction, dict[str, Any]]:
+        settings = _plan(subject, inputs, starts, tuple(steps or STEPS), batch_size)
+        found = probe_contraction(subject, **settings, seed=seed)
+        return found, {**found.protocol, "steps": found.steps, "batch_size": settings["batch_size"]}
+
     with open_model(model, options, asked, load, suffix="-contraction") as (run, loaded):
-
-        def make() -> dict[str, Any] | None:
-            subject = with_decoder(loaded, seed)
-            if not is_main():
-                return None  # one process takes all Jacobians
-            settings = _plan(subject, inputs, starts, tuple(steps or STEPS), batch_size)
-            found = probe_contraction(subject, **settings, seed=seed)
-            figure = found.plot()
-            write_atomically(run.path / "contraction.png", lambda path: figure.savefig(path, format="png", dpi=120))
-            protocol = {**found.protocol, "steps": found.steps, "batch_size": settings["batch_size"]}
-            return {**head(subject, protocol), found.key: found.to_dict(), "total_seconds": run.seconds}
-
-        run.once("contraction", make)
-        return run.finish("contraction")
+        return probe_once(run, loaded, seed, Contraction, probe)
 
 
 def _plan(

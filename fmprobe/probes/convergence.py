@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from fmprobe.errors import InputError
-from fmprobe.files import write_atomically
-from fmprobe.probes.result import Result
+from fmprobe.probes.result import Result, probe_once
 from fmprobe.report.plots import SERIES, axes
 from fmprobe.report.sections import Section
 from fmprobe.runs import options as o
@@ -58,27 +57,18 @@ def convergence(
     not known to a tenth of it.
     """
     _check(eps)
-    from fmprobe.runs.models import open_model, with_decoder
-    from fmprobe.runs.run import head
-    from fmprobe.sharing import is_main
+    from fmprobe.runs.models import open_model
 
     asked = {"starts": starts, "eps": eps, "max_steps": max_steps, "batch_size": batch_size}
     seed = options["seed"]
+
+    def probe(subject: "Autoencoder") -> tuple[Convergence, dict[str, Any]]:
+        settings = _plan(subject, starts, max_steps, batch_size)
+        found = probe_convergence(subject, **settings, seed=seed, eps=eps, tol=NEAR * eps**2, progress=None)
+        return found, {"starts": "N(0, I)", **settings, "seed": seed, "eps": eps, **found.protocol}
+
     with open_model(model, options, asked, load, suffix="-convergence") as (run, loaded):
-
-        def make() -> dict[str, Any] | None:
-            subject = with_decoder(loaded, seed)
-            if not is_main():
-                return None  # one process follows all orbits
-            settings = _plan(subject, starts, max_steps, batch_size)
-            found = probe_convergence(subject, **settings, seed=seed, eps=eps, tol=NEAR * eps**2, progress=None)
-            figure = found.plot()
-            write_atomically(run.path / "convergence.png", lambda path: figure.savefig(path, format="png", dpi=120))
-            protocol = {"starts": "N(0, I)", **settings, "seed": seed, "eps": eps, **found.protocol}
-            return {**head(subject, protocol), found.key: found.to_dict(), "total_seconds": run.seconds}
-
-        run.once("convergence", make)
-        return run.finish("convergence")
+        return probe_once(run, loaded, seed, Convergence, probe)
 
 
 def _plan(model: "Autoencoder", starts: int | None, max_steps: int | None, batch_size: int | None) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def field(
     The attractors are those of `probe` under the same options. What its run folder holds is not computed again.
     """
     from fmprobe.attractors import AttractorSet
+    from fmprobe.pictures import save_figure
     from fmprobe.runs.models import with_decoder
     from fmprobe.runs.plan import duration
     from fmprobe.sharing import is_main
@@ -76,8 +77,7 @@ def field(
                 stability_cap=protocol["stability_cap"],
                 **{key: protocol[key] for key in SEARCH},
             )
-            figure = found.plot()
-            write_atomically(run.path / "field.png", lambda path: figure.savefig(path, format="png", dpi=120))
+            save_figure(found.plot(), run.path / "field.png")
             return {"field": found.to_dict()}
 
         same = lambda entry: bool(entry) and _is_of(entry, side, basins)  # noqa: E731

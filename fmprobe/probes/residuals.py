@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from fmprobe.errors import InputError
-from fmprobe.files import write_atomically
-from fmprobe.probes.result import Result
+from fmprobe.probes.result import Result, probe_once
 from fmprobe.report.sections import Section
 from fmprobe.runs import options as o
 from fmprobe.tables import Table, number
@@ -69,9 +68,7 @@ def residuals(
     from fmprobe.digests import digest
     from fmprobe.hub import canonical
     from fmprobe.images import sample_images
-    from fmprobe.runs.models import open_model, with_decoder
-    from fmprobe.runs.run import head
-    from fmprobe.sharing import is_main
+    from fmprobe.runs.models import open_model
 
     sources = [] if data is None else [data]
     asked = {"data": [canonical(source) for source in sources], "images": images, "starts": starts}
@@ -83,23 +80,16 @@ def residuals(
             given = sample_images(data, images or STARTS, seed=seed, **loaded.image_arguments)
             identity = digest(given)
 
-        def make() -> dict[str, Any] | None:
-            subject = with_decoder(loaded, seed)
-            if not is_main():
-                return None  # one process follows all orbits
+        def probe(subject: "Autoencoder") -> tuple[Residuals, dict[str, Any]]:
             count = (starts or STARTS) if given is None else len(given)
             settings = _plan(subject, count, steps, batch_size)
             found = probe_residuals(subject, given, n=count, seed=seed, **settings)
-            figure = found.plot()
-            write_atomically(run.path / "residuals.png", lambda path: figure.savefig(path, format="png", dpi=120))
             protocol = {"starts": found.starts, "n": count, "seed": seed, **settings}
-            protocol |= {} if data is None else {"data": data, "identity": identity}
-            return {**head(subject, protocol), found.key: found.to_dict(), "total_seconds": run.seconds}
+            return found, protocol | ({} if data is None else {"data": data, "identity": identity})
 
         # The images of a source may change under its name.
         same = lambda entry: bool(entry) and run.results["protocol"].get("identity") == identity  # noqa: E731
-        run.once("residual_curves", make, same=same)
-        return run.finish("residual_curves")
+        return probe_once(run, loaded, seed, Residuals, probe, same)
 
 
 def _plan(model: "Autoencoder", starts: int, steps: int | None, batch_size: int | None) -> dict[str, int]:

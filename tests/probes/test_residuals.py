@@ -101,7 +101,7 @@ def test_the_command_leaves_what_the_function_finds(tmp_path, capsys):
     found = fmprobe.probe_residuals(fmprobe.load(str(DEMO), device="cpu"), n=5, steps=12).to_dict()
     assert results["residual_curves"] == json.loads(json.dumps(found))
     assert results["protocol"]["starts"] == "N(0, I)"
-    assert (tmp_path / "run" / "residuals.png").stat().st_size > 1000
+    assert (tmp_path / "run" / "residual_curves.png").stat().st_size > 1000
 
 
 def test_the_command_starts_from_the_images_of_a_source_as_they_are_now(tmp_path, capsys):

@@ -210,14 +210,13 @@ def _results(
     run: "Run", found: "Alignment", sides: "Mapping[str, Autoencoder]", protocol: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The entries of `results.json`, for the main process, and `alignment.png`."""
-    from fmprobe.files import write_atomically
+    from fmprobe.pictures import save_figure
     from fmprobe.runs.run import head
     from fmprobe.sharing import is_main
 
     if not is_main():
         return None
-    figure = found.plot()
-    write_atomically(run.path / "alignment.png", lambda path: figure.savefig(path, format="png", dpi=120))
+    save_figure(found.plot(), run.path / "alignment.png")
     second = head(sides["B"], {})
     return {
         **head(sides["A"], protocol),

@@ -12,7 +12,7 @@ from fmprobe.attractors import AttractorSet
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.orbits import Status
 from fmprobe.files import write_atomically
-from fmprobe.pictures import draw_sheet, save_frames, to_picture
+from fmprobe.pictures import draw_sheet, save_figure, save_frames, to_picture
 from fmprobe.probes.prototypes.film import Film, film
 from fmprobe.surrogates.data import painted
 from fmprobe.tables import Table
@@ -80,8 +80,7 @@ class Prototypes:
                 write_atomically(path, lambda temporary, p=picture: p.save(temporary, format="PNG"))
             index = self.index().to_csv()
             write_atomically(folder / "prototypes" / "index.csv", lambda path: path.write_text(index, encoding="utf-8"))
-            sheet = self.plot()
-            write_atomically(folder / "prototypes.png", lambda path: sheet.savefig(path, format="png", dpi=120))
+            save_figure(self.plot(), folder / "prototypes.png")
         if self.film is not None:
             save_frames(self.film.frames, folder / FILM)
 

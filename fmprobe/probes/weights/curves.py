@@ -15,9 +15,8 @@ from fmprobe.digests import digest
 from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
 from fmprobe.errors import InputError
-from fmprobe.files import write_atomically
 from fmprobe.images import spread
-from fmprobe.pictures import save_frames, to_picture
+from fmprobe.pictures import save_figure, save_frames, to_picture
 from fmprobe.probes.result import Result
 from fmprobe.probes.weights.dictionaries import Dictionaries, bootstrap, effective_rank, make_dictionaries
 
@@ -276,4 +275,4 @@ def save_reconstructions(curves: WeightCurves, path: Path) -> None:
             if len(shown) > 1 or len(levels) == 1:
                 ax.set_title(f"{levels[level]}", fontsize=7, pad=2)
         row[0].set_ylabel(name.replace(" after ", "\nafter ").replace(" of ", "\nof "), fontsize=8)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    save_figure(figure, path, dpi=110)
