@@ -39,15 +39,20 @@ def same(out, undisturbed):
     return True
 
 
+def killed(out, after):
+    """A run that was killed once it had left `after` shards or more."""
+    process = spawn(probe, out, seconds=QUICK)
+    wait_for(lambda: len(shards_of(out)) >= after)
+    process.kill()
+    process.join()
+    return process
+
+
 def test_a_run_killed_at_twenty_moments_ends_as_an_undisturbed_one(undisturbed, tmp_path):
     out = tmp_path / "run"
     for moment in range(20):
         before = {path: path.stat().st_mtime_ns for path in shards_of(out)}
-        process = spawn(probe, out, seconds=QUICK)
-        wait_for(lambda least=moment + 1: len(shards_of(out)) >= least)
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+        assert killed(out, after=moment + 1).exitcode == -signal.SIGKILL
         after = {path: path.stat().st_mtime_ns for path in shards_of(out)}
         assert before.items() <= after.items()  # nothing that was written is done again
         with pytest.raises(InputError, match="has not finished"):
@@ -140,10 +145,7 @@ def test_verbose_tells_the_events(tmp_path, capfd):
 
 def test_another_protocol_is_refused_and_no_resume_starts_anew(tmp_path, capfd):
     out = tmp_path / "run"
-    process = spawn(probe, out, seconds=QUICK)
-    wait_for(lambda: len(shards_of(out)) >= 3)
-    process.kill()
-    process.join()
+    killed(out, after=3)
     kept = shards_of(out)
     assert probe(out, "--tol", 1e-6) == 2
     assert "tol: None there, 1e-06 now" in capfd.readouterr().err
@@ -164,10 +166,7 @@ def test_two_commands_do_not_work_in_one_folder(tmp_path, capfd):
 
 def test_damaged_shards_are_found_again(undisturbed, tmp_path):
     out = tmp_path / "run"
-    process = spawn(probe, out, seconds=QUICK)
-    wait_for(lambda: len(shards_of(out)) >= 6)
-    process.kill()
-    process.join()
+    killed(out, after=6)
     cut, garbled, *_ = sorted(shards_of(out))
     cut.write_bytes(cut.read_bytes()[:-20])
     garbled.write_bytes(b"\xff" * 200)

@@ -95,6 +95,11 @@ def save_timm(folder: Path, architecture: str, **arguments: Any) -> Path:
     return folder
 
 
+def save_timm_vit(folder: Path, **arguments: Any) -> Path:
+    sizes = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    return save_timm(folder, "vit_tiny_patch16_224", **sizes, **arguments)
+
+
 def save_diffusers(folder: Path, model_class: str, **config: Any) -> Path:
     import diffusers
 
@@ -165,25 +170,8 @@ ENCODERS: dict[str, Callable[[Path], Path]] = {
     ),
 }
 TIMM: dict[str, Callable[[Path], Path]] = {
-    "timm-vit": partial(
-        save_timm,
-        architecture="vit_tiny_patch16_224",
-        img_size=SIDE,
-        patch_size=PATCH,
-        embed_dim=24,
-        depth=2,
-        num_heads=2,
-    ),
-    "timm-registers": partial(
-        save_timm,
-        architecture="vit_tiny_patch16_224",
-        img_size=SIDE,
-        patch_size=PATCH,
-        embed_dim=24,
-        depth=2,
-        num_heads=2,
-        reg_tokens=4,
-    ),
+    "timm-vit": save_timm_vit,
+    "timm-registers": partial(save_timm_vit, reg_tokens=4),
     "timm-resnet": partial(save_timm, architecture="resnet10t", channels=(8, 8, 16, 16)),
     "timm-swin": partial(
         save_timm,
