@@ -264,7 +264,7 @@ def check_count(
         return
     names = map(in_files, described)
     missing = sorted(key for key in names if not any(f".{other}".endswith(f".{key}") for other in held))
-    without = f" (they lack {missing[0]}, for example)" if missing else ""
+    without = f" (they lack some, such as {missing[0]})" if missing else ""
     raise InputError(
         f"config.json of {name} describes {count:,} parameters and its weights hold {total:,}{without}: they do not "
         "belong together, fetch the model again"

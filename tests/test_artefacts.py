@@ -41,7 +41,7 @@ FUTURE = {
     "run/manifest.json": (
         {"fmprobe": "99.0"},
         f"prototypes vit-mae-digits -o run {SEARCH}",
-        ["'99.0' there", "name another --out, or --no-resume"],
+        ["'99.0' there", "name another folder with --out, or add --no-resume"],
     ),
     "ood/detector/detector.json": (
         {"schema": 99},

@@ -46,7 +46,7 @@ RANDOM_MODULES = ("random", "numpy.random", "secrets", "uuid")
 EXCEPTIONS = {
     "fmprobe/seeding.py": "makes the streams",
     "fmprobe/surrogates/bodies.py": "a module's weights, drawn as those of its layers are: under the caller's seed",
-    "fmprobe/surrogates/fit.py:_train": "seeds the CPU's generator alone, by a stream",
+    "fmprobe/surrogates/training.py:initial_weights": "seeds the CPU's generator alone, by a stream",
     "fmprobe/loading.py:_loaded": "seeds the CPU's generator alone, by a stream",
     "fmprobe/fingerprint.py": "tells processes apart, and decides no number",
     "fmprobe/images.py:_digits": "a fixed split, which decided what the demo model learned",

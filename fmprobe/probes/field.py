@@ -59,6 +59,7 @@ def field(
 
     seed = options["seed"]
     with open_prototypes(model, options, plan, load) as (run, loaded):
+        attractors = AttractorSet.load(run.path / "attractors")
         subject, protocol = with_decoder(loaded, seed), run.results["protocol"]
         side = resolution or _affordable(protocol, subject.device.type == "cpu")
 
@@ -69,7 +70,7 @@ def field(
             typer.echo(f"{side} x {side} grid points: at most {duration(cost)}")
             found = vector_field(
                 subject,
-                attractors=AttractorSet.load(run.path / "attractors"),
+                attractors=attractors,
                 resolution=side,
                 basins=basins,
                 seed=seed,

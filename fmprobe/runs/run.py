@@ -39,6 +39,7 @@ class Run:
     def __init__(self, folder: RunFolder, began: float) -> None:
         self.folder, self.path, self.began = folder, folder.path, began
         self.results: dict[str, Any] = folder.results or {}
+        self._at_work = False
 
     @classmethod
     @contextmanager
@@ -63,8 +64,6 @@ class Run:
             folder = RunFolder.open(out, asked, resume) if is_main() else RunFolder(out)
         folder.heard = (lambda line: typer.echo(line, err=True)) if verbose else None
         with folder.locked() if is_main() else nullcontext():
-            if is_main():
-                folder.tell("begin", processes=launched())
             run = cls(folder, began)
             team().barrier()  # now every process has read the results that are there
             yield run
@@ -91,6 +90,7 @@ class Run:
             typer.echo(f"{self.path} holds {what} already (--no-resume runs it again)")
             self._discard(discard)  # a kill may have come before they were discarded
             return self.results
+        self._begin()
         return self.put(make() or {}, discard=discard)
 
     def put(self, entries: Mapping[str, Any], *, discard: Sequence[str] = ()) -> dict[str, Any]:
@@ -113,6 +113,7 @@ class Run:
 
     def shared(self, folder: str, work: Work, conditions: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
         """Results of named conditions that the processes share; each is kept in a folder of the run (see `sweep`)."""
+        self._begin()
         yield from sweep(work, conditions, self.path / folder)
         team().barrier()  # now every process has read the parts
 
@@ -120,6 +121,12 @@ class Run:
         """What was decided under this name when the run began; if nothing was, the main process decides it now."""
         with team().main_first():
             return self.folder.pin(name, make)
+
+    def _begin(self) -> None:
+        """Tell that work begins, once. A command that is refused, or that finds everything done, tells nothing."""
+        if is_main() and not self._at_work:
+            self.folder.tell("begin", processes=launched())
+        self._at_work = True
 
     def tell(self, event: str, **facts: Any) -> None:
         """Append an event to `events.jsonl`."""

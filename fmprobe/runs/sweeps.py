@@ -40,7 +40,7 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
     crew = team()
     wanted = {name: json.loads(_text(settings)) for name, settings in conditions.items()}
     with _guarded(folder) if crew.is_main else nullcontext():
-        missing = [name for name in wanted if not _kept(folder, name, wanted[name])]
+        missing = [name for name in wanted if not kept(folder, name, wanted[name])]
         draw, total = crew.counter(), crew.counter()
         mark = int.from_bytes(sha256(_text(list(wanted.items())).encode()).digest()[:4])
         total(mark)
@@ -49,7 +49,7 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
             raise InputError("processes of one launch came to a sweep with different conditions: launch them alike")
         drawn = 0
         for name in wanted:
-            while not (kept := _kept(folder, name, wanted[name])):
+            while not (found := kept(folder, name, wanted[name])):
                 if drawn < len(missing) and (drawn := draw(1)) <= len(missing):
                     mine = missing[drawn - 1]
                     result = work(mine, deepcopy(wanted[mine]))  # a copy, since `work` may change its argument
@@ -57,7 +57,7 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
                 else:
                     crew.check()
                     time.sleep(PATIENCE)
-            yield name, kept["result"]
+            yield name, found["result"]
 
 
 def file_of(folder: Path, name: str) -> Path:
@@ -69,8 +69,8 @@ def file_of(folder: Path, name: str) -> Path:
     return folder / f"{safe}.json"
 
 
-def _kept(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a condition's file; empty if the file is missing, damaged or of other settings."""
+def kept(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a condition's file in the folder; empty if it is missing, damaged or of other settings."""
     try:
         content = read_json(file_of(folder, name))
     except InputError:

@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from support.surrogates import QUICK, quick
-from surrogates.conftest import tiny_encoder
+from support.surrogates import QUICK, quick, tiny_encoder
 
 import fmprobe
 from fmprobe.attractors import find_attractors

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.surrogates import QUICK
-from surrogates.conftest import tiny_encoder
+from support.surrogates import QUICK, tiny_encoder
 
 from fmprobe.digests import file_digest
 from fmprobe.errors import InputError

@@ -7,8 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from support.surrogates import QUICK, quick
-from surrogates.conftest import tiny_encoder
+from support.surrogates import QUICK, quick, tiny_encoder
 
 import fmprobe
 from fmprobe.autoencoder import Autoencoder

@@ -20,8 +20,7 @@ SCRIPT = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
-from surrogates.conftest import tiny_encoder
-from support.surrogates import quick
+from support.surrogates import quick, tiny_encoder
 from safetensors.torch import save_file
 from accelerate import PartialState
 decoder = quick(tiny_encoder(), seed=3, **eval(sys.argv[2]))

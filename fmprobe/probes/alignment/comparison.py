@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -137,16 +137,12 @@ def compare(
     search = {**rule, "batch_size": batch_size}
     merging = {"merge": merge, "merge_threshold": merge_threshold}
     quiet = {**search, **merging, "stability_cap": JACOBIANS, "progress": False}
-    settings = _Settings(tuple(maps or FITS), anchors, tuple(sorted({0, *drift_steps})), quiet)
+    wanted, absent = _maps(model_a, model_b, maps)
+    settings = _Settings(wanted, anchors, tuple(sorted({0, *drift_steps})), quiet)
     order = torch.from_numpy(generator(seed, 0, "alignment: images to fit").permutation(len(images)))
     fitted = round(FIT_SHARE * len(images))
     other = images if images_b is None else images_b
     a = _Side(model_a, images[order], fitted, settings)
-    sizes = [math.prod(model.latent_shape) for model in (model_a, model_b)]
-    absent = {}
-    if sizes[0] != sizes[1] and maps is None:
-        absent[ORTHOGONAL] = f"latents of {sizes[0]} and of {sizes[1]} values"
-        settings = replace(settings, maps=tuple(name for name in settings.maps if name != ORTHOGONAL))
 
     def against(model: Autoencoder, its_images: Tensor) -> dict[str, Any]:
         return _compare(a, _Side(model, its_images[order], fitted, settings), settings)
@@ -171,6 +167,15 @@ def compare(
     found = compute(pairs)
     made = Alignment(found["subject"], found.get("null"), found.get("ceiling"), absent, protocol)
     return made.about(model_a, model_b, *(model for model in (null, ceiling) if model is not None))
+
+
+def _maps(a: Autoencoder, b: Autoencoder, asked: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The maps to fit, by default all that can be, and why one cannot."""
+    sizes = [math.prod(model.latent_shape) for model in (a, b)]
+    if asked is not None or sizes[0] == sizes[1]:
+        return tuple(asked or FITS), {}
+    reason = f"latents of {sizes[0]} and of {sizes[1]} values"
+    return tuple(name for name in FITS if name != ORTHOGONAL), {ORTHOGONAL: reason}
 
 
 class _Side:

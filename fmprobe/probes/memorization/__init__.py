@@ -13,6 +13,7 @@ from fmprobe.runs import options as o
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fmprobe.attractors import AttractorSet
     from fmprobe.autoencoder import Autoencoder
 
 __all__ = ["COMMANDS", "SECTIONS", "memorization"]
@@ -40,6 +41,7 @@ def memorization(
 
     The attractors are those of `probe` under the same options. What its run folder holds is not computed again.
     """
+    from fmprobe.attractors import AttractorSet
     from fmprobe.digests import digest
     from fmprobe.hub import canonical
     from fmprobe.images import sample_images
@@ -49,6 +51,7 @@ def memorization(
     sources = {"train": data} | ({} if test is None else {"test": test})
     seed = options["seed"]
     with open_prototypes(model, options, plan, load, sources=list(sources.values())) as (run, loaded):
+        attractors = AttractorSet.load(run.path / "attractors")
         subject = with_decoder(loaded, seed)
         sets = {p: sample_images(s, images, seed=seed, **subject.image_arguments) for p, s in sources.items()}
         places = {part: canonical(source) for part, source in sources.items()}
@@ -58,7 +61,7 @@ def memorization(
             if not is_main():
                 return None  # one process compares what all have found
             settings = {"ends": use_ends, "seed": seed, "batch_size": plan.get("batch_size") or BATCH}
-            entry = _compared(subject, run.path, sets, settings)
+            entry = _compared(subject, attractors, run.path, sets, settings)
             return {"memorization": {**entry, "sources": sources, "identity": identity}}
 
         same = lambda entry: bool(entry) and entry.get("identity") == identity  # noqa: E731
@@ -67,13 +70,15 @@ def memorization(
 
 
 def _compared(
-    model: "Autoencoder", folder: Path, sets: "dict[str, Tensor]", settings: dict[str, Any]
+    model: "Autoencoder",
+    attractors: "AttractorSet",
+    folder: Path,
+    sets: "dict[str, Tensor]",
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """The entry of `results.json`; the folder gets a picture of each attractor beside its nearest training image."""
-    from fmprobe.attractors import AttractorSet
     from fmprobe.probes.memorization.coefficient import probe_memorization, save_pairs
 
-    attractors = AttractorSet.load(folder / "attractors")
     typer.echo(f"comparing {len(attractors)} attractors with {len(sets['train'])} training images")
     found = probe_memorization(model, sets["train"], sets.get("test"), attractors=attractors, **settings)
     pairs = folder / "memorization"

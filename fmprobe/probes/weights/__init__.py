@@ -113,6 +113,7 @@ def _curves(
     from fmprobe.digests import digest
     from fmprobe.hub import canonical
     from fmprobe.probes.weights.curves import probe_weights, save_levels, save_reconstructions
+    from fmprobe.runs.sweeps import file_of, kept
 
     def label(source: str) -> str:
         """Names everything that decides the curves of a data set."""
@@ -134,6 +135,9 @@ def _curves(
         return {**curves.to_dict(), "picture": picture.name, "frames": frames}
 
     conditions = {label(source): {"source": source} for source in sets}
+    for name, condition in conditions.items():
+        if kept(run.path / "weights", name, condition):
+            typer.echo(f"{condition['source']}: {file_of(run.path / 'weights', name)} holds its curves already")
     found = dict(run.shared("weights", work, conditions))
     return {condition["source"]: found[name] for name, condition in conditions.items()}
 

@@ -68,12 +68,12 @@ def _errors(source: str, curves: Mapping[str, Any], metric: str) -> Table:
             Cell(mean, ".4f", best=mean is not None and mean == best[k], hint=_interval(excess, k, curves["subject"]))
             for k, mean in enumerate(means[name])
         ]
-        rows.append([name, row["count"], Cell(row["effective_rank"], ".1f"), *cells, _verdict(excess)])
+        rows.append([f"{name} ({row['count']})", Cell(row["effective_rank"], ".1f"), *cells, _verdict(excess)])
     for key, name in (("zero", "D(0), no atom"), ("own", "D(E(x)), nothing left out")):
-        rows.append([name, "", "", *[Cell(curves[key][metric]["mean"], ".4f")] * len(levels), ""])
+        rows.append([name, "", *[Cell(curves[key][metric]["mean"], ".4f")] * len(levels), ""])
     absent = "; ".join(f"{name}: absent, {reason}" for name, reason in curves["absent"].items())
     title = f"{source}: {label} of {curves['images']} images by number of atoms".removeprefix(": ")
-    head = ["dictionary", "atoms", "effective rank", *map(str, levels), f"against {curves['subject']}"]
+    head = ["dictionary (atoms)", "effective rank", *map(str, levels), f"against {curves['subject']}"]
     return Table(title, rows, head, absent)
 
 
