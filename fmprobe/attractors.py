@@ -25,6 +25,8 @@ from fmprobe.files import SCHEMA, read_json, write_atomically, write_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from fmprobe.autoencoder import Autoencoder
+
 WRITTEN_AT_ONCE = 2**24  # bytes
 # The tensors and the numbers of a saved set, and those of its orbits.
 TENSORS = ("latents", "labels", "sizes", "errors", "spectral_radius", "spectral_norm")
@@ -94,6 +96,13 @@ class AttractorSet(Attractors):
             raise InputError(
                 f"{folder} does not hold a complete set of attractors ({error}): find them again"
             ) from error
+
+    def check_space(self, model: "Autoencoder", what: str = "the attractors") -> None:
+        """Raise InputError where the attractors, called `what`, are no latents of the model."""
+        if (shape := tuple(self.orbits.ends.shape[1:])) != model.latent_shape:
+            raise InputError(
+                f"{what} are latents of shape {shape}, and {model.name} has {model.latent_shape}: find its own"
+            )
 
     def plot(self) -> "Figure":
         """Sizes of the basins, and the count against the merge threshold, as a matplotlib figure."""

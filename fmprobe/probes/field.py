@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import typer
 
 from fmprobe.files import write_atomically
-from fmprobe.probes.prototypes import open_prototypes
+from fmprobe.probes.prototypes import attractors_in, open_prototypes
 from fmprobe.probes.result import Result
 from fmprobe.report.sections import Section
 from fmprobe.runs import options as o
@@ -51,7 +51,6 @@ def field(
 
     The attractors are those of `probe` under the same options. What its run folder holds is not computed again.
     """
-    from fmprobe.attractors import AttractorSet
     from fmprobe.pictures import save_figure
     from fmprobe.runs.models import with_decoder
     from fmprobe.runs.plan import duration
@@ -59,7 +58,7 @@ def field(
 
     seed = options["seed"]
     with open_prototypes(model, options, plan, load) as (run, loaded):
-        attractors = AttractorSet.load(run.path / "attractors")
+        attractors = attractors_in(run, loaded)
         subject, protocol = with_decoder(loaded, seed), run.results["protocol"]
         side = resolution or _affordable(protocol, subject.device.type == "cpu")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmprobe.probes.memorization.page import SECTIONS
-from fmprobe.probes.prototypes import open_prototypes
+from fmprobe.probes.prototypes import attractors_in, open_prototypes
 from fmprobe.runs import options as o
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ def memorization(
 
     The attractors are those of `probe` under the same options. What its run folder holds is not computed again.
     """
-    from fmprobe.attractors import AttractorSet
     from fmprobe.digests import digest
     from fmprobe.hub import canonical
     from fmprobe.images import sample_images
@@ -51,7 +50,7 @@ def memorization(
     sources = {"train": data} | ({} if test is None else {"test": test})
     seed = options["seed"]
     with open_prototypes(model, options, plan, load, sources=list(sources.values())) as (run, loaded):
-        attractors = AttractorSet.load(run.path / "attractors")
+        attractors = attractors_in(run, loaded)
         subject = with_decoder(loaded, seed)
         sets = {p: sample_images(s, images, seed=seed, **subject.image_arguments) for p, s in sources.items()}
         places = {part: canonical(source) for part, source in sources.items()}

@@ -18,7 +18,7 @@ from fmprobe.files import write_atomically
 from fmprobe.images import spread
 from fmprobe.pictures import to_picture
 from fmprobe.probes.result import Result
-from fmprobe.probes.weights.dictionaries import atoms_of, check_space
+from fmprobe.probes.weights.dictionaries import atoms_of
 from fmprobe.seeding import generator
 
 MEASURES = ("cosine", "centred cosine", "euclidean")
@@ -109,7 +109,7 @@ def probe_memorization(
     _check(model, train, test, attractors is not None, asked=[*(["n"] if n is not None else []), *search])
     if attractors is None:
         attractors = find_attractors(model, n, seed=seed, batch_size=batch_size, **search)
-    check_space(model, attractors)
+    attractors.check_space(model)
     check_counts(batch_size=batch_size)
     subject = f"ends after {attractors.orbits.protocol['max_steps']} steps" if ends else "attractors"
     latents = atoms_of(attractors, ends)[0].reshape(-1, *model.latent_shape)

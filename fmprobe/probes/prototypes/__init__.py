@@ -12,6 +12,7 @@ from fmprobe.probes.prototypes.page import SECTIONS
 from fmprobe.runs import options as o
 
 if TYPE_CHECKING:
+    from fmprobe.attractors import AttractorSet
     from fmprobe.autoencoder import Autoencoder
     from fmprobe.runs.run import Run
 
@@ -66,6 +67,19 @@ def open_prototypes(
             model = with_decoder(model, options["seed"])
         run.once("attractors", lambda: _found(run, model, plan, options["seed"]), discard=["shards"])
         yield run, model
+
+
+def attractors_in(run: "Run", model: "Autoencoder") -> "AttractorSet":
+    """The attractors that a run found.
+
+    Raises:
+        InputError: they are missing or damaged, or they are no latents of the model.
+    """
+    from fmprobe.attractors import AttractorSet
+
+    attractors = AttractorSet.load(run.path / "attractors")
+    attractors.check_space(model)
+    return attractors
 
 
 def _found(run: "Run", model: "Autoencoder", plan: Mapping[str, Any], seed: int) -> dict[str, Any] | None:

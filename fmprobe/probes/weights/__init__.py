@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmprobe.errors import InputError
-from fmprobe.probes.prototypes import open_prototypes
+from fmprobe.probes.prototypes import attractors_in, open_prototypes
 from fmprobe.probes.weights.page import SECTIONS
 from fmprobe.runs import options as o
 
@@ -50,14 +50,13 @@ def weights(
     The attractors are those of `probe` under the same options. What its run folder holds is not computed again.
     """
     levels = parse_atoms(atoms)
-    from fmprobe.attractors import AttractorSet
     from fmprobe.images import held_out
     from fmprobe.probes.weights.dictionaries import atoms_of
     from fmprobe.runs.models import with_decoder
 
     seed = options["seed"]
     with open_prototypes(model, options, plan, load, sources=data) as (run, loaded):
-        attractors = AttractorSet.load(run.path / "attractors")
+        attractors = attractors_in(run, loaded)
         subject = with_decoder(loaded, seed)
         n_atoms = len(atoms_of(attractors, use_ends)[0])
         sets = {source: held_out(subject, source, images, n_atoms, seed) for source in dict.fromkeys(data)}

@@ -45,10 +45,10 @@ def make_dictionaries(
     `reference`: encoded images `(r, d)` for the principal components. Raises InputError where there are no atoms, they
     lie in another space, or their starts were drawn by another seed.
     """
-    check_space(model, attractors)
+    attractors.check_space(model)
     check_seed_of(attractors, seed)
     if null_attractors is not None:
-        check_space(model, null_attractors, "the null's attractors")
+        null_attractors.check_space(model, "the null's attractors")
     atoms, origins = atoms_of(attractors, ends)
     atoms, origins = atoms[: atoms.shape[1]], origins[: atoms.shape[1]]
     n, d = atoms.shape
@@ -83,14 +83,6 @@ def check_seed_of(attractors: AttractorSet, seed: int) -> None:
     """Raise InputError where the starts of a search are known to be those of another seed than `seed`."""
     if (drawn := attractors.orbits.protocol.get("seed", seed)) != seed:
         raise InputError(f"the attractors were found from starts of seed {drawn}, and seed={seed}: pass seed={drawn}")
-
-
-def check_space(model: Autoencoder, attractors: AttractorSet, what: str = "the attractors") -> None:
-    """Raise InputError where the attractors, called `what`, are no latents of the model."""
-    if (shape := tuple(attractors.orbits.ends.shape[1:])) != model.latent_shape:
-        raise InputError(
-            f"{what} are latents of shape {shape}, and {model.name} has {model.latent_shape}: find its own"
-        )
 
 
 def atoms_of(attractors: AttractorSet, ends: bool) -> tuple[Tensor, list[int]]:
