@@ -51,9 +51,9 @@ def weights(path):
     return load_file(path)
 
 
-def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(tmp_path):
+def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(encoder, tmp_path):
     settings = {"steps": 300, "n_images": 64}
-    finish(start(settings, tmp_path / "a", XDG_CACHE_HOME=str(tmp_path / "one")))
+    undisturbed = quick(encoder, seed=3, **settings).state_dict()
     process = start(settings, tmp_path / "b", XDG_CACHE_HOME=str(tmp_path / "two"))
     fits = tmp_path / "two" / "fmprobe" / "fits"
     deadline = time.monotonic() + 120
@@ -65,22 +65,22 @@ def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(tmp_path):
     state = next(fits.glob("*/state.pt"))
     assert 0 < torch.load(state, weights_only=True)["step"] < 300
     finish(start(settings, tmp_path / "b", XDG_CACHE_HOME=str(tmp_path / "two")))
-    for name, value in weights(tmp_path / "a").items():
+    for name, value in undisturbed.items():
         torch.testing.assert_close(weights(tmp_path / "b")[name], value, atol=1e-6, rtol=0)
     assert not list(fits.glob("*"))
 
 
-def test_two_processes_do_what_one_does_with_the_whole_batch(tmp_path):
+def test_two_processes_do_what_one_does_with_the_whole_batch(encoder, tmp_path):
     from safetensors import safe_open
 
     settings = {"steps": 20, "n_images": 64, "batch_size": 16, "contraction": 0.1}
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    finish(start(settings, tmp_path / "one", **cache))
+    one = quick(encoder, seed=3, **settings).state_dict()
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     finish(start(settings, tmp_path / "two", launcher, ACCELERATE_USE_CPU="true", **cache))
     with safe_open(tmp_path / "two", "pt") as file:
         assert file.metadata()["processes"] == "2"
-    for name, value in weights(tmp_path / "one").items():
+    for name, value in one.items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], value, atol=1e-4, rtol=0)
 
 
