@@ -302,6 +302,7 @@ def plot_contraction(contraction: Mapping[str, Any]) -> "Figure":
             ax.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
     ax.axhline(1, color="grey", ls="--", lw=1)
     ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(left=0)
     ax.set_yscale("log")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize=8)
@@ -345,7 +346,7 @@ SECTIONS = (
     Section(
         "contraction",
         "Contraction",
-        "By which factor f stretches at the points of trajectories. Below 1 it contracts.",
+        "At each point of a trajectory, f stretches distances by a factor. Where the factor is below 1, f contracts.",
         lines=lines,
         tables=factors,
         figures=lambda entry: {"spectral norm and radius along trajectories": plot_contraction(entry)},

@@ -236,7 +236,8 @@ SECTIONS = (
     Section(
         "convergence",
         "Speed of convergence",
-        "Measured steps against the estimate log(eps/||e0||)/log(rho) (prop. A.9).",
+        "The steps that orbits take until they are within eps of their attractor are compared with the estimate "
+        "log(eps/||e0||)/log(rho) (prop. A.9).",
         lines=lines,
         tables=comparison,
         figures=lambda entry: {"measured against estimated steps": convergence_scatter(entry)},

@@ -383,8 +383,8 @@ SECTIONS = (
     Section(
         "field",
         "The latent vector field",
-        "V(z) = f(z) - z on a plane: arrows coloured by its norm, basins of attraction shaded, attractors as stars. "
-        "What is not shaded ends in no attractor.",
+        "The figure shows V(z) = f(z) - z on a plane. Arrows are coloured by its norm, basins of attraction are "
+        "shaded, and attractors are stars. A grid point that is not shaded ends in no attractor.",
         lines=lines,
         tables=numbers,
         figures=lambda entry: {"vector field": plot_field(entry)},

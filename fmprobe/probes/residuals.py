@@ -270,7 +270,7 @@ SECTIONS = (
     Section(
         "residual_curves",
         "Residuals in latent space and in images",
-        "Median over the starts, with the bands that hold half and four fifths of them.",
+        "Each line is the median over the starts. The bands hold half and four fifths of them.",
         lines=lines,
         tables=medians,
         figures=lambda entry: {"residuals against the step": plot_residuals(entry)},

@@ -302,6 +302,12 @@ def counts(found: Mapping[str, Any]) -> list[Table]:
 
 
 SECTIONS = (
-    Section("ood_scores", "Scored images", "What a fitted detector says of new images.", lines=lines, tables=counts),
+    Section(
+        "ood_scores",
+        "Scored images",
+        "A fitted detector scored new images, and its rule accepted or rejected each of them.",
+        lines=lines,
+        tables=counts,
+    ),
 )
 COMMANDS = {"score": score}

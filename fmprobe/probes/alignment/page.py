@@ -135,8 +135,9 @@ SECTIONS = (
     Section(
         "alignment",
         "Two networks compared",
-        "Cosine of the two fields under each map between the latent spaces, and agreement of relative representations "
-        "along the iteration, beside a null of random weights and a ceiling.",
+        "The figure shows the cosine of the two fields under each map between the latent spaces, and the agreement"
+        " of relative representations along the iteration. A null of random weights and a ceiling stand beside "
+        "them.",
         lines=lines,
         tables=comparison,
         figures=figures,

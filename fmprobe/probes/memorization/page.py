@@ -156,8 +156,8 @@ SECTIONS = (
     Section(
         "memorization",
         "Memorization",
-        "How near the decoded attractors are to training images, beside what is as near without memory: test images, "
-        "decoded starts, noise, the mean image.",
+        "The table shows how near the decoded attractors are to training images. Beside them stands what is as "
+        "near without memory: test images, decoded starts, noise and the mean image.",
         lines=lines,
         tables=values,
         figures=figures,

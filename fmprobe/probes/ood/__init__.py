@@ -48,7 +48,9 @@ OodImages = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of steps of a scored orbit. [default: to its end]")]
 Distance = Annotated[str | None, typer.Option(help="euclidean, cosine or standardised. [default: euclidean]")]
-Aggregate = Annotated[str | None, typer.Option(help="mean, first, last, max, length, steps or contraction ratio. [default: mean]")]
+Aggregate = Annotated[
+    str | None, typer.Option(help="mean, first, last, max, length, steps or contraction ratio. [default: mean]")
+]
 Acceptance = Annotated[float | None, typer.Option(help="Share of in-distribution images to accept. [default: 0.95]")]
 Rule = Annotated[str | None, typer.Option(help="With --detector: the score that decides. [default: the detector's]")]
 Parquet = Annotated[bool, typer.Option("--parquet", help="With --detector: write scores.parquet beside the CSV.")]

@@ -133,8 +133,8 @@ SECTIONS = (
     Section(
         "ood",
         "Out-of-distribution detection",
-        "Which scores separate out-of-distribution images from in-distribution ones. No out-of-distribution set "
-        "decided anything.",
+        "The table shows which scores separate out-of-distribution images from in-distribution ones. No "
+        "out-of-distribution set decided anything.",
         lines=lines,
         tables=tables,
         figures=figures,

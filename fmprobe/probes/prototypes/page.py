@@ -161,8 +161,8 @@ SECTIONS = (
     Section(
         "attractors",
         "Decoded attractors",
-        "Sized by basin: the share of the starts that end there. ρ is the spectral radius of the Jacobian at the "
-        "attractor: the nearer to 1, the slower the approach.",
+        "The size of a picture shows its basin: the share of the starts that end there. ρ is the spectral radius "
+        "of the Jacobian at the attractor. The nearer it is to 1, the slower orbits approach.",
         lines=attractor_lines,
         figures=lambda found: {"basins and merge threshold": basins_and_sweep(found)},
         body=gallery,
@@ -170,8 +170,8 @@ SECTIONS = (
     Section(
         "trajectories",
         "On the way",
-        "A few starts, decoded step by step from noise to where they end. The last frame is the end of each orbit, "
-        "settled or not.",
+        "A few starts are decoded step by step, from noise to where they end. The last frame is the end of each "
+        "orbit, whether it settled or not.",
         body=film,
     ),
     Section(
@@ -184,14 +184,14 @@ SECTIONS = (
     Section(
         "residuals",
         "Residual curves",
-        "One line a start: how far a step moves the latent, up to the step at which it ended.",
+        "Each line is a start. It shows how far a step moves the latent, up to the step at which the orbit ended.",
         body=residuals,
     ),
     Section(
         "attractors",
         "Attractors against the merge threshold",
-        "How many ends count as distinct if nearer ones are merged. A plateau around the dashed line is a count to "
-        "trust.",
+        "The curve shows how many ends count as distinct if nearer ones are merged. A plateau around the dashed "
+        "line is a count to trust.",
         body=sweep,
     ),
 )

@@ -120,10 +120,11 @@ SECTIONS = (
     Section(
         "weights",
         "Weight probing",
-        "Images the search never saw are encoded, and their latents reconstructed by Orthogonal Matching Pursuit from "
-        "the first 1, 2, … atoms of a dictionary. If the model's atoms do better than as many atoms of chance, the "
-        "weights hold something about such images. Bands are 95% bootstrap intervals over images; the lowest error of "
-        "a column is bold. PCA sees images of the same data set: a reference, not a rival.",
+        "Images that the search never saw are encoded, and their latents are reconstructed by Orthogonal Matching "
+        "Pursuit from the first 1, 2, … atoms of a dictionary. If the model's atoms do better than as many atoms "
+        "of chance, the weights hold something about such images. Bands are 95% bootstrap intervals over images. "
+        "The lowest error of a column is bold. PCA sees images of the same data set, so it is a reference and no "
+        "rival.",
         lines=lines,
         tables=errors,
         figures=figures,
