@@ -1,0 +1,129 @@
+"""Whoever renames a key of results.json fails here: pages, tables and summaries read the keys that commands write."""
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from jinja2 import UndefinedError
+
+from fmprobe.errors import InputError
+from fmprobe.registry import sections
+from fmprobe.report import rendering
+from fmprobe.report.finished import FinishedRun
+from fmprobe.report.page import make_page
+from fmprobe.report.surrogate import QUALITY
+
+Place = tuple[str, ...]
+REFUSED = (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, UndefinedError)
+KEYS = list(dict.fromkeys(section.key for section in (*sections(), QUALITY)))
+# What commands write for programs that read results.json, and no section shows. "*" stands for any item or name.
+UNREAD: dict[str, str] = {}
+# What the page shows of the other entries, but for its tables of the protocol and the provenance.
+HEAD: set[str] = set()
+
+
+def below(content: Any) -> Iterator[tuple[str, Any]]:
+    """What lies directly below, by its key, or by "*" in a list and among mappings that share a key."""
+    if isinstance(content, list):
+        yield from (("*", item) for item in content)
+    elif isinstance(content, dict):
+        mappings = [value.keys() for value in content.values() if isinstance(value, dict)]
+        alike = 0 < len(mappings) == len(content) and bool(set.intersection(*map(set, mappings)))
+        yield from (("*" if alike else key, value) for key, value in content.items())
+
+
+def places(content: Any) -> dict[Place, None]:
+    """Every key by the keys that lead to it, those above first."""
+    found = {(key,): None for key in content} if isinstance(content, dict) else {}
+    for key, value in below(content):
+        found |= {(key, *place): None for place in places(value)}
+    return found
+
+
+def renamed(content: Any, place: Place) -> Any:
+    """A copy in which the key at a place has another name."""
+    copy = deepcopy(content)
+    parents = [copy]
+    for step in place[:-1]:
+        parents = [value for parent in parents for key, value in below(parent) if key == step]
+    for parent in parents:
+        if isinstance(parent, dict) and place[-1] in parent:
+            parent["renamed"] = parent.pop(place[-1])
+    return copy
+
+
+def counted(content: Any) -> Any:
+    """A copy in which no count is 0, since some are shown only then."""
+    if isinstance(content, dict):
+        return {key: 1 if value == 0 and type(value) is int else counted(value) for key, value in content.items()}
+    return [counted(item) for item in content] if isinstance(content, list) else content
+
+
+def noticed(content: Any, made: Callable[[Any], Iterator[Any]]) -> set[Place]:
+    """The places whose key cannot be renamed without a change of what is `made`, or a refusal."""
+    before, found, tried = list(made(content)), set(), places(content)
+    for place in tried:
+        if len(place) > 1 and place[:-1] in tried and place[:-1] not in found:
+            continue  # nothing reads what lies above
+        try:
+            same = all(now == then for now, then in zip(made(renamed(content, place)), before, strict=True))
+        except REFUSED:
+            same = False
+        if not same:
+            found.add(place)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def sketched(monkeypatch):
+    """Figures as their words and their lines, which cost less than drawing them."""
+
+    def sketch(figure, title, prefix=None):
+        words = [(ax.get_title(), ax.get_xlabel(), ax.get_legend_handles_labels()[1]) for ax in figure.axes]
+        drawn = [artist for ax in figure.axes for artist in (*ax.lines, *ax.patches, *ax.collections, *ax.images)]
+        return str([title, *words, *(str(getattr(a, "get_xydata", a.get_label)()) for a in drawn)])
+
+    monkeypatch.setattr(rendering, "to_svg", sketch)
+
+
+def shown(run: FinishedRun, key: str, entry: Any) -> Iterator[Any]:
+    """What the sections of a key make of an entry, in the terminal, on the page and in notebooks."""
+    for section in (*sections(), QUALITY):
+        if section.key == key:
+            yield section.lines(entry)
+            yield [(table, table.to_csv()) for table in section.tables(entry)]
+            yield section.markup(entry, run)
+            yield [rendering.to_svg(figure, title) for title, figure in dict(section.figures(entry)).items()]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_that_a_section_reads_cannot_be_renamed_unnoticed(key, written):
+    runs = [FinishedRun(written(name)) for name in written.pages()]
+    runs = [run for run in runs if run.results.get(key) is not None]
+    assert runs, f"no command writes {key!r}"
+    there, read = set(), set()
+    for run in runs:
+        entry = counted(run.results[key])
+        there |= {*places(entry)}
+        read |= noticed(entry, lambda entry, run=run: shown(run, key, entry))
+    unread = {place for place in there - read if len(place) == 1 or place[:-1] not in there - read}
+    print("UNREAD", key, *sorted(".".join(place) for place in unread))
+    assert {".".join(place) for place in unread} == {*UNREAD.get(key, "").split()}
+
+
+def test_a_key_of_the_other_entries_cannot_be_renamed_unnoticed(written):
+    """Of what sections and the head of the page read beside the entries that are the sections' own."""
+    read = set()
+    for name in ("surrogate", "comparison", "language"):
+        run = FinishedRun(written(name))
+        whole = run.results
+
+        def page(head, run=run, whole=whole):
+            run.results = {**{key: entry for key, entry in whole.items() if key in KEYS}, **head}
+            run.__dict__.pop("name", None)  # which is kept once it was asked for
+            yield make_page([run]).partition('<section id="provenance"')[0]
+
+        read |= noticed({key: entry for key, entry in whole.items() if key not in KEYS}, page)
+    print("HEAD", *sorted(".".join(place) for place in read))
+    assert {".".join(place) for place in read} == HEAD
