@@ -1,10 +1,12 @@
 """Run folders that the commands themselves wrote, on small models and a few images."""
 
+import json
 import shlex
 import shutil
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -13,13 +15,14 @@ from typer.testing import CliRunner
 
 import fmprobe
 from fmprobe.cli import app
+from fmprobe.files import RESULTS, read_json
 from fmprobe.pictures import to_picture
+from fmprobe.report.page import write_report
 from support.checkpoints import TINY, save_dinov2
-from support.commands import COMMANDS
 from support.once import Once
 
 SEARCH = "-n 12 --max-steps 40"
-# The commands that write each folder. A word in capitals is a path. A command that this version lacks is left out.
+# The commands that write each folder. A word in capitals is a path.
 RUNS = {
     "prototypes": (f"prototypes MODEL {SEARCH}",),
     "run": (
@@ -41,11 +44,6 @@ RUNS = {
 GOES_ON = {"run": "prototypes"}  # the first folder begins as a copy of the second
 # What the names of models and of images hold is text on a page, and no markup.
 MODEL, IMAGES = "<b>digits", "<script>alert(1)"
-
-
-def known(line: str) -> bool:
-    """Whether this version has the command of a line."""
-    return line.split()[0] in COMMANDS
 
 
 def wide_model() -> fmprobe.Autoencoder:
@@ -78,14 +76,31 @@ class Written:
         """What the last command of a folder printed."""
         return (self(name).parent / "printed.txt").read_text()
 
+    def gathered(self, folder: Path, search: str) -> Path:
+        """A new folder that holds what every section shows, the attractors those of the run `search`."""
+        results: dict[str, Any] = {}
+        for name in (*(name for name in self.pages() if name != search), search):
+            shutil.copytree(self(name), folder, dirs_exist_ok=True)
+            results |= read_json(self(name) / RESULTS)
+        surrogate = read_json(self("surrogate") / RESULTS)
+        results |= {key: surrogate[key] for key in ("decoder", "reconstructions")}
+        (folder / RESULTS).write_text(json.dumps(results))
+        return folder
+
+    def page(self, name: str) -> str:
+        """The page that a command wrote, or that `fmprobe report` makes of a folder without one."""
+        folder = self(name)
+        path = folder / "report.html"
+        return (path if path.exists() else write_report(folder, folder.parent / "page.html")).read_text()
+
     def pages(self) -> list[str]:
         """The names of the folders that hold something for a page."""
-        return [name for name, lines in RUNS.items() if name != "decoder" and any(map(known, lines))]
+        return [name for name in RUNS if name != "decoder"]
 
     def _write(self, name: str, folder: Path) -> None:
         if name in GOES_ON:
             shutil.copytree(self(GOES_ON[name]), folder / name)
-        for line in filter(known, RUNS[name]):
+        for line in RUNS[name]:
             (folder / "printed.txt").write_text(self._run(line, folder / name))
 
     def _run(self, line: str, out: Path) -> str:
@@ -127,9 +142,9 @@ def _save_images(folder: Path) -> None:
         fmprobe.procedural_images(n, 16, seed=seed, mixture=mixture)
         for seed, (n, mixture) in enumerate(((96, "all"), (40, "leaves")))
     )
-    sets = {
-        name: np.stack([np.asarray(to_picture(image)) for image in images])
-        for name, images in {"known": known, "other": other}.items()
-    }
     (folder / IMAGES).mkdir()
-    np.savez(folder / IMAGES / "images.npz", **sets)
+    np.savez(folder / IMAGES / "images.npz", known=_pixels(known), other=_pixels(other))
+
+
+def _pixels(images: torch.Tensor) -> np.ndarray:
+    return np.stack([np.asarray(to_picture(image)) for image in images])
