@@ -262,7 +262,7 @@ def check_count(
     count, total = sum(described.values()), sum(map(math.prod, held.values()))
     if count <= 2 * total:
         return
-    names = map(in_files, described)  # one by one, since a name in the files may take a while
+    names = map(in_files, sorted(described))  # one after the other, since each name can take a tenth of a second
     missing = next((key for key in names if not any(f".{other}".endswith(f".{key}") for other in held)), None)
     without = f" (they lack some, such as {missing})" if missing else ""
     raise InputError(

@@ -12,7 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing asks a hub; its libraries read thi
 
 import pytest
 import torch
-from support.checkpoints import TINY, save_dinov2, save_mae
+from support.checkpoints import TINY, save_dinov2
+from support.once import Once
+from support.written import Written
 
 ASSETS = Path(os.environ.get("FMPROBE_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
 
@@ -32,25 +34,40 @@ def assets() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_mae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_mae(tmp_path_factory.mktemp("mae"))
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes a folder of the session: `once(name, fill)` calls `fill` in the first process that asks, and waits."""
+    base = tmp_path_factory.getbasetemp()
+    return Once(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)  # xdist gives each process a folder in it
 
 
 @pytest.fixture(scope="session")
-def tiny_dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_dinov2(tmp_path_factory.mktemp("dinov2"))
+def tiny(once: Once) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint by its name in `support.checkpoints.TINY`. Copy it before you change it."""
+    return cache(lambda name: once(f"tiny/{name}", TINY[name]))
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny checkpoint by its name in `support.checkpoints.TINY`, made once a session."""
-    return cache(lambda name: TINY[name](tmp_path_factory.mktemp(name)))
+def tiny_mae(tiny: Callable[[str], Path]) -> Path:
+    return tiny("mae")
 
 
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session")
+def tiny_dinov2(once: Once) -> Path:
+    return once("tiny/dinov2-28", save_dinov2)
+
+
+@pytest.fixture(scope="session")
+def written(once: Once) -> Written:
+    """The folder of a run that commands wrote, by its name in `support.written.RUNS`. Copy it before you change it."""
+    return Written(once)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(once: Once) -> Iterator[None]:
     """Decoders that a test fits go to a folder of this session."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(once.root / "cache"))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from PIL import Image
+from support.runs import finished as run
 from support.surrogates import QUICK
 from typer.testing import CliRunner
 
@@ -18,18 +18,11 @@ from fmprobe.cli import app
 from fmprobe.surrogates.fit import FitSettings
 
 
-def run(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "fmprobe", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
-    )
-
-
 @pytest.fixture(scope="module")
 def demo_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "run"
-    began = time.monotonic()
-    done = run("demo", "--out", out)
-    return out, done, time.monotonic() - began
+    command = [sys.executable, "-m", "fmprobe", "demo", "--out", out]
+    return out, subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_help_and_models_import_nothing_heavy():
@@ -50,7 +43,7 @@ def test_help_and_models_import_nothing_heavy():
 
 
 def test_the_demo_leaves_a_complete_run_folder(demo_run):
-    out, done, _ = demo_run
+    out, done = demo_run
     assert done.returncode == 0, done.stderr
     names = {path.name for path in out.iterdir()}
     written = {"manifest.json", "events.jsonl", "results.json", "attractors"}
@@ -98,7 +91,7 @@ def test_the_report_is_one_file_that_asks_for_nothing(demo_run):
 
 
 def test_a_finished_run_is_told_again_and_another_is_refused(demo_run):
-    out, _, _ = demo_run
+    out, _ = demo_run
     before = (out / "results.json").read_bytes()
     again = run("demo", "--out", out)
     assert again.returncode == 0

@@ -1,25 +1,17 @@
 """fmprobe compare, as a person meets it."""
 
 import json
-import subprocess
-import sys
 from importlib.resources import files
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from support.runs import command, launch
+from support.runs import command, finished, launch
 
 from fmprobe.files import read_json
 from fmprobe.runs.folder import RunFolder
 
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "fmprobe", "compare", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +22,9 @@ def digits(tmp_path_factory):
 
 
 def test_two_models_beside_null_and_ceiling_and_again_from_disk(digits, tiny_mae, tmp_path):
-    arguments = [DEMO, tiny_mae, "--data", digits, "--images", 24, "--max-steps", 40, "--device", "cpu"]
+    arguments = ["compare", DEMO, tiny_mae, "--data", digits, "--images", 24, "--max-steps", 40, "--device", "cpu"]
     arguments += ["-o", tmp_path / "r"]
-    done = run(*arguments)
+    done = finished(*arguments)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     found = results["alignment"]
@@ -51,7 +43,7 @@ def test_two_models_beside_null_and_ceiling_and_again_from_disk(digits, tiny_mae
     assert (tmp_path / "r" / "alignment.png").stat().st_size > 1000
     for text in ("A and random weights", "A and A with weight noise", "cosine of the fields", "orthogonal: absent"):
         assert text in done.stdout
-    again = run(*arguments)
+    again = finished(*arguments)
     assert again.returncode == 0, again.stderr
     assert "holds this run already" in again.stdout
     assert done.stdout.splitlines()[-5:] == again.stdout.splitlines()[-5:]
@@ -88,7 +80,7 @@ def test_two_processes_find_what_one_finds_and_a_run_that_goes_on_too(digits, ti
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(digits, tmp_path, arguments, message):
-    done = run(DEMO, DEMO, "--data", digits, "--device", "cpu", "-o", tmp_path / "r", *arguments)
+    done = finished("compare", DEMO, DEMO, "--data", digits, "--device", "cpu", "-o", tmp_path / "r", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,25 +1,18 @@
 """fmprobe memorization, as a person meets it."""
 
 import json
-import subprocess
-import sys
 from importlib.resources import files
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from support.runs import finished
 from typer.testing import CliRunner
 
 from fmprobe.cli import app
 from fmprobe.errors import InputError
 
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "fmprobe", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +24,7 @@ def probed(tmp_path_factory):
     np.savez(folder / "digits.npz", train=images[:300], test=images[900:1000])
     arguments = ["memorization", DEMO, "--data", f"{folder}/digits.npz:train", "--test", f"{folder}/digits.npz:test"]
     arguments += ["-n", 16, "--device", "cpu", "-o", folder / "run"]
-    return folder / "run", arguments, run(*arguments)
+    return folder / "run", arguments, finished(*arguments)
 
 
 def test_the_table_is_told_and_kept_with_the_pairs(probed):

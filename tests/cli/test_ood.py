@@ -4,8 +4,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from importlib.resources import files
 from typing import Any
 
@@ -14,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
-from support.runs import command, launch
+from support.runs import command, finished, launch
 
 from fmprobe.files import write_json
 from fmprobe.runs.folder import read_events
@@ -23,9 +21,7 @@ DEMO = str(files("fmprobe.demo") / "vit-mae-digits")
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "fmprobe", "ood", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    return finished("ood", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,19 @@
 """What commands print: a table for people, JSON alone for machines, or nothing."""
 
 import json
+import shutil
 
 import pytest
-from support.reports import ood_facts, prototypes_run, with_weights
 from typer.testing import CliRunner
 
 from fmprobe.cli import app, main
+from fmprobe.files import read_json
 from fmprobe.report.summary import as_table, summary
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return with_weights(prototypes_run(tmp_path_factory.mktemp("run") / "run"))
+def folder(written, tmp_path_factory):
+    return shutil.copytree(written("run"), tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture
@@ -47,16 +48,26 @@ def test_every_command_has_both_options(run):
         assert "--quiet" in shown, name
 
 
-def test_the_table_holds_what_was_found_and_no_more(folder):
-    results = json.loads((folder / "results.json").read_text()) | {"ood": ood_facts()}
-    rows = dict(summary(results))
-    assert rows["orbits"] == "3 converged, 1 slow, 1 wandering of 5"
-    assert rows["attractors"] == "1 by relative distance 0.01"
-    assert rows["spectral radius"] == "0.500 to 0.500"
-    assert "Gaussian 0.1000" in rows["weights, a set"]
-    assert rows["ood, elsewhere"] == "AUROC 80.0; knn-1 80.0"
-    assert "surrogate" in rows["decoder"]
-    lines = as_table(summary(results)).splitlines()
+def test_the_table_holds_what_was_found_and_no_more(written):
+    results = {name: read_json(written(name) / "results.json") for name in ("run", "language", "surrogate", "ood")}
+    for name in ("run", "language"):
+        noise = results[name]["orbits"]["noise"]
+        ended = ", ".join(f"{count} {status}" for status, count in noise["status"].items() if count)
+        assert dict(summary(results[name]))["orbits"] == f"{ended} of {noise['starts']}"
+    rows, found = dict(summary(results["run"])), results["run"]["attractors"]
+    assert rows["attractors"].startswith(f"{found['count']} by relative distance 0.01")
+    low, high = min(found["spectral_radius"]), max(found["spectral_radius"])
+    assert rows["spectral radius"] == f"{low:.3f} to {high:.3f}"
+    (curves,) = results["run"]["weights"]["data"].values()
+    errors = {name: row["image_mse"][-1]["mean"] for name, row in curves["dictionaries"].items()}
+    best = min(errors.keys() - {"attractors"}, key=lambda name: errors[name])
+    text = f"attractors {errors['attractors']:.4f}; best of the others, {best} {errors[best]:.4f}"
+    assert text in rows["weights, images.npz:known"]
+    scores = results["ood"]["ood"]["scores"]
+    auroc = {score["name"]: 100 * score["sets"]["<u>far"]["auroc"] for score in scores}
+    assert dict(summary(results["ood"]))["ood, <u>far"].startswith(f"AUROC {auroc['trajectory']:.1f}; ")
+    assert "surrogate" in dict(summary(results["surrogate"]))["decoder"]
+    lines = as_table(summary(results["run"])).splitlines()
     assert len({len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines}) == 1  # one left edge of values
     assert as_table([]) == ""
 

@@ -7,7 +7,6 @@ from unittest import mock
 import pytest
 import torch
 from support.commands import COMMANDS, OUTPUT, SHAPE, options_of, save_sources, stub
-from support.reports import prototypes_run
 from typer.testing import CliRunner
 
 import fmprobe
@@ -37,12 +36,12 @@ KEEPS_A_RUN = sorted(set(WITH["resume"]))
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory, tiny_dinov2):
+def places(tmp_path_factory, tiny_dinov2, written):
     folder = tmp_path_factory.mktemp("places")
     detector = fmprobe.TrajectoryDetector(stub(), max_steps=20)
     images = torch.rand(48, *SHAPE, generator=torch.Generator().manual_seed(0))
     detector.fit(images[:32], held_out=images[32:], progress=False).save(folder / "detector")
-    own = {"ENCODER": tiny_dinov2, "RUN": prototypes_run(folder / "run"), "DETECTOR": folder / "detector"}
+    own = {"ENCODER": tiny_dinov2, "RUN": written("prototypes"), "DETECTOR": folder / "detector"}
     return save_sources(folder) | {name: str(path) for name, path in own.items()}
 
 

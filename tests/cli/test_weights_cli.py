@@ -9,17 +9,12 @@ from importlib.resources import files
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from support.runs import finished as run
 
 import fmprobe
 from fmprobe.runs.folder import read_events
 
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "fmprobe", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")

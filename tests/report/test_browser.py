@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support.reports import add, ood_facts, prototypes_run, with_the_rest, with_weights
 
 from fmprobe.registry import sections
 from fmprobe.report.page import write_report
@@ -22,18 +21,10 @@ pytestmark = pytest.mark.skipif(
 WIDTHS = {"desktop": (1200, 900), "phone": (390, 844)}
 
 
-def make(folder: Path, attractors: int, side: int) -> Path:
-    """The page of a run with every section, its pictures noise, which compresses worst."""
-    with_the_rest(with_weights(prototypes_run(folder, attractors, side)))
-    add(folder, "ood", ood_facts())
-    scores = {"images": 3, "accepted": 2, "unreadable": 0, "rule": "joined", "threshold": 1.5, "data": "folder"}
-    add(folder, "ood_scores", scores)
-    return write_report(folder)
-
-
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Path:
-    return make(tmp_path_factory.mktemp("run") / "run", attractors=64, side=224)
+def page(written, tmp_path_factory) -> Path:
+    """A page with every section and a full gallery, its pictures noise, which compresses worst."""
+    return write_report(written.gathered(tmp_path_factory.mktemp("run"), search="wide"))
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +126,12 @@ def test_an_attractor_is_inspected_by_pointer_tap_and_keys(shown):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [("desktop", "light"), ("phone", "dark")])
-def test_no_one_is_shut_out(driver, tmp_path, width, scheme):
+def test_no_one_is_shut_out(driver, written, tmp_path, width, scheme):
     """axe finds nothing, and nothing is wider than the window, wide tables in their own scrolling boxes."""
     import axe_selenium_python
 
     _look(driver, width, scheme)
-    driver.get(make(tmp_path / "run", attractors=6, side=8).as_uri())
+    driver.get(write_report(written.gathered(tmp_path / "run", search="prototypes")).as_uri())
     ink, page = driver.execute_script(
         "const style = getComputedStyle(document.body); return [style.color, style.backgroundColor]"
     )

@@ -1,13 +1,15 @@
 """The page of a run: made of what is on disk, and of nothing outside the folder."""
 
+import csv
 import json
 import os
 import random
+import shutil
 from copy import deepcopy
 from typing import Any
 
 import pytest
-from support.reports import add, head, ood_facts, prototypes_run, with_the_rest, with_weights, write
+from support.written import IMAGES, MODEL
 
 import fmprobe
 from fmprobe.files import read_json
@@ -16,34 +18,63 @@ from fmprobe.registry import sections
 from fmprobe.report import page as html
 from fmprobe.report.page import write_report
 from fmprobe.report.summary import summary
+from fmprobe.report.surrogate import QUALITY
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A finished run, small and made by hand."""
-    return prototypes_run(tmp_path / "run", name="acme/<b>model</b>")
+def folder(written, tmp_path):
+    """A finished run of the command `prototypes`, without its page."""
+    return shutil.copytree(written("prototypes"), tmp_path / "run", ignore=shutil.ignore_patterns("report.html"))
 
 
-def test_names_are_text_not_markup(folder):
-    page = write_report(folder).read_text()
-    assert page.count("<script") == 1  # the page's own, whose hash the policy names
-    assert "alert(1)&lt;/script&gt;" in page
-    assert "<b>model" not in page
-    assert "acme/&lt;b&gt;model" in page
+def write(folder, results):
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def change(folder, *place, value):
+    """Another value at a place of results.json that holds one."""
+    results = read_json(folder / "results.json")
+    parent: Any = results
+    for key in place[:-1]:
+        parent = parent[key]
+    assert place[-1] in parent
+    parent[place[-1]] = value
+    write(folder, results)
+    return results
+
+
+def test_every_section_is_on_the_page_of_some_command(written):
+    pages = [written.page(name) for name in written.pages()]
+    assert all(page.count("<h2 id=") == len(set(page.split("<h2 id=")[1:])) for page in pages)
+    for section in (*sections(), QUALITY):
+        shown = [page for page in pages if f'<section id="{section.anchor}"' in page]
+        assert shown, f"no command writes what the section {section.title!r} shows"
+        assert all(f">{section.title}</h2>" in page for page in shown)
+
+
+def test_names_are_text_not_markup(written):
+    """Models, images, sets and the words of a command, whichever section shows them."""
+    for name in written.pages():
+        page = written.page(name)
+        assert page.count("<script") == 1  # the page's own, whose hash the policy names
+        assert not any(text in page for text in (MODEL, IMAGES, "<u>far"))
+    page = written.page("ood")
+    for text in ("&lt;script&gt;alert(1)", "&lt;b&gt;digits", "&lt;u&gt;far"):
+        assert text in page
 
 
 def test_unresolved_starts_are_said(folder):
+    assert "are unresolved" not in write_report(folder).read_text()
+    change(folder, "attractors", "unresolved", value=1)
     assert "1 starts are unresolved" in write_report(folder).read_text()
 
 
-def test_a_stability_that_is_not_known_is_said(tmp_path):
-    folder = prototypes_run(tmp_path / "run", attractors=4)
-    assert "tability unknown" not in write_report(folder).read_text()
-    results = read_json(folder / "results.json")
-    results["attractors"]["stability_unknown"] = 1
-    write(folder, results)
-    assert "Stability unknown: 1 of 4 attractors examined" in write_report(folder).read_text()
-    assert dict(summary(results))["stability unknown"].startswith("1 of 4 ")
+def test_a_stability_that_is_not_known_is_said(folder):
+    assert "tability unknown" not in write_report(folder).read_text().partition('<dt id="term-')[0]  # the glossary
+    results = change(folder, "attractors", "stability_unknown", value=1)
+    count = results["attractors"]["count"]
+    assert f"Stability unknown: 1 of {count} attractors examined" in write_report(folder).read_text()
+    assert dict(summary(results))["stability unknown"].startswith(f"1 of {count} ")
 
 
 def test_an_index_cannot_lead_out_of_the_folder(folder, tmp_path_factory):
@@ -89,10 +120,12 @@ def test_a_folder_that_was_tampered_with_ends_in_one_line(folder, name, content,
     assert not (folder / "report.html").exists()
 
 
-def test_no_change_of_any_value_ends_in_a_traceback(folder, monkeypatch):
+def test_no_change_of_any_value_ends_in_a_traceback(written, tmp_path, monkeypatch):
     """Seeded changes of single values, all over results.json: a page, or one line that says what is wrong."""
-    whole = json.loads((with_the_rest(with_weights(folder)) / "results.json").read_text()) | {"ood": ood_facts()}
-    places = _places(whole)
+    folder = shutil.copytree(written("run"), tmp_path / "run")
+    whole = {**read_json(written("comparison") / "results.json"), **read_json(folder / "results.json")}
+    whole["ood"] = read_json(written("ood") / "results.json")["ood"]
+    places = list({tuple(key for key in place if isinstance(key, str)): place for place in _places(whole)}.values())
     rng = random.Random(0)
     refused = []
     for place in rng.sample(places, 40):
@@ -119,10 +152,8 @@ def _places(content, above=()):
     return found
 
 
-def test_runs_stand_side_by_side_and_differences_are_marked(folder, tmp_path):
-    other = prototypes_run(tmp_path / "other", name="acme/other")
-    add(other, "protocol", {"measure": "rms", "tol": 1e-5, "rules": {"rate_window": 32}})
-    page = write_report([folder, other], tmp_path / "both.html").read_text()
+def test_runs_stand_side_by_side_and_differences_are_marked(folder, written, tmp_path):
+    page = write_report([folder, written("surrogate")], tmp_path / "both.html").read_text()
     assert not (folder / "report.html").exists()
     assert page.count('class="gallery') == 2
     assert page.count("<h2 id=") == len(set(page.split("<h2 id=")[1:]))
@@ -130,17 +161,18 @@ def test_runs_stand_side_by_side_and_differences_are_marked(folder, tmp_path):
     assert "<td>32</td><td>32</td>" in page
 
 
-def test_a_run_of_ood_and_a_table_of_scores_have_pages(tmp_path):
-    compared, scored = tmp_path / "compared", tmp_path / "scored"
-    compared.mkdir()
-    scored.mkdir()
-    write(compared, {**head("acme/model"), "ood": ood_facts()})
-    page = write_report(compared).read_text()
-    assert "<b>80.0</b>" in page
-    assert "70 to 90" in page
-    rule = {"rule": "joined", "threshold": 1.5, "data": "folder"}
-    write(scored, {"schema": 1, "ood_scores": {"images": 3, "accepted": 2, "unreadable": 0, **rule}})
-    assert "2 of 3 by &#39;joined&#39;" in write_report(scored).read_text()
+def test_the_page_of_a_comparison_of_scores_gives_them_in_percent(written):
+    found = read_json(written("ood") / "results.json")["ood"]
+    page = written.page("ood")
+    best = max(row["sets"]["<u>far"]["auroc"] for row in found["scores"])
+    low, high = found["scores"][0]["sets"]["<u>far"]["intervals"]["auroc"]
+    assert f"<b>{100 * best:.1f} / " in page
+    assert f"{100 * low:.0f} to {100 * high:.0f}" in page
+
+
+def test_the_page_of_a_table_of_scores_says_how_many_were_accepted(written):
+    accepted = [row["accepted"] for row in csv.DictReader((written("scores") / "scores.csv").open())].count("yes")
+    assert f"{accepted} of 40 by &#39;joined&#39;" in written.page("scores")
 
 
 def test_pictures_clamp_and_keep_their_size():

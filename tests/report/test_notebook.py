@@ -4,9 +4,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from support.prototypes import prototypes
-from support.reports import ood_facts
 
 import fmprobe
+from fmprobe.files import read_json
 from fmprobe.probes.ood.probe import OODResult
 
 
@@ -26,17 +26,17 @@ def attractors(model):
     return fmprobe.find_attractors(model, 8, merge="relative")
 
 
-def results(model, attractors):
+def results(model, attractors, written):
     yield attractors
     yield prototypes(model, 4, max_steps=50)
     yield fmprobe.probe_weights(model, attractors, torch.rand(2, 1, 1, 2), [1], ends=True)
     yield fmprobe.probe_memorization(model, torch.rand(4, 1, 1, 2), attractors=attractors)
     yield fmprobe.vector_field(model, resolution=3)
-    yield OODResult(ood_facts())
+    yield OODResult(read_json(written("ood") / "results.json")["ood"])
 
 
-def test_every_result_plots_and_shows_itself(model, attractors):
-    for result in results(model, attractors):
+def test_every_result_plots_and_shows_itself(model, attractors, written):
+    for result in results(model, attractors, written):
         assert isinstance(result.plot(), Figure)
         shown = result._repr_html_()
         assert shown.count("<svg") == shown.count("</svg>") == 1

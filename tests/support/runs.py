@@ -3,9 +3,13 @@
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -43,6 +47,18 @@ def command(*arguments: object) -> int:
         except SystemExit as end:
             return int(end.code or 0)
     return 0
+
+
+def finished(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command line in this process: its exit code, and what it printed, warnings included."""
+
+    def warn(*warning: Any, **_: Any) -> None:
+        sys.stderr.write(warnings.formatwarning(*warning[:4]))
+
+    streams = redirect_stdout(StringIO()), redirect_stderr(StringIO())
+    with streams[0] as out, streams[1] as err, mock.patch("warnings.showwarning", warn):
+        code = command(*arguments)
+    return subprocess.CompletedProcess([*map(str, arguments)], code, out.getvalue(), err.getvalue())
 
 
 def probe(out: Path, *options: object, seconds: float = 0.0, n: int = STARTS) -> int:
