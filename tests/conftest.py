@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 # One thread a process: the tests run in two processes, and threads of both would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,7 @@ import pytest
 import torch
 from support.checkpoints import TINY, save_dinov2
 from support.once import Once
+from support.sketches import sketch
 from support.written import Written
 
 ASSETS = Path(os.environ.get("FMPROBE_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
@@ -60,6 +62,13 @@ def tiny_dinov2(once: Once) -> Path:
 def written(once: Once) -> Written:
     """The folder of a run that commands wrote, by its name in `support.written.RUNS`. Copy it before you change it."""
     return Written(once)
+
+
+@pytest.fixture(scope="module")
+def sketched() -> Iterator[None]:
+    """The figures of pages are text, since drawing one takes longer than most commands on a tiny model."""
+    with mock.patch("fmprobe.report.rendering.to_svg", sketch):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

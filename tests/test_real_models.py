@@ -32,10 +32,10 @@ def test_orbits_of_taef2_are_bounded_but_none_is_called_an_attractor(assets):
 
 
 def test_probe_of_a_real_dinov2_with_a_surrogate(assets, tmp_path):
-    """A surrogate of a fifth of the default's steps, to keep the test short: it learns, and is counted honestly."""
+    """A surrogate of a tenth of the default's steps, to keep the test short: it learns, and is counted honestly."""
     name, out = str(assets / "models" / "dinov2-small"), tmp_path / "run"
     model = fmprobe.load(name, image_size="fit")
-    decoder = fmprobe.fit_decoder(model, n_images=224, steps=160, progress=False)
+    decoder = fmprobe.fit_decoder(model, n_images=96, steps=80, progress=False)
     leaves = decoder.info["validation"]["leaves"]
     assert leaves["l1"] < 0.95 * leaves["l1_median"]
     decoder.save(tmp_path / "decoder")

@@ -17,6 +17,8 @@ from support.runs import command
 import fmprobe
 from fmprobe.surrogates.pixel import PixelDecoder
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 SHAPE = (1, 4, 4)
 
 
