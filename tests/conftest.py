@@ -16,6 +16,7 @@ import torch
 from support.checkpoints import TINY, save_dinov2
 from support.once import Once
 from support.sketches import sketch
+from support.surrogates import painted
 from support.written import Written
 
 ASSETS = Path(os.environ.get("FMPROBE_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
@@ -76,6 +77,12 @@ def private_cache(once: Once) -> Iterator[None]:
     """Decoders that a test fits go to a folder of this session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(once.root / "cache"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def procedural_images_are_painted_once() -> Iterator[None]:
+    with mock.patch("fmprobe.surrogates.data.procedural_images", painted):
         yield
 
 
