@@ -68,7 +68,7 @@ def written(once: Once) -> Written:
 @pytest.fixture(scope="module")
 def sketched() -> Iterator[None]:
     """The figures of pages are text, since drawing one takes longer than most commands on a tiny model."""
-    with mock.patch("fmprobe.report.rendering.to_svg", sketch):
+    with mock.patch("matplotlib.figure.Figure.savefig", sketch):
         yield
 
 

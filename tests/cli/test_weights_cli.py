@@ -13,6 +13,8 @@ from support.runs import finished as run
 import fmprobe
 from fmprobe.runs.folder import read_events
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
 
 

@@ -10,7 +10,7 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.procedural import procedural_images
 from fmprobe.surrogates.fit import FitSettings, fit_decoder
 
-QUICK = FitSettings(size="tiny", n_images=32, steps=5, batch_size=8, contraction=0.0)
+QUICK = FitSettings(size="tiny", n_images=32, steps=2, batch_size=8, contraction=0.0)
 
 
 _painted = cache(procedural_images)
@@ -25,7 +25,7 @@ def quick(model: Any, images: Any = None, kind: str = "pixel", **changes: Any) -
     settings = {
         "size": "tiny",
         "n_images": 32,
-        "steps": 5,
+        "steps": 2,
         "batch_size": 8,
         "contraction": 0.0,
         "progress": False,

@@ -104,7 +104,7 @@ def test_info_is_json_and_says_what_was_done(encoder):
     assert info["fingerprint"] == "tiny-0"
     assert info["data_free"] is True
     assert info["settings"]["n_images"] == 32
-    assert info["steps"] == 5
+    assert info["steps"] == 2
     assert info["image_size"] == 16
     assert info["seconds"] >= 0
     assert "32 procedural images" in info["data"]
