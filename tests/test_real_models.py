@@ -32,22 +32,29 @@ def test_orbits_of_taef2_are_bounded_but_none_is_called_an_attractor(assets):
 
 
 def test_probe_of_a_real_dinov2_with_a_surrogate(assets, tmp_path):
-    """A surrogate of a fifth of the default's steps on half its side, to keep the test short: it learns, and is counted
-    honestly.
-    """
+    """A surrogate of a tenth of the default's steps, to keep the test short: it learns, and is counted honestly."""
     name, out = str(assets / "models" / "dinov2-small"), tmp_path / "run"
-    assert fmprobe.load(name, image_size="fit").image_shape == (3, 112, 112)
-    model = fmprobe.load(name, image_size=56)
-    decoder = fmprobe.fit_decoder(model, n_images=224, steps=160, progress=False)
+    model = fmprobe.load(name, image_size="fit")
+    decoder = fmprobe.fit_decoder(model, n_images=96, steps=80, progress=False)
     leaves = decoder.info["validation"]["leaves"]
     assert leaves["l1"] < 0.95 * leaves["l1_median"]
     decoder.save(tmp_path / "decoder")
-    arguments = ["probe", name, "--out", str(out), "--decoder", str(tmp_path / "decoder"), "-n", "3"]
-    arguments += ["--max-steps", "25"]
+    arguments = [
+        "probe",
+        name,
+        "--out",
+        str(out),
+        "--decoder",
+        str(tmp_path / "decoder"),
+        "-n",
+        "3",
+        "--max-steps",
+        "25",
+    ]
     outcome = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     results = json.loads((out / "results.json").read_text())
-    assert results["model"]["image_shape"] == [3, 56, 56]
+    assert results["model"]["image_shape"] == [3, 112, 112]
     assert results["decoder"]["kind"] == "surrogate"
     status = results["orbits"]["noise"]["status"]
     assert sum(status.values()) == 3

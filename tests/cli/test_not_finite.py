@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.maps import double_well
 from support.runs import command
+from support.sketches import sketch
 
 import fmprobe
 
@@ -87,7 +88,8 @@ def test_results_are_written_counted_and_said(name, spoilt, through, images, tmp
     assert 0 < count <= nulls(results[name])
     assert f"{count} of {name}: null in results.json" in told
     assert f"{count} of {name}: null in results.json" in page
-    assert run(spoilt, through, name, *arguments) == 0  # from disk: the same, and counted again
+    with mock.patch("matplotlib.figure.Figure.savefig", sketch):
+        assert run(spoilt, through, name, *arguments) == 0  # from disk: the same, and counted again
     again = strict(tmp_path / "run" / "results.json")
     assert (again["not_finite"], again[name]) == (results["not_finite"], results[name])
     table = told[told.index("\nmodel") :]
