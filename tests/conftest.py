@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -29,6 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "assets" in item.keywords:
             item.add_marker(missing)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what libraries made at their import stays, and looking through it takes seconds
 
 
 @pytest.fixture(scope="session")

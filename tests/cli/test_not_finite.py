@@ -16,7 +16,7 @@ import fmprobe
 SHAPE = (1, 4, 4)
 COMMANDS = {
     "probe": [],
-    "weights": ["--data", "{}:train", "--no-null"],
+    "weights": ["--data", "{}:train", "--images", "24", "--no-null"],
     "memorization": ["--data", "{}:train", "--test", "{}:test"],
 }
 SPOILT = {

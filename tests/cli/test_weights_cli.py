@@ -32,7 +32,7 @@ def digits(tmp_path_factory):
 def probed(digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("weights") / "run"
     arguments = ["weights", DEMO, "--data", f"{digits}:digits", "--data", f"{digits}:noise", "--images", 12]
-    arguments += ["--atoms", "2,8,400", "-n", 32, "--device", "cpu", "-o", out]
+    arguments += ["--atoms", "2,8,400", "-n", 24, "--device", "cpu", "-o", out]
     return out, arguments, run(*arguments)
 
 
@@ -90,7 +90,7 @@ def test_nothing_on_disk_is_computed_again(probed, digits):
     assert again.stdout.count("holds its curves already") == 2
     assert "holds this run already" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    probe = run("probe", DEMO, "-n", 32, "--device", "cpu", "-o", out)  # the same run, whose attractors these are
+    probe = run("probe", DEMO, "-n", 24, "--device", "cpu", "-o", out)  # the same run, whose attractors these are
     assert "holds this run already" in probe.stdout
     assert "weights" in json.loads((out / "results.json").read_text())
     (out / "weights" / next(p.name for p in before if p.suffix == ".json" and p.parent.name == "weights")).unlink()
