@@ -1,12 +1,10 @@
 """Fixtures that several rooms share."""
 
-import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from unittest import mock
 
 # One thread a process: the tests run in two processes, and threads of both would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,8 +14,6 @@ import pytest
 import torch
 from support.checkpoints import TINY, save_dinov2
 from support.once import Once
-from support.sketches import sketch
-from support.surrogates import painted
 from support.written import Written
 
 ASSETS = Path(os.environ.get("FMPROBE_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
@@ -30,11 +26,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "assets" in item.keywords:
             item.add_marker(missing)
-
-
-def pytest_collection_finish() -> None:
-    gc.collect()
-    gc.freeze()  # what libraries made at their import stays, and looking through it takes seconds
 
 
 @pytest.fixture(scope="session")
@@ -71,24 +62,11 @@ def written(once: Once) -> Written:
     return Written(once)
 
 
-@pytest.fixture(scope="module")
-def sketched() -> Iterator[None]:
-    """The figures of pages are text, since drawing one takes longer than most commands on a tiny model."""
-    with mock.patch("matplotlib.figure.Figure.savefig", sketch):
-        yield
-
-
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(once: Once) -> Iterator[None]:
     """Decoders that a test fits go to a folder of this session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(once.root / "cache"))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def procedural_images_are_painted_once() -> Iterator[None]:
-    with mock.patch("fmprobe.surrogates.data.procedural_images", painted):
         yield
 
 

@@ -13,48 +13,44 @@ from fmprobe.cli import app
 pytestmark = pytest.mark.assets
 
 
-def test_taef2_reconstructs_a_photo(assets):
-    autoencoder = taef2.load(assets / "models" / "taef2")
+@pytest.fixture(scope="module")
+def autoencoder(assets):
+    return taef2.load(assets / "models" / "taef2")
+
+
+def test_taef2_reconstructs_a_photo(autoencoder, assets):
     photos = fmprobe.load_images(f"{assets / 'data' / 'photos'}:test", 4, image_shape=(3, 64, 64))
     with torch.no_grad():
         error = (autoencoder.decode(autoencoder.encode(photos)) - photos).abs().mean()
     assert error < 0.05
 
 
-def test_orbits_of_taef2_are_bounded_but_none_is_called_an_attractor(assets):
-    autoencoder = taef2.load(assets / "models" / "taef2", side=32)
-    found = fmprobe.find_attractors(autoencoder, 8, tol=1e-5, max_steps=60)
+def test_orbits_of_taef2_are_bounded_but_none_is_called_an_attractor(autoencoder):
+    found = fmprobe.find_attractors(autoencoder, 4, tol=1e-5, max_steps=60)
     counts = found.orbits.counts()
-    assert counts["wandering"] + counts["slow"] == 8
+    assert counts["wandering"] + counts["slow"] == 4
     assert found.count == len(found) == 0
     assert (found.labels == -1).all()
     assert found.orbits.ends.isfinite().all()
 
 
 def test_probe_of_a_real_dinov2_with_a_surrogate(assets, tmp_path):
-    """A surrogate of a tenth of the default's steps, to keep the test short: it learns, and is counted honestly."""
+    """A surrogate of a fifth of the default's steps on half its side, to keep the test short: it learns, and is counted
+    honestly.
+    """
     name, out = str(assets / "models" / "dinov2-small"), tmp_path / "run"
-    model = fmprobe.load(name, image_size="fit")
-    decoder = fmprobe.fit_decoder(model, n_images=96, steps=80, progress=False)
+    assert fmprobe.load(name, image_size="fit").image_shape == (3, 112, 112)
+    model = fmprobe.load(name, image_size=56)
+    decoder = fmprobe.fit_decoder(model, n_images=224, steps=160, progress=False)
     leaves = decoder.info["validation"]["leaves"]
     assert leaves["l1"] < 0.95 * leaves["l1_median"]
     decoder.save(tmp_path / "decoder")
-    arguments = [
-        "probe",
-        name,
-        "--out",
-        str(out),
-        "--decoder",
-        str(tmp_path / "decoder"),
-        "-n",
-        "3",
-        "--max-steps",
-        "25",
-    ]
+    arguments = ["probe", name, "--out", str(out), "--decoder", str(tmp_path / "decoder"), "-n", "3"]
+    arguments += ["--max-steps", "25"]
     outcome = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     results = json.loads((out / "results.json").read_text())
-    assert results["model"]["image_shape"] == [3, 112, 112]
+    assert results["model"]["image_shape"] == [3, 56, 56]
     assert results["decoder"]["kind"] == "surrogate"
     status = results["orbits"]["noise"]["status"]
     assert sum(status.values()) == 3

@@ -72,8 +72,6 @@ PROCESSED = ("vit", "mae", "clip")
 
 
 def load(name: str, module: Any, **arguments: Any) -> fmprobe.Autoencoder:
-    if name in ("kl", "tiny"):  # of which no size is known
-        arguments.setdefault("image_size", SIDE)
     return fmprobe.load(module, processor=PROCESSOR if name in PROCESSED else None, **arguments)
 
 

@@ -11,8 +11,6 @@ from support.runs import command, finished, launch
 from fmprobe.files import read_json
 from fmprobe.runs.folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("sketched")
-
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
 
 

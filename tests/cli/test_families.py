@@ -10,8 +10,6 @@ from typer.testing import CliRunner
 from fmprobe.cli import app
 from fmprobe.surrogates.fit import FitSettings
 
-pytestmark = pytest.mark.usefixtures("sketched")
-
 
 @pytest.mark.parametrize("name", TINY)
 def test_probe_ends_with_a_complete_run_folder(tiny, name, tmp_path, monkeypatch):

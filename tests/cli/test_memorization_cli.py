@@ -12,8 +12,6 @@ from typer.testing import CliRunner
 from fmprobe.cli import app
 from fmprobe.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("sketched")
-
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
 
 

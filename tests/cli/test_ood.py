@@ -17,8 +17,6 @@ from support.runs import command, finished, launch
 from fmprobe.files import write_json
 from fmprobe.runs.folder import read_events
 
-pytestmark = pytest.mark.usefixtures("sketched")
-
 DEMO = str(files("fmprobe.demo") / "vit-mae-digits")
 
 

@@ -17,8 +17,6 @@ from support.runs import command
 import fmprobe
 from fmprobe.surrogates.pixel import PixelDecoder
 
-pytestmark = pytest.mark.usefixtures("sketched")
-
 SHAPE = (1, 4, 4)
 
 
@@ -61,18 +59,14 @@ def paint(path, seed, low=0, high=256):
     Image.fromarray(pixels).save(path)
 
 
-def painted(folder):
-    """70 dark pictures in `in`, 12 of all brightness in `out`, 9 in `new`."""
-    for name, count, high in (("in", 70, 100), ("out", 12, 256), ("new", 9, 256)):
-        (folder / name).mkdir()
-        for i in range(count):
-            paint(folder / name / f"{i:02}.png", seed=[len(name), i], high=high)
-    return folder
-
-
 @pytest.fixture
 def pictures(tmp_path):
-    return painted(tmp_path)
+    """70 dark pictures in `in`, 12 of all brightness in `out`, 9 in `new`."""
+    for name, count, high in (("in", 70, 100), ("out", 12, 256), ("new", 9, 256)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            paint(tmp_path / name / f"{i:02}.png", seed=[len(name), i], high=high)
+    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -193,58 +187,45 @@ def found(out) -> dict[str, Any]:
     return {key: results[key] for key in ("scores", "sets", "split", "detector", "pixels")}
 
 
-def compared(pictures, out, cut):
-    """A comparison that has finished, or one that was cut: everything is scored, and the table is not made."""
-    if not cut:
-        assert compare(pictures, out)[0] == 0
-        return
-    with mock.patch("fmprobe.probes.ood.probe.compare_scores", side_effect=fmprobe.InputError("cut")):
-        assert compare(pictures, out)[0] == 2
-    assert list((out / "scored").iterdir())
-
-
-EDITS = {
-    "an in-distribution picture": lambda folder: paint(folder / "in" / "03.png", seed=99, high=100),
-    "a picture from elsewhere": lambda folder: paint(folder / "out" / "03.png", seed=99),
-    "a picture fewer": lambda folder: (folder / "in" / "03.png").unlink(),
-    "a picture more": lambda folder: paint(folder / "out" / "03a.png", seed=99),
+INGREDIENTS = {
+    "an in-distribution picture": (lambda folder: paint(folder / "in" / "03.png", seed=99, high=100), []),
+    "a picture from elsewhere": (lambda folder: paint(folder / "out" / "03.png", seed=99), []),
+    "a picture fewer": (lambda folder: (folder / "in" / "03.png").unlink(), []),
+    "a picture more": (lambda folder: paint(folder / "out" / "03a.png", seed=99), []),
+    "the seed": (lambda folder: None, ["--seed", "1"]),
+    "the steps": (lambda folder: None, ["--steps", "5"]),
+    "the step limit": (lambda folder: None, ["--max-steps", "31"]),
+    "the tolerance": (lambda folder: None, ["--tol", "0"]),
+    "the distance": (lambda folder: None, ["--distance", "cosine"]),
+    "the merge": (lambda folder: None, ["--merge-threshold", "0"]),
+    "the controls": (lambda folder: None, ["--no-controls"]),
+    "the acceptance": (lambda folder: None, ["--acceptance", "0.5"]),
 }
 
 
 @pytest.mark.parametrize("cut", [False, True])
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("ingredient", INGREDIENTS)
 @pytest.mark.filterwarnings("ignore")
-def test_a_comparison_is_computed_anew_where_a_picture_changed(pictures, tmp_path, edit, cut):
+def test_a_change_of_any_ingredient_of_a_comparison_is_computed_or_refused(pictures, tmp_path, ingredient, cut, capsys):
     out = tmp_path / "run"
-    compared(pictures, out, cut)
-    EDITS[edit](pictures)
-    for folder in (out, tmp_path / "fresh"):
-        assert compare(pictures, folder)[0] == 0
-    assert found(out) == found(tmp_path / "fresh")
-
-
-OPTIONS = (
-    "--seed 1",
-    "--steps 5",
-    "--max-steps 31",
-    "--tol 0",
-    "--distance cosine",
-    "--merge-threshold 0",
-    "--no-controls",
-    "--acceptance 0.5",
-)
-
-
-@pytest.mark.parametrize("cut", [False, True])
-@pytest.mark.filterwarnings("ignore")
-def test_a_comparison_under_another_option_is_refused(pictures, tmp_path, cut, capsys):
-    out = tmp_path / "run"
-    compared(pictures, out, cut)
-    for options in OPTIONS:
-        capsys.readouterr()
-        assert compare(pictures, out, *options.split())[0] == 2, options
-        assert "holds another run" in capsys.readouterr().err, options
+    if cut:  # everything is scored, and the table is not made
+        with mock.patch("fmprobe.probes.ood.probe.compare_scores", side_effect=fmprobe.InputError("cut")):
+            assert compare(pictures, out)[0] == 2
+        assert list((out / "scored").iterdir())
+    else:
+        assert compare(pictures, out)[0] == 0
+    capsys.readouterr()
+    edit, options = INGREDIENTS[ingredient]
+    edit(pictures)
+    code, _ = compare(pictures, out, *options)
+    if options:
+        assert code == 2
+        assert "holds another run" in capsys.readouterr().err
         assert (out / "results.json").exists() != cut
+        return
+    assert code == 0
+    assert compare(pictures, tmp_path / "fresh", *options)[0] == 0
+    assert found(out) == found(tmp_path / "fresh")
 
 
 def test_an_unchanged_comparison_computes_nothing_again(pictures, tmp_path):

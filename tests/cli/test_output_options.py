@@ -13,8 +13,6 @@ import fmprobe
 from fmprobe.cli import app
 from fmprobe.runs.folder import read_events
 
-pytestmark = pytest.mark.usefixtures("sketched")
-
 SMALL = "-n 4 --max-steps 60"
 RUNS = {  # every command once, small; D, E: images; ENCODER: a model that needs a decoder; RUN, DETECTOR: folders
     "demo": "",

@@ -2,18 +2,17 @@
 
 import json
 import re
+import subprocess
+import sys
 from importlib.resources import files
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from support.runs import command, launch
 from support.runs import finished as run
 
 import fmprobe
 from fmprobe.runs.folder import read_events
-
-pytestmark = pytest.mark.usefixtures("sketched")
 
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
 
@@ -32,7 +31,7 @@ def digits(tmp_path_factory):
 def probed(digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("weights") / "run"
     arguments = ["weights", DEMO, "--data", f"{digits}:digits", "--data", f"{digits}:noise", "--images", 12]
-    arguments += ["--atoms", "2,8,400", "-n", 24, "--device", "cpu", "-o", out]
+    arguments += ["--atoms", "2,8,400", "-n", 32, "--device", "cpu", "-o", out]
     return out, arguments, run(*arguments)
 
 
@@ -90,7 +89,7 @@ def test_nothing_on_disk_is_computed_again(probed, digits):
     assert again.stdout.count("holds its curves already") == 2
     assert "holds this run already" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    probe = run("probe", DEMO, "-n", 24, "--device", "cpu", "-o", out)  # the same run, whose attractors these are
+    probe = run("probe", DEMO, "-n", 32, "--device", "cpu", "-o", out)  # the same run, whose attractors these are
     assert "holds this run already" in probe.stdout
     assert "weights" in json.loads((out / "results.json").read_text())
     (out / "weights" / next(p.name for p in before if p.suffix == ".json" and p.parent.name == "weights")).unlink()
@@ -99,12 +98,11 @@ def test_nothing_on_disk_is_computed_again(probed, digits):
 
 def test_two_processes_find_and_reconstruct_what_one_does(probed, tmp_path):
     out, arguments, _ = probed
-    log = tmp_path / "log"
-    team = launch(2, command, *arguments[:-1], tmp_path / "two", log=log)
-    for process in team:
-        process.join()
-    assert [process.exitcode for process in team] == [0, 0]
-    assert log.read_text().count("report  ") == 1
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "fmprobe"]
+    again = [*arguments[:-1], tmp_path / "two"]
+    done = subprocess.run([sys.executable, *launcher, *map(str, again)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report  ") == 1
     events = read_events(tmp_path / "two")
     assert [event["processes"] for event in events if event["event"] == "iterate"] == [2, 2]  # the model and the null
     assert {event["process"] for event in events if event["event"] == "shard"} == {0, 1}

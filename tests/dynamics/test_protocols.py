@@ -141,7 +141,7 @@ def test_a_report_on_surrogates_follows_the_protocol_of_the_encoder(tiny_dinov2)
 
     def spy(whole, **settings):
         seen.append((whole.protocol, *(settings[name] for name in RULE)))
-        return search(whole, **{**settings, "max_steps": 3})
+        return search(whole, **settings)
 
     model = fmprobe.load(tiny_dinov2, image_size=28)
     with mock.patch("fmprobe.probes.surrogate_report.find_attractors", spy):

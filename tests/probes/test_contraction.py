@@ -13,8 +13,6 @@ import fmprobe
 from fmprobe.dynamics.lipschitz import local_lipschitz
 from fmprobe.probes.contraction import std_ratio
 
-pytestmark = pytest.mark.usefixtures("sketched")
-
 D = 5
 MATRIX = 0.4 * draws(D, D, 4)
 probe: Any = fmprobe.probe_contraction

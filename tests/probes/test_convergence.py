@@ -13,8 +13,6 @@ from support.runs import command
 import fmprobe
 from fmprobe.probes.convergence import convergence_scatter
 
-pytestmark = pytest.mark.usefixtures("sketched")
-
 
 def test_a_linear_map_takes_the_steps_that_its_rate_foretells():
     starts = draws(40, 1) * torch.logspace(-1, 3, 40)[:, None]

@@ -338,7 +338,7 @@ def test_thresholds_accept_the_share_asked_for():
     """Over many draws, new in-distribution images are accepted with at least the stated probability."""
     model = model_of(wells)
     detector = fmprobe.TrajectoryDetector(model, steps=10).fit(images(40), images(199, seed=1))
-    fresh = images(500, seed=2)
+    fresh = images(1000, seed=2)
     for rule in ("trajectory", "two-sided mean", "profile", "joined"):
         for acceptance in (0.8, 0.95):
             # The share accepted scatters by about 0.03 with 199 held-out images (a beta distribution).

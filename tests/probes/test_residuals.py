@@ -15,8 +15,6 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.curves import ResidualCurves
 from fmprobe.dynamics.iterate import iterate
 
-pytestmark = pytest.mark.usefixtures("sketched")
-
 RATE, SHAPE = 0.8, (1, 2, 3)
 
 

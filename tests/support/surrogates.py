@@ -1,31 +1,21 @@
 """Surrogates that are fitted in a moment, and the encoder that most of them are fitted to."""
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.procedural import procedural_images
 from fmprobe.surrogates.fit import FitSettings, fit_decoder
 
-QUICK = FitSettings(size="tiny", n_images=32, steps=2, batch_size=8, contraction=0.0)
-
-
-_painted = cache(procedural_images)
-
-
-def painted(*arguments: Any) -> torch.Tensor:
-    """`procedural_images`, each call made once, since most fits of the tests are to the same images."""
-    return _painted(*arguments).clone()
+QUICK = FitSettings(size="tiny", n_images=32, steps=5, batch_size=8, contraction=0.0)
 
 
 def quick(model: Any, images: Any = None, kind: str = "pixel", **changes: Any) -> Any:
     settings = {
         "size": "tiny",
         "n_images": 32,
-        "steps": 2,
+        "steps": 5,
         "batch_size": 8,
         "contraction": 0.0,
         "progress": False,

@@ -4,7 +4,6 @@ import json
 import shlex
 import shutil
 import sys
-from contextlib import ExitStack
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from fmprobe.pictures import to_picture
 from fmprobe.report.page import write_report
 from support.checkpoints import TINY, save_dinov2
 from support.once import Once
-from support.sketches import draw
 
 SEARCH = "-n 12 --max-steps 40"
 # The commands that write each folder. A word in capitals is a path.
@@ -81,7 +79,7 @@ class Written:
     def gathered(self, folder: Path, search: str) -> Path:
         """A new folder that holds what every section shows, the attractors those of the run `search`."""
         results: dict[str, Any] = {}
-        for name in (*(name for name in reversed(self.pages()) if name != search), search):
+        for name in (*(name for name in self.pages() if name != search), search):
             shutil.copytree(self(name), folder, dirs_exist_ok=True)
             results |= read_json(self(name) / RESULTS)
         surrogate = read_json(self("surrogate") / RESULTS)
@@ -113,10 +111,7 @@ class Written:
         def loaded(name: str, **arguments: object) -> fmprobe.Autoencoder:
             return wide_model() if name == "WIDE" else load(name, **arguments)  # type: ignore[arg-type]
 
-        with ExitStack() as stack:
-            stack.enter_context(mock.patch("fmprobe.loading.load", loaded))
-            stack.enter_context(mock.patch.object(sys, "argv", ["fmprobe", *words]))
-            stack.enter_context(mock.patch("matplotlib.figure.Figure.savefig", draw))  # whoever asks first
+        with mock.patch("fmprobe.loading.load", loaded), mock.patch.object(sys, "argv", ["fmprobe", *words]):
             done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0, done.output
         return done.stdout

@@ -104,7 +104,7 @@ def test_info_is_json_and_says_what_was_done(encoder):
     assert info["fingerprint"] == "tiny-0"
     assert info["data_free"] is True
     assert info["settings"]["n_images"] == 32
-    assert info["steps"] == 2
+    assert info["steps"] == 5
     assert info["image_size"] == 16
     assert info["seconds"] >= 0
     assert "32 procedural images" in info["data"]
@@ -175,7 +175,7 @@ def test_a_source_gives_what_its_images_give_and_is_streamed(encoder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("latent_shape", "steps"), [((48,), 150), ((3, 4, 4), 100), ((17, 3), 80), ((21, 3), 80)], ids=str
+    ("latent_shape", "steps"), [((48,), 150), ((3, 4, 4), 150), ((17, 3), 80), ((21, 3), 80)], ids=str
 )
 def test_vectors_maps_and_tokens_with_a_prefix_can_be_decoded(latent_shape, steps):
     """The mean colours of 4 x 4 patches: a decoder that reads them must beat each image's own median."""

@@ -2,63 +2,86 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from support.runs import launch, spawn, wait_for
-from support.surrogates import quick, tiny_encoder
+from support.surrogates import quick
 
 from fmprobe.errors import InputError
 from fmprobe.surrogates import training
 from fmprobe.surrogates.training import Batch, Schedule, _rows, train
 
-
-def fit(out: Path, cache: Path, settings: dict[str, Any]) -> int:
-    """Fit a decoder and save its weights in the file `out`; runs in a process of its own."""
-    os.environ["XDG_CACHE_HOME"] = str(cache)
-    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
-    decoder = quick(tiny_encoder(), seed=3, **settings)
-    if PartialState().is_main_process:
-        save_file(decoder.state_dict(), out, metadata={"processes": str(PartialState().num_processes)})
-    return 0
-
-
-def finish(*processes):
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0] * len(processes)
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from support.surrogates import quick, tiny_encoder
+from safetensors.torch import save_file
+from accelerate import PartialState
+decoder = quick(tiny_encoder(), seed=3, **eval(sys.argv[2]))
+if PartialState().is_main_process:
+    save_file(decoder.state_dict(), sys.argv[3], metadata={"processes": str(PartialState().num_processes)})
+"""
+TESTS = str(Path(__file__).parents[1])
 
 
-def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(tmp_path):
-    settings = {"steps": 200, "n_images": 64}
-    finish(spawn(fit, tmp_path / "a", tmp_path / "one", settings))
-    process = spawn(fit, tmp_path / "b", tmp_path / "two", settings)
+def start(arguments, out, launcher=(), **environment):
+    command = [sys.executable, *launcher, "-c" if not launcher else str(out.parent / "script.py")]
+    if launcher:
+        (out.parent / "script.py").write_text(SCRIPT)
+    else:
+        command.append(SCRIPT)
+    env = os.environ | {"OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen([*command, TESTS, repr(arguments), str(out)], env=env, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def weights(path):
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(encoder, tmp_path):
+    settings = {"steps": 300, "n_images": 64}
+    undisturbed = quick(encoder, seed=3, **settings).state_dict()
+    process = start(settings, tmp_path / "b", XDG_CACHE_HOME=str(tmp_path / "two"))
     fits = tmp_path / "two" / "fmprobe" / "fits"
-    wait_for(lambda: bool(list(fits.glob("*/log.jsonl"))), 120)
-    process.kill()
-    process.join()
+    deadline = time.monotonic() + 120
+    while not list(fits.glob("*/log.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert not (tmp_path / "b").exists(), "it was killed before its end"
     state = next(fits.glob("*/state.pt"))
-    assert 0 < torch.load(state, weights_only=True)["step"] < 200
-    finish(spawn(fit, tmp_path / "b", tmp_path / "two", settings))
-    for name, value in load_file(tmp_path / "a").items():
-        torch.testing.assert_close(load_file(tmp_path / "b")[name], value, atol=1e-6, rtol=0)
+    assert 0 < torch.load(state, weights_only=True)["step"] < 300
+    finish(start(settings, tmp_path / "b", XDG_CACHE_HOME=str(tmp_path / "two")))
+    for name, value in undisturbed.items():
+        torch.testing.assert_close(weights(tmp_path / "b")[name], value, atol=1e-6, rtol=0)
     assert not list(fits.glob("*"))
 
 
-def test_two_processes_do_what_one_does_with_the_whole_batch(tmp_path):
+def test_two_processes_do_what_one_does_with_the_whole_batch(encoder, tmp_path):
+    from safetensors import safe_open
+
     settings = {"steps": 20, "n_images": 64, "batch_size": 16, "contraction": 0.1}
-    finish(spawn(fit, tmp_path / "one", tmp_path / "cache", settings))
-    finish(*launch(2, fit, tmp_path / "two", tmp_path / "cache", settings))
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    one = quick(encoder, seed=3, **settings).state_dict()
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    finish(start(settings, tmp_path / "two", launcher, ACCELERATE_USE_CPU="true", **cache))
     with safe_open(tmp_path / "two", "pt") as file:
         assert file.metadata()["processes"] == "2"
-    for name, value in load_file(tmp_path / "one").items():
-        torch.testing.assert_close(load_file(tmp_path / "two")[name], value, atol=1e-4, rtol=0)
+    for name, value in one.items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], value, atol=1e-4, rtol=0)
 
 
 def test_accumulation_changes_nothing(encoder):

@@ -18,8 +18,6 @@ from fmprobe.report.summary import summary
 from fmprobe.surrogates.fit import FitSettings
 from fmprobe.validation import warning_of
 
-pytestmark = pytest.mark.usefixtures("sketched")
-
 GOOD = {"images": 4, "l1": 0.10, "l1_median": 0.155, "feature_error": 1.4}
 BAD = {"images": 4, "l1": 0.21, "l1_median": 0.155, "feature_error": 0.4}
 
