@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def weights(path):
 
 
 def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(encoder, tmp_path):
-    settings = {"steps": 300, "n_images": 64}
+    settings: dict[str, Any] = {"steps": 300, "n_images": 64}
     undisturbed = quick(encoder, seed=3, **settings).state_dict()
     process = start(settings, tmp_path / "b", XDG_CACHE_HOME=str(tmp_path / "two"))
     fits = tmp_path / "two" / "fmprobe" / "fits"
@@ -73,7 +74,7 @@ def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(encoder, tmp_path):
 def test_two_processes_do_what_one_does_with_the_whole_batch(encoder, tmp_path):
     from safetensors import safe_open
 
-    settings = {"steps": 20, "n_images": 64, "batch_size": 16, "contraction": 0.1}
+    settings: dict[str, Any] = {"steps": 20, "n_images": 64, "batch_size": 16, "contraction": 0.1}
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     one = quick(encoder, seed=3, **settings).state_dict()
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
