@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fmprobe.convolutional import ConvAutoencoder, DenseAutoencoder, train_autoencoder
     from fmprobe.dynamics.fields import Plane
     from fmprobe.dynamics.iterate import iterate
+    from fmprobe.dynamics.lyapunov import lyapunov_exponents
     from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
     from fmprobe.dynamics.orbits import Orbits, Status
     from fmprobe.errors import InputError
@@ -54,6 +55,7 @@ _HOMES = {
     "Orbits": "fmprobe.dynamics.orbits",
     "Status": "fmprobe.dynamics.orbits",
     "load": "fmprobe.loading",
+    "lyapunov_exponents": "fmprobe.dynamics.lyapunov",
     "orthogonal_matching_pursuit": "fmprobe.dynamics.matching_pursuit",
     "compare": "fmprobe.probes.alignment.comparison",
     "probe_contraction": "fmprobe.probes.contraction",
@@ -85,6 +87,7 @@ __all__ = [
     "iterate",
     "load",
     "load_images",
+    "lyapunov_exponents",
     "ood_metrics",
     "orthogonal_matching_pursuit",
     "probe_contraction",

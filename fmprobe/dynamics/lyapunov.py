@@ -1,0 +1,203 @@
+"""Lyapunov exponents: how fast neighbouring orbits part, which has a value also where no orbit settles."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from fmprobe.dynamics.calls import Function, apart
+from fmprobe.dynamics.checks import check_counts, check_seed
+from fmprobe.seeding import normal_rows
+
+JVP, TWINS = "jvp", "twin orbits"
+AGREEMENT = 0.05  # largest median difference of J v from a difference quotient, relative to it, if autograd is right
+Push = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # latents (b, …) and tangents (b, d, k) to those a step later
+
+
+@dataclass(frozen=True)
+class LyapunovExponents:
+    """Lyapunov exponents of n orbits, in nats a step.
+
+    Attributes:
+        values: `(n, n_exponents)` float64, the largest first; nan where an orbit is not finite, -inf where J_f takes a
+            direction to zero.
+        errors: their standard errors `(n, n_exponents)`, by the means of about sqrt(steps) batches of successive steps.
+        growth: logarithms of the growth at each step, `(steps, n, n_exponents)`, whose means over the steps are
+            `values`.
+        method: "jvp", products with the Jacobian; or "twin orbits", differences of orbits close by.
+        protocol: numbers of steps, and the seed.
+    """
+
+    values: Tensor
+    errors: Tensor
+    growth: Tensor
+    method: str
+    protocol: dict[str, Any]
+
+    @property
+    def kaplan_yorke(self) -> Tensor:
+        """Kaplan-Yorke dimension of each orbit's limit set, `(n,)` (Kaplan and Yorke 1979).
+
+        It is j + (l_1 + … + l_j) / |l_{j+1}| for the largest j whose sum of exponents is not negative. It is nan where
+        the sum of all exponents is not negative, since more exponents would be needed, and where they are nan.
+        """
+        sums = self.values.cumsum(1)
+        ahead = (sums >= 0).long().cumprod(1).sum(1)
+        known = (ahead < self.values.shape[1]) & self.values[:, 0].isfinite()
+        last = ahead.clamp(max=self.values.shape[1] - 1)[:, None]
+        before = torch.where(ahead > 0, sums.gather(1, (last - 1).clamp(min=0))[:, 0], 0.0)
+        dimension = ahead + before / self.values.gather(1, last)[:, 0].abs()
+        return torch.where(known, dimension, torch.nan)
+
+
+def lyapunov_exponents(
+    f: Function,
+    starts: Tensor,
+    n_exponents: int = 1,
+    *,
+    steps: int = 200,
+    burn_in: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> LyapunovExponents:
+    """The largest Lyapunov exponents of the orbits of starts, by products with the Jacobian and QR.
+
+    Tangent vectors are carried along each orbit by J_f, and made orthonormal again at every step. The mean logarithm of
+    the diagonal of R is the exponent (Benettin et al. 1980; Shimada and Nagashima 1979). At a fixed point the largest
+    exponent is the logarithm of the spectral radius. It is 0 on a cycle or a torus, and positive where orbits are
+    chaotic. An exponent of a finite orbit is an estimate: `errors` says how certain it is.
+
+    J v is obtained in forward mode. Where an operator of f lacks it, and where f cuts the gradient, so that J v is not
+    what differences of f show, the tangents are differences of orbits that start close by and are pulled back to that
+    distance at every step.
+
+    Args:
+        f: the map on a batch of latents, or a model with a latent map.
+        starts: starts `(n, *latent_shape)`.
+        n_exponents: number of exponents, at most the dimension of the latents.
+        steps: number of steps that are averaged over.
+        burn_in: number of steps before them, in which an orbit and its tangents approach their limit sets.
+        batch_size: largest number of latents in one call of f.
+        seed: seed of the first tangents; those of start i depend on the seed and i alone.
+        progress: whether to show a progress bar; None shows one on a terminal after two seconds.
+
+    Raises:
+        ValueError: a number makes no sense, or there are more exponents than dimensions.
+    """
+    check_counts(4, steps=steps)
+    check_counts(0, burn_in=burn_in)
+    check_counts(n_exponents=n_exponents, batch_size=batch_size)
+    check_seed(seed)
+    d = starts[0].numel() if len(starts) else n_exponents
+    if n_exponents > d:
+        raise ValueError(f"n_exponents must be at most {d}, the dimension of the latents, got {n_exponents}")
+    latent_map = apart(getattr(f, "latent_map", f), batch_size)
+    growth = torch.empty(steps, len(starts), n_exponents, dtype=torch.float64)
+    method, push = JVP, _by_jvp(latent_map)
+    bar = tqdm(
+        total=-(-len(starts) // batch_size) * (burn_in + steps),
+        desc="Lyapunov exponents",
+        delay=2,
+        disable=None if progress is None else not progress,
+        leave=False,
+    )
+    # The fused attention kernels have no forward mode on the CPU.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), bar:
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns when it loads its forward-mode rules
+        for first in range(0, len(starts), batch_size):
+            block = starts[first : first + batch_size]
+            drawn = normal_rows(len(block), d * n_exponents, seed, "lyapunov: tangents", first)
+            tangents = torch.from_numpy(drawn).reshape(len(block), d, n_exponents).to(block.device, torch.float64)
+            tangents = torch.linalg.qr(tangents)[0]
+            if method == JVP and not _agree(push, _by_twins(latent_map), block, tangents):
+                method, push = TWINS, _by_twins(latent_map)
+            for t in range(burn_in + steps):
+                block, grown, tangents = _step(push, block, tangents)
+                if t >= burn_in:
+                    growth[t - burn_in, first : first + len(block)] = grown.cpu()
+                bar.update(1)
+    values, errors = _means(growth)
+    protocol = {"steps": steps, "burn_in": burn_in, "seed": seed}
+    return LyapunovExponents(values, errors, growth, method, protocol)
+
+
+def _by_jvp(f: Function) -> Push:
+    """A step of f and of its derivative, in forward mode."""
+
+    def push(latents: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+        columns, value = [], latents
+        for column in tangents.unbind(2):
+            direction = column.to(latents.dtype).reshape(latents.shape)
+            value, product = torch.func.jvp(f, (latents,), (direction,))
+            columns.append(product.flatten(1).double())
+        return value, torch.stack(columns, 2)
+
+    return push
+
+
+def _by_twins(f: Function) -> Push:
+    """A step of f, and of orbits close by whose differences stand for the derivative."""
+
+    def push(latents: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+        flat = latents.flatten(1)
+        away = torch.finfo(latents.dtype).eps ** 0.5  # balances rounding and curvature of a difference quotient
+        size = torch.linalg.vector_norm(flat, dim=1).clamp(min=flat.shape[1] ** 0.5)
+        distance = (away * size)[:, None]
+        twins = [(flat + distance * column.to(flat)).reshape(latents.shape) for column in tangents.unbind(2)]
+        value, *after = f(torch.cat([latents, *twins])).split(len(latents))
+        columns = [
+            (moved - value).flatten(1).double() / distance.double() * _stretched(flat, twin, distance)
+            for moved, twin in zip(after, twins, strict=True)
+        ]
+        return value, torch.stack(columns, 2)
+
+    return push
+
+
+def _stretched(flat: Tensor, twin: Tensor, distance: Tensor) -> Tensor:
+    """By how much rounding shortened the distance of a twin, `(b, 1)`."""
+    kept = torch.linalg.vector_norm((twin.flatten(1).double() - flat.double()), dim=1)[:, None]
+    return torch.where(kept > 0, distance.double() / kept, 1.0)
+
+
+def _agree(one: Push, other: Push, latents: Tensor, tangents: Tensor) -> bool:
+    """Whether two ways of a step give the same derivative, apart from rows that are not finite."""
+    try:
+        a, b = one(latents, tangents)[1], other(latents, tangents)[1]
+    except (RuntimeError, NotImplementedError):
+        return False
+    size = torch.linalg.vector_norm(b, dim=1)
+    off = torch.linalg.vector_norm(a - b, dim=1)
+    # Where a direction vanishes, both are rounding.
+    off = torch.where(off <= torch.finfo(latents.dtype).eps ** 0.5, 0.0, off / size)
+    known = off[off.isfinite()]
+    return not len(known) or float(known.median()) <= AGREEMENT
+
+
+def _step(push: Push, latents: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents a step later, logarithms of the growth `(b, k)`, and the tangents, orthonormal again."""
+    after, moved = push(latents, tangents)
+    finite = after.flatten(1).isfinite().all(1) & moved.flatten(1).isfinite().all(1)
+    moved = torch.where(finite[:, None, None], moved, tangents)
+    q, r = torch.linalg.qr(moved)
+    grown = r.diagonal(dim1=1, dim2=2).abs().log()
+    # A row that is not finite stays so, and the others do not see it.
+    after = torch.where(finite.reshape(-1, *[1] * (after.ndim - 1)), after, torch.nan)
+    return after, torch.where(finite[:, None], grown, torch.nan), q
+
+
+def _means(growth: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over steps and their standard errors, each `(n, k)`, by batch means (Flegal and Jones 2010).
+
+    Growth at successive steps is correlated, so that the error of the mean is not the deviation over sqrt(steps).
+    """
+    batches = max(2, int(len(growth) ** 0.5))
+    length = len(growth) // batches
+    means = growth[-batches * length :].reshape(batches, length, *growth.shape[1:]).mean(1)
+    return growth.mean(0), (means.var(0) / batches).sqrt() if means.numel() else growth.mean(0)
