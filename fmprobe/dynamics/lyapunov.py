@@ -56,7 +56,7 @@ class LyapunovExponents:
 
 
 def lyapunov_exponents(
-    f: Function,
+    f: Any,
     starts: Tensor,
     n_exponents: int = 1,
     *,
@@ -134,7 +134,7 @@ def _by_jvp(f: Function) -> Push:
         columns, value = [], latents
         for column in tangents.unbind(2):
             direction = column.to(latents.dtype).reshape(latents.shape)
-            value, product = torch.func.jvp(f, (latents,), (direction,))
+            value, product = torch.func.jvp(f, (latents,), (direction,))[:2]
             columns.append(product.flatten(1).double())
         return value, torch.stack(columns, 2)
 
