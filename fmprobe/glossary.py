@@ -17,6 +17,8 @@ TERMS = {
     "point. It belongs to no attractor.",
     "spectral radius": "The largest absolute eigenvalue of the Jacobian of f at a fixed point. Below 1 the fixed point "
     "attracts. The nearer to 1, the slower the approach.",
+    "Lyapunov exponent": "The mean logarithm, a step, of the factor by which neighbouring orbits part. It is negative "
+    "where they meet, 0 on a cycle or a torus, and positive in chaos.",
     "stability unknown": "The spectral radius of an attractor was examined, but could not be made certain.",
     "unstable": "Said of a fixed point whose spectral radius exceeds 1. Orbits may reach it, but it attracts none.",
     "polish": "To take an attractor as near to its fixed point as the rounding of f allows.",

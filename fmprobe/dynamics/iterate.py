@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.dynamics.calls import Function
-from fmprobe.dynamics.checks import check_counts
+from fmprobe.dynamics.checks import check_counts, check_starts
 from fmprobe.dynamics.engine import Ended, Engine, Observer
 from fmprobe.dynamics.norms import norms
 from fmprobe.dynamics.orbits import Orbits, Rules, Status, protocol_of
@@ -241,12 +241,7 @@ def free_memory() -> int:
 
 
 def _check(starts: Tensor, measure: str, max_steps: int | Tensor, batch_size: int, check_every: int | None) -> None:
-    if not isinstance(starts, Tensor):
-        raise ValueError(f"starts must be a tensor of shape (n, *latent_shape), got a {type(starts).__name__}")
-    if starts.ndim < 2 or not starts.is_floating_point():
-        raise ValueError(f"starts must be floats of shape (n, *latent_shape), got {starts.dtype} {tuple(starts.shape)}")
-    if starts.shape[1:].numel() == 0:
-        raise ValueError(f"latents must not be empty, got shape {tuple(starts.shape)}")
+    check_starts(starts)
     if measure not in MEASURES:
         raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(MEASURES)}")
     for steps in max_steps.unique().tolist() if isinstance(max_steps, Tensor) else [max_steps]:

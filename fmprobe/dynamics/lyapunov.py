@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from fmprobe.dynamics.calls import Function, apart
-from fmprobe.dynamics.checks import check_counts, check_seed
+from fmprobe.dynamics.checks import check_counts, check_seed, check_starts
 from fmprobe.seeding import normal_rows
 
 JVP, TWINS = "jvp", "twin orbits"
@@ -26,7 +26,8 @@ class LyapunovExponents:
     Attributes:
         values: `(n, n_exponents)` float64, the largest first; nan where an orbit is not finite, -inf where J_f takes a
             direction to zero.
-        errors: their standard errors `(n, n_exponents)`, by the means of about sqrt(steps) batches of successive steps.
+        standard_errors: their standard errors `(n, n_exponents)`, by the means of about sqrt(steps) batches of
+            successive steps.
         growth: logarithms of the growth at each step, `(steps, n, n_exponents)`, whose means over the steps are
             `values`.
         method: "jvp", products with the Jacobian; or "twin orbits", differences of orbits close by.
@@ -34,7 +35,7 @@ class LyapunovExponents:
     """
 
     values: Tensor
-    errors: Tensor
+    standard_errors: Tensor
     growth: Tensor
     method: str
     protocol: dict[str, Any]
@@ -61,7 +62,7 @@ def lyapunov_exponents(
     n_exponents: int = 1,
     *,
     steps: int = 200,
-    burn_in: int = 100,
+    burn_in: int = 50,
     batch_size: int = 256,
     seed: int = 0,
     progress: bool | None = None,
@@ -71,7 +72,7 @@ def lyapunov_exponents(
     Tangent vectors are carried along each orbit by J_f, and made orthonormal again at every step. The mean logarithm of
     the diagonal of R is the exponent (Benettin et al. 1980; Shimada and Nagashima 1979). At a fixed point the largest
     exponent is the logarithm of the spectral radius. It is 0 on a cycle or a torus, and positive where orbits are
-    chaotic. An exponent of a finite orbit is an estimate: `errors` says how certain it is.
+    chaotic. An exponent of a finite orbit is an estimate: `standard_errors` says how certain it is.
 
     J v is obtained in forward mode. Where an operator of f lacks it, and where f cuts the gradient, so that J v is not
     what differences of f show, the tangents are differences of orbits that start close by and are pulled back to that
@@ -88,13 +89,15 @@ def lyapunov_exponents(
         progress: whether to show a progress bar; None shows one on a terminal after two seconds.
 
     Raises:
-        ValueError: a number makes no sense, or there are more exponents than dimensions.
+        ValueError: the starts or a number make no sense, f changes the shape, or there are more exponents than
+            dimensions.
     """
+    check_starts(starts)
     check_counts(4, steps=steps)
     check_counts(0, burn_in=burn_in)
     check_counts(n_exponents=n_exponents, batch_size=batch_size)
     check_seed(seed)
-    d = starts[0].numel() if len(starts) else n_exponents
+    d = starts.shape[1:].numel()
     if n_exponents > d:
         raise ValueError(f"n_exponents must be at most {d}, the dimension of the latents, got {n_exponents}")
     latent_map = apart(getattr(f, "latent_map", f), batch_size)
