@@ -38,6 +38,10 @@ Variant = Annotated[
     ),
 ]
 Bottleneck = Annotated[int | None, typer.Option(min=1, help="(latent only) Values at each place. [default: 32]")]
+Components = Annotated[
+    int | None,
+    typer.Option("--k", min=1, help="(closed-form only) Principal components that codes keep. [default: all]"),
+]
 PixelDecoder = Annotated[str | None, typer.Option(help="(latent only) Pixel decoder used to visualise latents.")]
 Trackers = Annotated[
     str | None, typer.Option(help="(pixel, latent) Tracker of accelerate's, such as tensorboard. [default: none]")
@@ -59,6 +63,7 @@ def fit_decoder(
     contraction: Contraction = None,
     variant: Variant = None,
     bottleneck: Bottleneck = None,
+    k: Components = None,
     pixel_decoder: PixelDecoder = None,
     seed: o.Seed = 0,
     trackers: Trackers = None,
@@ -72,7 +77,7 @@ def fit_decoder(
     """
     chosen = {"size": size, "steps": steps, "batch_size": batch_size, "trackers": trackers}
     chosen |= {"noise": noise, "perceptual": perceptual, "contraction": contraction}
-    chosen |= {"variant": variant, "bottleneck": bottleneck, "pixel_decoder": pixel_decoder}
+    chosen |= {"variant": variant, "bottleneck": bottleneck, "k": k, "pixel_decoder": pixel_decoder}
     given = {name: value for name, value in chosen.items() if value is not None}
     _refuse_unused(kind, given)
     return _fit(model, out, load, data, kind=kind, n_images=images, seed=seed, **given)

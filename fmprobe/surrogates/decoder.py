@@ -62,14 +62,18 @@ class ImageDecoder(Surrogate):
         mean, std = (channelwise(one, self.latent_shape) for one in (self.latent_mean, self.latent_std))
         return (native - mean) / std
 
+    def read(self, native: Tensor) -> Tensor:
+        """What this decoder takes, of the encoder's own latents."""
+        return self.standardise(native)
+
     def paint(self, native: Tensor) -> Tensor:
         """Images `(n, C, H, W)` of the encoder's own latents, in blocks, on the CPU."""
-        return in_blocks(lambda z: self(self.standardise(z.to(self.latent_mean.device))), native)
+        return in_blocks(lambda z: self(self.read(z.to(self.latent_mean.device))), native)
 
     def attach(self, model: Autoencoder) -> Autoencoder:
         """Latents standardised by this decoder's statistics, images decoded by it."""
         return model.derived(
-            encode=lambda images: self.standardise(model.encode_unchecked(images)), decode=self, **self.describe()
+            encode=lambda images: self.read(model.encode_unchecked(images)), decode=self, **self.describe()
         )
 
     def errors(self, model: Autoencoder, images: Tensor) -> dict[str, float]:

@@ -24,6 +24,7 @@ class Kind(NamedTuple):
 KINDS = {
     "pixel": Kind("fmprobe.surrogates.pixel:PixelDecoder", "a decoder to images"),
     "latent": Kind("fmprobe.surrogates.latent:LatentSurrogate", "an autoencoder on features"),
+    "closed-form": Kind("fmprobe.surrogates.closed:BottleneckDecoder", "a linear decoder from principal components"),
     "linear": Kind("fmprobe.surrogates.linear:LinearDecoder", "a linear decoder to images, in closed form"),
 }
 

@@ -31,6 +31,7 @@ CONTEXTS = [
     "fit-decoder m --kind pixel",
     "fit-decoder m --kind latent",
     "fit-decoder m --kind linear",
+    "fit-decoder m --kind closed-form",
 ]
 # Noticed by the content of what is kept beside the run; and, of scores, the same on any device and written every time.
 BESIDE = {

@@ -12,6 +12,7 @@ from support.surrogates import QUICK, tiny_encoder
 from fmprobe.digests import file_digest
 from fmprobe.errors import InputError
 from fmprobe.surrogates.artefact import load_surrogate, recorded
+from fmprobe.surrogates.closed import ClosedFormSettings
 from fmprobe.surrogates.fit import FitSettings, fit_with
 from fmprobe.surrogates.kinds import KINDS
 from fmprobe.surrogates.latent import LatentSurrogate
@@ -19,7 +20,8 @@ from fmprobe.surrogates.pixel import PixelDecoder
 
 LATENT = FitSettings(kind="latent", n_images=32, steps=3, batch_size=8, noise=0.0, pixel_noise=0.1, contraction=0.0)
 LINEAR = replace(FitSettings.for_device(torch.device("cpu"), "linear"), n_images=32)
-BASE = {"pixel": replace(QUICK, steps=3), "latent": LATENT, "linear": LINEAR}
+CLOSED = ClosedFormSettings(n_images=32, pixel_noise=0.0, k=5)
+BASE = {"pixel": replace(QUICK, steps=3), "latent": LATENT, "closed-form": CLOSED, "linear": LINEAR}
 
 
 @pytest.fixture(scope="module")

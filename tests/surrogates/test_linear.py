@@ -17,25 +17,50 @@ from fmprobe.cli import app
 from fmprobe.errors import InputError
 from fmprobe.procedural import procedural_images
 from fmprobe.surrogates.artefact import load_surrogate
+from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, procedural
+from fmprobe.surrogates.features import encode_native
 from fmprobe.surrogates.fit import FitSettings, fit_decoder, fit_with
-from fmprobe.surrogates.linear import FINEST, LinearDecoder, LinearSettings
+from fmprobe.surrogates.linear import FINEST, MOST_INPUTS, RIDGES, LinearDecoder, LinearSettings
 
 
 def fit(model, images=None, **settings) -> Any:
     return fit_decoder(model, images, "linear", progress=False, **{"n_images": 64, **settings})
 
 
-def test_the_weights_are_those_of_ridge_regression(encoder):
+def surroundings(maps):
+    """Of each place of maps `(n, D, h, w)`: itself, its neighbours with the border repeated, and the mean."""
+    n, d, h, w = maps.shape
+    rows = np.empty((n, h, w, 6 * d))
+    for i in range(h):
+        for j in range(w):
+            up, down, left, right = max(i - 1, 0), min(i + 1, h - 1), max(j - 1, 0), min(j + 1, w - 1)
+            places = [(i, j), (up, j), (down, j), (i, left), (i, right)]
+            rows[:, i, j] = np.concatenate([*(maps[:, :, a, b] for a, b in places), maps.mean((2, 3))], 1)
+    return rows.reshape(n * h * w, -1)
+
+
+def test_the_weights_are_those_of_ridge_regression_on_the_surroundings_of_each_place(encoder):
     images = procedural_images(50, 16, seed=9)
     decoder = fit(encoder, images, ridge=0.3)
     trained = torch.cat([images[i : i + 9] for i in range(0, 50, 10)])  # every tenth is held out
     trained = (trained * 255).round() / 255
-    latents = ((encoder.encode(trained) - decoder.latent_mean) / decoder.latent_std).flatten(0, 1).double().numpy()
+    latents = ((encoder.encode(trained) - decoder.latent_mean) / decoder.latent_std).double()
+    inputs = surroundings(latents.transpose(1, 2).unflatten(2, (4, 4)).numpy())
     patches = F.unfold(trained, 4, stride=4).transpose(1, 2).flatten(0, 1).double().numpy()
-    expected = Ridge(alpha=0.3 * len(latents)).fit(latents, patches)
+    expected = Ridge(alpha=0.3 * len(inputs)).fit(inputs, patches)
     # Latents are stored in half precision.
     np.testing.assert_allclose(decoder.weight.T.numpy(), expected.coef_, atol=5e-4)
     np.testing.assert_allclose(decoder.bias.numpy(), expected.intercept_, atol=5e-4)
+
+
+def test_the_ridge_is_the_one_that_paints_held_out_images_best(encoder):
+    chosen = fit(encoder, n_images=40)
+    errors = {ridge: fit(encoder, n_images=40, ridge=ridge) for ridge in RIDGES}
+    held_out = procedural(encoder, HELD_OUT, HELD_OUT_FIRST, "all", 0)
+    painted = {ridge: one.paint(encode_native(encoder, held_out)) for ridge, one in errors.items()}
+    squared = {ridge: float((images - held_out / 255).square().mean()) for ridge, images in painted.items()}
+    assert chosen.info["log"] == [{"ridge": min(squared, key=lambda ridge: squared[ridge])}]
+    assert len({round(error, 6) for error in squared.values()}) > 1
 
 
 @pytest.mark.parametrize("latent_shape", [(48,), (3, 4, 4), (17, 3)])
@@ -62,6 +87,11 @@ def test_vectors_maps_and_tokens_with_a_prefix_are_inverted_where_the_encoder_is
 def test_a_large_part_of_an_image_is_interpolated():
     decoder = LinearDecoder((5,), (3, 40, 40))
     assert decoder.weight.shape == (5, 3 * FINEST**2)
+    many = MOST_INPUTS // 6 + 1  # channels, with which neighbours are left out
+    assert LinearDecoder((many - 1, 2, 2), (3, 8, 8)).weight.shape[0] == 6 * (many - 1)
+    assert LinearDecoder((many, 2, 2), (3, 8, 8)).weight.shape[0] == 2 * many
+    assert LinearDecoder((5, many), (3, 8, 8)).weight.shape[0] == 3 * many
+    assert LinearDecoder((2, 4), (3, 8, 8))(torch.randn(2, 2, 4)).shape == (2, 3, 8, 8)
     assert decoder(torch.randn(2, 5)).shape == (2, 3, 40, 40)
     assert LinearDecoder((5, 3, 2), (3, 8, 8))(torch.randn(2, 5, 3, 2)).shape == (2, 3, 8, 8)
 
@@ -106,7 +136,7 @@ def test_another_value_of_every_setting_changes_the_result(encoder, name):
 def test_its_settings_are_a_class_of_their_own(encoder):
     made = FitSettings.for_device(torch.device("cpu"), "linear")
     assert made.pixel_noise == 0
-    assert fit_with(encoder, made, procedural_images(30, 16), progress=False).info["settings"]["ridge"] == 0.1
+    assert fit_with(encoder, made, procedural_images(30, 16), progress=False).info["settings"]["ridge"] is None
     with pytest.raises(InputError, match=r"FitSettings\.for_device\(device, 'linear'\)"):
         FitSettings(kind="linear")
 
