@@ -24,10 +24,11 @@ def exponent_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _value(exponent: Mapping[str, Any]) -> str:
-    """The median with its interval; a dash where it is not known or minus infinity."""
-    low, high = exponent["interval"]
-    median = number(exponent["median"], ".3f")
-    return median if low is None or high is None else f"{median} nats a step ({low:.3f} to {high:.3f})"
+    """The median with its interval; a dash stands for what is not known or minus infinity."""
+    if exponent["median"] is None:
+        return number(None, "")
+    low, high = (number(bound, ".3f") for bound in exponent["interval"])
+    return f"{exponent['median']:.3f} nats a step ({low} to {high})"
 
 
 def _dimension(limit: Mapping[str, Any]) -> str:
