@@ -1,7 +1,7 @@
 """Readings: what the orbit of each start does, by its largest Lyapunov exponent, whether it settled or not."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -47,6 +47,7 @@ class Regime(IntEnum):
         return _MEANING[self]
 
 
+JUDGED = (Regime.QUASI_PERIODIC, Regime.CHAOTIC, Regime.STILL_SETTLING)  # by the exponent of an orbit
 _MEANING = {
     Regime.SETTLED: "the orbit came to rest; its exponent is the logarithm of the spectral radius where it rests",
     Regime.CYCLE: "the orbit repeats itself with a period of two steps or more; its exponent is that of the cycle",
@@ -69,6 +70,8 @@ class Readings:
         standard_errors: their standard errors `(n,)`; nan where an exponent is that of an attractor or is not known.
         regimes: `(n,)`; values of `Regime`.
         followed: the starts `(m,)` whose orbits were followed on.
+        together: "chaotic" or "still settling" where most starts that were judged by their exponents are quasi-periodic
+            each by its own, but not together; else None. See `read_orbits`.
         method: how their exponents were measured, as `lyapunov_exponents` says; None where none was.
         protocol: numbers of steps, the cap and the seed.
     """
@@ -77,6 +80,7 @@ class Readings:
     standard_errors: Tensor
     regimes: Tensor
     followed: Tensor
+    together: Regime | None
     method: str | None
     protocol: dict[str, Any]
 
@@ -125,8 +129,16 @@ class Readings:
 
     @property
     def regime(self) -> Regime | None:
-        """The regime that most of the first `read` starts share; None if there are none."""
+        """The regime that most of the first `read` starts share; None if there are none.
+
+        One orbit alone may be too short to tell weak chaos from none. Where more of the starts that were judged by
+        their exponents are quasi-periodic than chaotic, and than still settling, all of them count as what they are
+        by their exponents together: see `together`.
+        """
         counts = torch.bincount(self.regimes[: self.read], minlength=len(Regime))
+        if self.together is not None:
+            counts[list(JUDGED)] = 0
+            counts[self.together] = int(self._judged().sum())
         return Regime(int(counts.argmax())) if self.read else None
 
     @property
@@ -135,10 +147,12 @@ class Readings:
         regime = self.regime
         if regime is None:
             return "No start has a reading."
-        share = self.regimes[: self.read] == regime
+        pooled = self.together is not None and regime is self.together
+        share = self._judged() if pooled else self.regimes[: self.read] == regime
         exponents = self.exponents[: self.read][share].numpy()
         exponents = exponents[~np.isnan(exponents)]
         said = _DOES[regime].format(verb="is" if int(share.sum()) == 1 else "are")
+        said += " by their exponents together, though not each by its own" if pooled else ""
         among = "" if self.read == len(self) else "first "
         return f"{int(share.sum())} of the {among}{self.read} starts {said}{_factor(regime, exponents)}."
 
@@ -161,6 +175,10 @@ class Readings:
             "burn_in": self.protocol["burn_in"],
             "method": self.method,
         }
+
+    def _judged(self) -> Tensor:
+        """Mask of the first `read` starts whose regime was judged by their exponents."""
+        return torch.isin(self.regimes[: self.read], torch.tensor(JUDGED))
 
     def _known(self) -> np.ndarray:
         """The exponents among the first `read` starts, those that are nan left out."""
@@ -213,8 +231,15 @@ def read_orbits(
     The error is two standard errors where they are known exactly. Here they are estimated from few batch means, so the
     factor is Student's t quantile for their number in place of 2, of the same coverage (95.45%): 3.3 for 20 steps, 2.3
     for 100. Two limits of a finite orbit are added. Rounding may give an exponent of 16 units of the dtype's precision.
-    On tori that turn at different rates neighbouring orbits part in proportion to time, without chaos. This adds
-    log(1 + steps / burn_in) / steps to an exponent, and an orbit must exceed that too to be called chaotic.
+    On tori that turn at different rates neighbouring orbits part in proportion to time, without chaos. A tangent that
+    has run against this shear for half the burn-in then gains log(1 + 2 steps / burn_in) / steps, and an orbit must
+    exceed that too to be called chaotic.
+
+    Where more starts are quasi-periodic by this rule than chaotic, and than still settling, these three kinds are
+    judged together as well, since one orbit alone may be too short to tell. Their mean exponent must differ from 0 by
+    more than its error, as above but from all their batch means together, and more than half of the exponents must lie
+    on that side of 0 by their own standard error. `Readings.regime` and `Readings.words` use that. The regime of each
+    start stays as it is.
 
     The first `cap` starts by number whose orbits need measuring are followed on. The others are "not measured". What is
     read of a start depends on neither batch size nor the number of processes, up to rounding.
@@ -257,11 +282,12 @@ def read_orbits(
         values, spreads = found.values[:, 0].clone(), found.standard_errors[:, 0].clone()
         _over_periods(values, spreads, growth, orbits, followed)
         exponents[followed], errors[followed] = values, spreads
-        judged = _regimes(values, spreads, steps, burn_in, torch.finfo(ends.dtype).eps)
+        judged = _regimes(values, _limits(spreads, ends.dtype, steps, burn_in))
         cyclic = (status[followed] == Status.CYCLE) & (judged != Regime.DIVERGED)
         regimes[followed] = torch.where(cyclic, int(Regime.CYCLE), judged)
     protocol = {"steps": steps, "burn_in": burn_in, "cap": cap, "seed": seed}
-    return Readings(exponents, errors, regimes, followed, method, protocol)
+    readings = Readings(exponents, errors, regimes, followed, None, method, protocol)
+    return replace(readings, together=_together(readings, orbits.ends.dtype))
 
 
 def _at_rest(attractors: Attractors) -> Tensor:
@@ -280,17 +306,44 @@ def _over_periods(values: Tensor, errors: Tensor, growth: Tensor, orbits: Orbits
             errors[place] = (means.var() / times).sqrt() if times > 1 else torch.nan
 
 
-def _regimes(values: Tensor, errors: Tensor, steps: int, burn_in: int, eps: float) -> Tensor:
-    """The regimes of orbits by their exponents and standard errors, by the rule of `read_orbits`."""
-    batches = max(2, int(steps**0.5))  # as many as `lyapunov_exponents` takes
-    spread = float(stdtrit(batches - 1, (1 + COVERED) / 2)) * errors + ROUNDING * eps
-    apart = math.log1p(steps / burn_in) / steps
+def _limits(errors: Tensor, dtype: torch.dtype, steps: int, burn_in: int, orbits: int = 1) -> tuple[Tensor, Tensor]:
+    """Below the negative of the first, orbits meet; above the second they part: the error and the limits of the rule.
+
+    Args:
+        errors: standard errors of exponents.
+        dtype: the dtype of the latents.
+        steps: number of steps that were averaged over.
+        burn_in: number of steps before them.
+        orbits: number of orbits that an exponent is the mean of.
+    """
+    free = orbits * (max(2, int(steps**0.5)) - 1)  # batch means of `lyapunov_exponents`, less a mean each
+    spread = float(stdtrit(free, (1 + COVERED) / 2)) * errors + ROUNDING * torch.finfo(dtype).eps
+    return spread, spread + math.log1p(2 * steps / burn_in) / steps
+
+
+def _regimes(values: Tensor, limits: tuple[Tensor, Tensor]) -> Tensor:
+    """The regimes of orbits by their exponents, by the rule of `read_orbits`."""
     found = torch.full(values.shape, int(Regime.QUASI_PERIODIC))
-    found[values > spread + apart] = Regime.CHAOTIC
-    found[values < -spread] = Regime.STILL_SETTLING
+    found[values > limits[1]] = Regime.CHAOTIC
+    found[values < -limits[0]] = Regime.STILL_SETTLING
     found[values == -torch.inf] = Regime.STILL_SETTLING  # whose error is not a number
     found[values.isnan()] = Regime.DIVERGED
     return found
+
+
+def _together(readings: Readings, dtype: torch.dtype) -> Regime | None:
+    """What the orbits that were judged by their exponents are together, where that is more than most are alone."""
+    regimes = readings.regimes[: readings.read]
+    judged = readings._judged() & readings.exponents[: readings.read].isfinite()
+    counts = torch.bincount(regimes, minlength=len(Regime))
+    if int(judged.sum()) < 2 or counts[list(JUDGED)].argmax() != 0:
+        return None
+    values, errors = readings.exponents[: readings.read][judged], readings.standard_errors[: readings.read][judged]
+    mean, error = values.mean()[None], (errors.square().sum().sqrt() / len(values))[None]
+    steps, burn_in = readings.protocol["steps"], readings.protocol["burn_in"]
+    found = Regime(int(_regimes(mean, _limits(error, dtype, steps, burn_in, len(values)))[0]))
+    beyond = (values if found is Regime.CHAOTIC else -values) > errors
+    return found if found is not Regime.QUASI_PERIODIC and 2 * int(beyond.sum()) > len(values) else None
 
 
 def _finite(value: float) -> float | None:

@@ -61,6 +61,35 @@ def test_no_chaos_is_found_on_a_torus(name, steps, dtype):
     assert "neither part nor meet" in found.words
 
 
+@pytest.mark.parametrize("steps", [20, 40, 100])
+@pytest.mark.parametrize("name", list(STARTS)[:4])
+def test_few_orbits_on_a_torus_are_not_chaotic_together(name, steps):
+    f, starts = STARTS[name]
+    parts = [read(f, part.double(), steps=steps) for part in starts.split(4)]
+    assert sum(part.regime is Regime.QUASI_PERIODIC for part in parts) >= len(parts) - 1
+    assert all(part.together is not Regime.CHAOTIC for part in parts)
+
+
+def test_short_orbits_that_are_chaotic_together_say_so():
+    """At 3.58 the exponent of the logistic map is 0.11, which 40 steps of one orbit rarely tell from 0."""
+    found = read(logistic(3.58), uniform(N).double(), steps=40)
+    assert found.counts()["quasi-periodic"] > N / 2
+    assert found.together is found.regime is Regime.CHAOTIC
+    assert found.words.startswith(f"{N} of the {N} starts are chaotic by their exponents together, though not each ")
+    assert found.to_dict()["regime"] == "chaotic"
+
+
+def test_a_few_chaotic_orbits_do_not_make_the_others_chaotic():
+    def f(z):
+        kind, x = z[:, :1], z[:, 1:]
+        return torch.cat([kind, torch.where(kind < 1, circle(x), 4 * x * (1 - x))], 1)
+
+    starts = torch.cat([torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(5)[:, None], uniform(20)], 1).double()
+    found = read(f, starts)
+    assert found.counts() | {"quasi-periodic": 15, "chaotic": 5} == found.counts()
+    assert (found.together, found.regime) == (None, Regime.QUASI_PERIODIC)
+
+
 @pytest.mark.parametrize(("name", "exact"), [("logistic at 4", math.log(2)), ("henon", 0.41922)])
 def test_chaos_is_found_and_its_exponent_lies_in_the_interval(name, exact):
     f, starts = STARTS[name]
