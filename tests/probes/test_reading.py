@@ -133,9 +133,9 @@ def test_readings_keep_to_their_time_on_a_cpu(cost):
     much = effort(cost, CPU)
     assert much.cap * much.steps * 1.5 * JVP_COST * cost <= 1.01 * SECONDS
     assert 20 <= much.steps <= 100
-    assert 2 <= much.cap <= 16
+    assert much.cap in (2, 4, 8, 16)
     assert 16 <= much.set_steps <= 64
-    assert much.cap * much.steps >= 0.9 * min(1600, SECONDS / (1.5 * JVP_COST * cost)) - 2 * 20
+    assert much.cap * much.steps >= 0.6 * min(1600, SECONDS / (1.5 * JVP_COST * cost)) or much.steps == 20
 
 
 def test_an_accelerator_takes_more_steps_and_a_slow_f_the_fewest_starts():

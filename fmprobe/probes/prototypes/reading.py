@@ -8,7 +8,7 @@ import torch
 
 from fmprobe.attractors import AttractorSet
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.readings import CAP, STEPS, read_orbits
+from fmprobe.dynamics.readings import read_orbits
 from fmprobe.probes.prototypes.limit_set import ORBITS, limit_set
 from fmprobe.runs.plan import FEWEST_STEPS, Plan
 
@@ -16,6 +16,8 @@ SECONDS, SECONDS_OF_SET = 20.0, 8.0  # what readings and the set may take on a C
 SECONDS_ACCELERATED = 60.0  # what readings may take on an accelerator, about
 STEPS_ACCELERATED, CAP_ACCELERATED = 200, 64
 JVP_COST, DECODED_COST = 3.0, 1.5  # a step with one tangent, and a step that is decoded too, in evaluations of f
+# Few rungs, since the measured cost of f varies a little from run to run, and the sentence on a run should not.
+CAPS, LADDER = (2, 4, 8, 16), (FEWEST_STEPS, 30, 45, 70, 100)
 WITH_BURN_IN = 1.5  # steps that are taken for each that is averaged over
 FEW_STARTS = 4  # number of starts that are preferred to more steps than the fewest
 LEAST_SET = (2, 16)  # orbits and steps, at least, by which a set is described
@@ -51,12 +53,16 @@ def effort(seconds_per_row: float, device: torch.device) -> Effort:
         affordable = int(SECONDS_ACCELERATED / (JVP_COST * cost * STEPS_ACCELERATED * WITH_BURN_IN))
         return Effort(min(CAP_ACCELERATED, max(FEW_STARTS, affordable)), STEPS_ACCELERATED, ORBITS, SET_STEPS)
     rows = SECONDS / (JVP_COST * cost * WITH_BURN_IN)  # of steps that are averaged over, of all starts together
-    at_least = max(2, min(FEW_STARTS, int(rows / FEWEST_STEPS)))
-    cap = min(CAP, max(at_least, int(rows / (2 * FEWEST_STEPS))))
-    steps = min(STEPS, max(FEWEST_STEPS, int(rows / cap)))
+    cap = _highest(CAPS, min(FEW_STARTS, rows / FEWEST_STEPS), rows / (2 * FEWEST_STEPS))
+    steps = _highest(LADDER, rows / cap)
     rows = SECONDS_OF_SET / (DECODED_COST * cost)
     orbits = min(ORBITS, max(LEAST_SET[0], int(rows / SET_STEPS)))
     return Effort(cap, steps, orbits, min(SET_STEPS, max(LEAST_SET[1], int(rows / orbits))))
+
+
+def _highest(rungs: tuple[int, ...], *most: float) -> int:
+    """The highest rung that one of some limits allows, and at least the lowest."""
+    return max((rung for rung in rungs if rung <= max(most)), default=rungs[0])
 
 
 def read_search(model: Autoencoder, attractors: AttractorSet, plan: Plan, folder: Path) -> dict[str, Any]:
