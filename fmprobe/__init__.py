@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fmprobe.dynamics.lyapunov import lyapunov_exponents
     from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
     from fmprobe.dynamics.orbits import Orbits, Status
+    from fmprobe.dynamics.readings import read_orbits
     from fmprobe.errors import InputError
     from fmprobe.images import load_images
     from fmprobe.loading import load
@@ -57,6 +58,7 @@ _HOMES = {
     "load": "fmprobe.loading",
     "lyapunov_exponents": "fmprobe.dynamics.lyapunov",
     "orthogonal_matching_pursuit": "fmprobe.dynamics.matching_pursuit",
+    "read_orbits": "fmprobe.dynamics.readings",
     "compare": "fmprobe.probes.alignment.comparison",
     "probe_contraction": "fmprobe.probes.contraction",
     "probe_residuals": "fmprobe.probes.residuals",
@@ -96,6 +98,7 @@ __all__ = [
     "probe_residuals",
     "probe_weights",
     "procedural_images",
+    "read_orbits",
     "surrogate_report",
     "train_autoencoder",
     "vector_field",

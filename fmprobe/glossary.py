@@ -18,7 +18,15 @@ TERMS = {
     "spectral radius": "The largest absolute eigenvalue of the Jacobian of f at a fixed point. Below 1 the fixed point "
     "attracts. The nearer to 1, the slower the approach.",
     "Lyapunov exponent": "The mean logarithm, a step, of the factor by which neighbouring orbits part. It is negative "
-    "where they meet, 0 on a cycle or a torus, and positive in chaos.",
+    "where they meet, 0 on a torus, and positive in chaos.",
+    "reading": "What the orbit of a start does in the long run, with its Lyapunov exponent: it settled, runs on a "
+    "cycle, is quasi-periodic or chaotic, is still settling, or diverged.",
+    "chaotic": "Said of an orbit whose neighbours part exponentially: its largest Lyapunov exponent exceeds 0 by more "
+    "than the error.",
+    "quasi-periodic": "Said of an orbit whose neighbours neither part nor meet: its largest Lyapunov exponent is 0, "
+    "within the error. An orbit on a torus is quasi-periodic.",
+    "effective dimension": "Over how many directions points are spread: the participation ratio of the eigenvalues of "
+    "their covariance, the square of their sum over the sum of their squares.",
     "stability unknown": "The spectral radius of an attractor was examined, but could not be made certain.",
     "unstable": "Said of a fixed point whose spectral radius exceeds 1. Orbits may reach it, but it attracts none.",
     "polish": "To take an attractor as near to its fixed point as the rounding of f allows.",

@@ -71,8 +71,9 @@ def lyapunov_exponents(
 
     Tangent vectors are carried along each orbit by J_f, and made orthonormal again at every step. The mean logarithm of
     the diagonal of R is the exponent (Benettin et al. 1980; Shimada and Nagashima 1979). At a fixed point the largest
-    exponent is the logarithm of the spectral radius. It is 0 on a cycle or a torus, and positive where orbits are
-    chaotic. An exponent of a finite orbit is an estimate: `standard_errors` says how certain it is.
+    exponent is the logarithm of the spectral radius. It is 0 on a torus, negative on a cycle that attracts, and
+    positive where orbits are chaotic. An exponent of a finite orbit is an estimate: `standard_errors` says how certain
+    it is.
 
     J v is obtained in forward mode. Where an operator of f lacks it, and where f cuts the gradient, so that J v is not
     what differences of f show, the tangents are differences of orbits that start close by and are pulled back to that

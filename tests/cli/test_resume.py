@@ -33,7 +33,13 @@ def same(out, undisturbed):
     assert (ours.orbits.ends - theirs.orbits.ends).abs().max() <= 1e-6
     assert (ours.latents - theirs.latents).abs().max() <= 1e-6
     one, other = results_of(out), results_of(undisturbed)
+    exponents = [found["orbits"]["noise"].pop("exponent") for found in (one, other)]
     assert one["orbits"] == other["orbits"]
+    numbers = [[found.pop("median"), *found.pop("interval")] for found in exponents]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-5)
+    factors = [found.pop("words").rpartition(" by ")[0] for found in exponents]  # the factor is rounded
+    assert factors[0] == factors[1]
+    assert exponents[0] == exponents[1]
     assert one["residuals"].keys() == other["residuals"].keys()
     assert not (out / "shards").exists()
     return True

@@ -87,7 +87,7 @@ def test_every_slider_moves_its_frames(shown):
     from selenium.webdriver.common.keys import Keys
 
     sliders = shown.find_elements("css selector", "input[type=range]")
-    assert len(sliders) == 2
+    assert len(sliders) == 3
     for slider in sliders:
         film = slider.find_element("xpath", "ancestor::div[contains(@class, 'film')]")
         frame, output = film.find_element("class name", "frame"), film.find_element("tag name", "output")

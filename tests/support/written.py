@@ -40,6 +40,7 @@ RUNS = {
     "surrogate": ("prototypes ENCODER --decoder DECODER -n 4 --measure rms --tol 0.01",),
     "language": ("prototypes LANGUAGE -n 4 --max-steps 10",),
     "wide": ("probe WIDE -n 120",),
+    "chaotic": ("probe CHAOTIC -n 8 --max-steps 60",),
 }
 GOES_ON = {"run": "prototypes"}  # the first folder begins as a copy of the second
 # What the names of models and of images hold is text on a page, and no markup.
@@ -63,6 +64,25 @@ def wide_model() -> fmprobe.Autoencoder:
     return made
 
 
+def chaotic_model() -> fmprobe.Autoencoder:
+    """The logistic map at 4 on each of four coordinates, shown as the quarters of an image: its exponent is log 2."""
+    shape = (1, 8, 8)
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        return (latents % 1).reshape(-1, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        quarters = images[:, :, ::4, ::4].flatten(1)
+        return 4 * quarters * (1 - quarters)
+
+    made = fmprobe.from_functions(encode, decode, image_shape=shape, latent_shape=(4,), name="chaotic")
+    made.provenance |= {"fingerprint": "chaotic", "revision": None}
+    return made
+
+
+MADE = {"WIDE": wide_model, "CHAOTIC": chaotic_model}
+
+
 class Written:
     """Folders of finished runs by their names in `RUNS`, each written once a session. Copy one before you change it."""
 
@@ -82,6 +102,7 @@ class Written:
         for name in (*(name for name in self.pages() if name != search), search):
             shutil.copytree(self(name), folder, dirs_exist_ok=True)
             results |= read_json(self(name) / RESULTS)
+        results["orbits"]["noise"]["set"] = read_json(self("chaotic") / RESULTS)["orbits"]["noise"]["set"]
         surrogate = read_json(self("surrogate") / RESULTS)
         results |= {key: surrogate[key] for key in ("decoder", "reconstructions")}
         (folder / RESULTS).write_text(json.dumps(results))
@@ -109,7 +130,7 @@ class Written:
         load = fmprobe.load
 
         def loaded(name: str, **arguments: object) -> fmprobe.Autoencoder:
-            return wide_model() if name == "WIDE" else load(name, **arguments)  # type: ignore[arg-type]
+            return MADE[name]() if name in MADE else load(name, **arguments)  # type: ignore[arg-type]
 
         with mock.patch("fmprobe.loading.load", loaded), mock.patch.object(sys, "argv", ["fmprobe", *words]):
             done = CliRunner().invoke(app, words, catch_exceptions=False)

@@ -85,6 +85,7 @@ def attractors_in(run: "Run", model: "Autoencoder") -> "AttractorSet":
 def _found(run: "Run", model: "Autoencoder", plan: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
     """The entries of `results.json`, for the main process; all processes find the attractors together."""
     from fmprobe.probes.prototypes.found import prototypes_of, save_painted
+    from fmprobe.probes.prototypes.reading import read_search
     from fmprobe.runs.run import head
     from fmprobe.runs.search import search
 
@@ -96,9 +97,10 @@ def _found(run: "Run", model: "Autoencoder", plan: Mapping[str, Any], seed: int)
     seconds = round(time.perf_counter() - began, 2)
     prototypes.save(run.path)
     shown = save_painted(model, run.path, made.batch_size)
+    entries = prototypes.to_dict()
+    entries["orbits"]["noise"] |= read_search(model, found[0], made, run.path)
     protocol = {"starts": "N(0, I)", **asdict(made), "rules": found[0].orbits.protocol["rules"]}
-    entries = {**prototypes.to_dict(), "seconds": seconds, **shown}
-    return {**head(model, protocol), **entries, "total_seconds": run.seconds}
+    return {**head(model, protocol), **entries, "seconds": seconds, **shown, "total_seconds": run.seconds}
 
 
 COMMANDS = {"probe": probe, "prototypes": prototypes}

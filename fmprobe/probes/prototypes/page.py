@@ -1,10 +1,11 @@
-"""The sections of `fmprobe probe`: gallery, film, statuses, residual curves, merge sweep."""
+"""The sections of `fmprobe probe`: gallery, film, statuses, readings, residual curves, merge sweep."""
 
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
+from fmprobe.probes.prototypes.readings_page import READINGS
 from fmprobe.report.finished import SMALL
 from fmprobe.report.plots import COLOURS, basins_and_sweep, merge_sweep, residual_curves
 from fmprobe.report.rendering import plot, render
@@ -181,6 +182,7 @@ SECTIONS = (
         lines=orbit_lines,
         body=statuses,
     ),
+    *READINGS,
     Section(
         "residuals",
         "Residual curves",
