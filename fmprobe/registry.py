@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # The names of modules in `fmprobe.probes`, in the order of the page.
 PROBES = (
+    "capacity",
     "prototypes",
     "weights",
     "memorization",

@@ -64,6 +64,7 @@ VALUES = {
     "lyapunov_exponents(f, z, burn_in=-1)": "burn_in must be a whole number",
     "lyapunov_exponents(f, z, batch_size=0)": "batch_size",
     "lyapunov_exponents(f, z, seed=-1)": "seed",
+    "lyapunov_exponents(f, z, method='guess')": "unknown method 'guess'",
     "read_orbits(f, z)": "must be what find_attractors returns, got a Tensor",
     "read_orbits(f, attractors, cap=-1)": "cap must be a whole number",
     "read_orbits(f, attractors, steps=3)": "steps must be a whole number and at least 4",

@@ -214,6 +214,7 @@ def read_orbits(
     burn_in: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
+    method: str | None = None,
     progress: bool | None = None,
 ) -> Readings:
     """Give each start of a search a reading: a Lyapunov exponent in nats a step, its standard error, and a regime.
@@ -253,6 +254,7 @@ def read_orbits(
             the number of steps.
         batch_size: largest number of latents in one call of f.
         seed: seed of the first tangents.
+        method: how exponents are measured, as `lyapunov_exponents` takes it.
         progress: whether to show a progress bar; None shows one on a terminal after two seconds.
 
     Raises:
@@ -272,13 +274,13 @@ def read_orbits(
     regimes = torch.full_like(status, int(Regime.NOT_MEASURED), dtype=torch.long)
     regimes[status == Status.CONVERGED] = Regime.SETTLED
     regimes[status == Status.DIVERGED] = Regime.DIVERGED
-    followed, method = (regimes == Regime.NOT_MEASURED).nonzero()[:cap, 0], None
+    followed, used = (regimes == Regime.NOT_MEASURED).nonzero()[:cap, 0], None
     if len(followed):
         function: Function = getattr(f, "latent_map", f)
         ends = orbits.ends[followed.to(orbits.ends.device)].to(getattr(f, "device", orbits.ends.device))
         rule = {"steps": steps, "burn_in": burn_in, "batch_size": batch_size, "seed": seed}
-        found = lyapunov_exponents(function, ends, progress=progress, **rule)
-        method, growth = found.method, found.growth[:, :, 0]
+        found = lyapunov_exponents(function, ends, method=method, progress=progress, **rule)
+        used, growth = found.method, found.growth[:, :, 0]
         values, spreads = found.values[:, 0].clone(), found.standard_errors[:, 0].clone()
         _over_periods(values, spreads, growth, orbits, followed)
         exponents[followed], errors[followed] = values, spreads
@@ -286,7 +288,7 @@ def read_orbits(
         cyclic = (status[followed] == Status.CYCLE) & (judged != Regime.DIVERGED)
         regimes[followed] = torch.where(cyclic, int(Regime.CYCLE), judged)
     protocol = {"steps": steps, "burn_in": burn_in, "cap": cap, "seed": seed}
-    readings = Readings(exponents, errors, regimes, followed, None, method, protocol)
+    readings = Readings(exponents, errors, regimes, followed, None, used, protocol)
     return replace(readings, together=_together(readings, orbits.ends.dtype))
 
 

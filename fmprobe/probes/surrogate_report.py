@@ -109,7 +109,7 @@ def surrogate_report(
     """
     base = _checked_settings(model, images, settings, seed)
     if null is not None:
-        _check_null(null, model)
+        check_null(null, model)
     rule = model.protocol.chosen(None, None, max_steps)
     check_counts(n=n, max_steps=rule["max_steps"])
     for name, block in (images or {}).items():
@@ -122,7 +122,7 @@ def surrogate_report(
         "other size": replace(base, size="tiny" if base.size != "tiny" else "small"),
         "other data": replace(base, mixture="leaves" if base.mixture != "leaves" else "all"),
     }
-    null = null or _random_twin(model)
+    null = null or random_twin(model)
     fits = [*((name, model, chosen) for name, chosen in variants.items()), ("null", null, base)]
     pairs = {name: (of, cached_decoder(of, chosen, progress=progress)[0]) for name, of, chosen in fits}
     sets = {
@@ -197,7 +197,7 @@ def _checked_settings(model: Autoencoder, images: Any, settings: FitSettings | N
     return base if seed is None else replace(base, seed=seed)
 
 
-def _check_null(null: Autoencoder, model: Autoencoder) -> None:
+def check_null(null: Autoencoder, model: Autoencoder) -> None:
     """Raise InputError where the null is no encoder of the model's shapes, before anything is fitted."""
     if null.has_latent_map:
         raise InputError(
@@ -210,7 +210,7 @@ def _check_null(null: Autoencoder, model: Autoencoder) -> None:
         )
 
 
-def _random_twin(model: Autoencoder) -> Autoencoder:
+def random_twin(model: Autoencoder) -> Autoencoder:
     """The model's architecture with random weights. Raises InputError where it cannot be loaded by its name."""
     from fmprobe.loading import load
 

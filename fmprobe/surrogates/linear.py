@@ -19,7 +19,7 @@ from fmprobe.surrogates.settings import Settings, kind_of, number
 
 FINEST = 16  # most pixels a side that a place paints; a larger part of the image is interpolated from these
 MOST_INPUTS = 4096  # neighbours are not read where a place would have more inputs: time grows with their square
-RIDGES = tuple(10 ** (e / 2) for e in range(-8, 3))  # weights that the held-out images choose from
+RIDGES = tuple(10.0**e for e in range(-4, 2))  # weights that the held-out images choose from
 
 
 @dataclass(frozen=True)

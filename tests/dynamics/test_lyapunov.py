@@ -105,6 +105,14 @@ def test_float32_agrees_with_float64():
     assert abs(one.values.mean() - other.values.mean()) < 4 * error
 
 
+def test_either_method_can_be_asked_for():
+    starts = uniform(64).double()
+    one, other = (lyapunov_exponents(logistic(4), starts, steps=400, method=m) for m in ("jvp", "twin orbits"))
+    assert (one.method, other.method) == ("jvp", "twin orbits")
+    assert within(one, [math.log(2)])
+    assert within(other, [math.log(2)], least=1e-4)
+
+
 class Cut(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z):
