@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fmprobe.images import load_images
     from fmprobe.loading import load
     from fmprobe.probes.alignment.comparison import compare
+    from fmprobe.probes.capacity import probe_capacity
     from fmprobe.probes.contraction import probe_contraction
     from fmprobe.probes.convergence import probe_convergence
     from fmprobe.probes.field import vector_field
@@ -60,6 +61,7 @@ _HOMES = {
     "orthogonal_matching_pursuit": "fmprobe.dynamics.matching_pursuit",
     "read_orbits": "fmprobe.dynamics.readings",
     "compare": "fmprobe.probes.alignment.comparison",
+    "probe_capacity": "fmprobe.probes.capacity",
     "probe_contraction": "fmprobe.probes.contraction",
     "probe_residuals": "fmprobe.probes.residuals",
     "probe_convergence": "fmprobe.probes.convergence",
@@ -92,6 +94,7 @@ __all__ = [
     "lyapunov_exponents",
     "ood_metrics",
     "orthogonal_matching_pursuit",
+    "probe_capacity",
     "probe_contraction",
     "probe_convergence",
     "probe_memorization",

@@ -33,6 +33,7 @@ TERMS = {
     "surrogate decoder": "A decoder that was fitted to an encoder which has none. What is found with it is a finding "
     "on encoder and surrogate together.",
     "held-out": "Said of images that a model, decoder or detector was not fitted on.",
+    "capacity": "How many numbers a latent of a closed-form decoder keeps: the first k principal components.",
     "null": "The same measurement where there should be no effect, such as on a model with random weights.",
     "ceiling": "The same measurement where the effect should be as large as it can be, such as on a model and itself "
     "under slight weight noise.",

@@ -90,7 +90,7 @@ def lyapunov_exponents(
         batch_size: largest number of latents in one call of f.
         seed: seed of the first tangents; those of start i depend on the seed and i alone.
         method: "jvp" or "twin orbits"; by default products with the Jacobian where f has them. Twin orbits cost less
-            where forward mode is slow, as on the attention of a CPU, and are as accurate within the standard error.
+            where forward mode is slow, as on the attention of a CPU. They see the rounding of f as well.
         progress: whether to show a progress bar; None shows one on a terminal after two seconds.
 
     Raises:

@@ -18,6 +18,7 @@ CONTEXTS = [
     "memorization m --data D",
     "field m",
     "convergence m",
+    "capacity m",
     "contraction m",
     "residuals m",
     "residuals m --data D",

@@ -22,6 +22,7 @@ RUNS = {  # every command once, small; D, E: images; ENCODER: a model that needs
     "memorization": f"m --data D --images 8 {SMALL}",
     "field": f"m {SMALL} --resolution 3 --no-basins",
     "convergence": "m -n 4",
+    "capacity": "ENCODER --k 2 --images 16 -n 2 --max-steps 3 --image-size 28 --no-null",
     "contraction": "m -n 2 --inputs 4 --step 0",
     "residuals": "m -n 4 --steps 5",
     "compare": "m k --data D --images 12 --max-steps 5 --no-null --no-ceiling",

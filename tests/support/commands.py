@@ -140,7 +140,7 @@ class Observed:
             "probes.ood.detector.TrajectoryDetector.threshold": Detector.threshold,
             "probes.ood.detector.TrajectoryDetector.examine": Detector.examine,
             **dict.fromkeys(ends, stop),
-            **{f"probes.{name}.probe_{name}": stop for name in ("convergence", "contraction", "residuals")},
+            **{f"probes.{name}.probe_{name}": stop for name in ("capacity", "convergence", "contraction", "residuals")},
         }
         unwatched = {
             "runs.plan._seconds_per_row": lambda *_: 1e-4,

@@ -30,6 +30,7 @@ RUNS = {
         f"memorization MODEL {SEARCH} --data IMAGES:known --test IMAGES:other --images 12",
         f"field MODEL {SEARCH} --resolution 5",
     ),
+    "capacity": ("capacity ENCODER --k 2 --k 6 --images 20 -n 4 --max-steps 20 --image-size 28",),
     "convergence": ("convergence MODEL -n 12",),
     "contraction": ("contraction MODEL -n 12",),
     "residuals": ("residuals MODEL -n 12",),

@@ -42,9 +42,15 @@ def survivors(entry: Entry) -> list[Table]:
         ("regime with all features", entry["full"] or "not shared", entry["full_null"]),
         ("exponent with all features, nats a step", _with_error(entry), Cell(entry["null_exponent"], ".3f")),
         ("standard errors between them", Cell(entry["apart"], ".1f"), None),
+        ("A and B share the regime", _yes(entry["shared"]), None),
+        ("the finding with all features is the encoder's", _yes(entry["of_the_encoder"]), None),
         ("all attractors match up to k =", entry["matched_at"], None),
     ]
     return [Table("What survives", rows, ("", *sets))]
+
+
+def _yes(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: "not known"}[value]
 
 
 def _with_error(entry: Entry) -> Cell:
@@ -59,7 +65,7 @@ def diagram_tables(points: Sequence[Entry]) -> list[Table]:
             f"{point['k']}{' (all features)' if point['form'] == 'ridge' else ''}, {STYLE[point['set']][0]}",
             f"{point['settled']} of {point['starts']}",
             point["attractors"],
-            Cell(point["exponent"], ".3f", note=_interval(point["interval"])),
+            Cell(point["exponent"], ".3f", note=_interval(point["interval"]), hint=_error(point["standard_error"])),
             point["regime"],
             Cell(point["l1"], ".3f", note=f"median colour {number(point['l1_median'], '.3f')}"),
         )
@@ -86,6 +92,10 @@ def agreement_tables(agreements: Sequence[Entry]) -> list[Table]:
         "the merge threshold. The last column compares the mean pictures of where orbits end, less the mean image."
     )
     return [Table("Agreement of A and B", rows, ("k", "matched", "difference", "correlation"), lead)]
+
+
+def _error(value: float | None) -> str:
+    return f"standard error of an orbit that moves: {number(value, '.3f')}"
 
 
 def _interval(bounds: Sequence[float | None]) -> str:
