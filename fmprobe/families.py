@@ -3,6 +3,7 @@
 Listing the families imports nothing heavy: an adapter imports its model library inside `load`.
 """
 
+import importlib.util
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -156,6 +157,12 @@ class Adapter(ABC):
     @abstractmethod
     def load(self, source: Source) -> "Autoencoder":
         """Load the model of `source` as an Autoencoder, in eval mode, with gradients off for its parameters."""
+
+    def check_installed(self, name: str) -> None:
+        """Raise InputError where the package that a model of the family needs is not installed."""
+        if self.requires and importlib.util.find_spec(self.requires) is None:
+            extra = self.requires
+            raise InputError(f'{name} needs {extra}, which is not installed: pip install "fmprobe[{extra}]"')
 
     def pair(self, encoder: Source, decoder: Source) -> "Autoencoder":
         """Load the encoder of one source and the decoder of another, one of `published`, as one Autoencoder."""

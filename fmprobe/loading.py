@@ -4,7 +4,6 @@ Listing the families imports nothing heavy: an adapter imports its model library
 """
 
 import difflib
-import importlib.util
 import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -247,13 +246,9 @@ def _from_memory(wrapped: Any, revision: str | None, asked: Mapping[str, Any]) -
 
 def _loaded(family: str, adapter: Adapter, source: Source, fingerprint: Callable[[], str]) -> "Autoencoder":
     """Load a source by its adapter and add its fingerprint; raise InputError if the model is not as asked for."""
-    import torch
+    from fmprobe.modules import weights_drawn
 
-    from fmprobe.seeding import torch_seed
-
-    with torch.random.fork_rng(devices=[]):  # some models draw weights before they read them
-        if source.random_weights is not None:
-            torch.default_generator.manual_seed(torch_seed(source.random_weights, "models: random weights"))
+    with weights_drawn(source.random_weights):
         try:
             model = adapter.load(source)
         except InputError:
@@ -291,9 +286,7 @@ def _adapter_of(config: Mapping[str, Any], name: str) -> tuple[str, Adapter]:
     kind = kind_of(config)
     for family, adapter in adapters().items():
         if kind in adapter.kinds:
-            if adapter.requires and importlib.util.find_spec(adapter.requires) is None:
-                extra = adapter.requires
-                raise InputError(f'{name} needs {extra}, which is not installed: pip install "fmprobe[{extra}]"')
+            adapter.check_installed(name)
             return family, adapter
     if "auto_map" in config:
         raise InputError(

@@ -58,6 +58,7 @@ def load_published(name: Any, decoder: str, revision: str | None, asked: Mapping
         if asked[key] is not None:
             raise InputError(f"{key} does not go with a published decoder: leave it out")
     family, adapter, pair = _chosen(str(name), decoder, asked["image_size"])
+    adapter.check_installed(pair.decoder)
     checkpoints = locate(str(name), revision), locate(pair.decoder)
     checkpoints[0].check_revision(revision)
     files = [one.fetch_weights(file) for one, file in zip(checkpoints, (Adapter.weights, adapter.weights), strict=True)]
@@ -76,13 +77,9 @@ def load_published(name: Any, decoder: str, revision: str | None, asked: Mapping
 
 def _paired(adapter: Adapter, encoder: Source, decoder: Source) -> "Autoencoder":
     """The two sources as one model; an error of whatever kind becomes one line."""
-    import torch
+    from fmprobe.modules import weights_drawn
 
-    from fmprobe.seeding import torch_seed
-
-    with torch.random.fork_rng(devices=[]):  # some models draw weights before they read them
-        if encoder.random_weights is not None:
-            torch.default_generator.manual_seed(torch_seed(encoder.random_weights, "models: random weights"))
+    with weights_drawn(encoder.random_weights):
         try:
             return adapter.pair(encoder, decoder)
         except InputError:
@@ -100,9 +97,11 @@ def _described(model: "Autoencoder", decoder: "Checkpoint") -> dict[str, Any]:
 
 def _chosen(name: str, decoder: str, image_size: Any) -> tuple[str, Adapter, Published]:
     """The family, the adapter and the table's entry of the decoder that is asked for."""
+    from fmprobe.hub import canonical
+
     found = [pair for pair in _table() if decoder in (PUBLISHED, pair.decoder)]
     if decoder == PUBLISHED:
-        found = [pair for pair in found if pair.encoder == name]
+        found = [pair for pair in found if pair.encoder in (name, canonical(name))]
     if not found:
         have = ", ".join(dict.fromkeys(pair.encoder for pair in _table()))
         raise InputError(f"{name} has no published decoder: those that have one are {have}")

@@ -141,6 +141,15 @@ def test_what_does_not_go_with_it_is_one_line(arguments, message, places, listed
     assert "\n" not in str(refused.value)
 
 
+def test_it_needs_the_package_of_its_family(places, listed):
+    name = listed(places / "mae" / "encoder", places / "mae" / "decoder")
+    with (
+        mock.patch("importlib.util.find_spec", return_value=None),
+        pytest.raises(InputError, match=r'pip install "fmprobe\[diffusers\]"'),
+    ):
+        load(name)
+
+
 def test_an_encoder_without_one_names_those_that_have_one(tiny):
     names = "facebook/dinov2-with-registers-small, .*google/siglip2-base-patch16-256, facebook/vit-mae-base"
     for name in (str(tiny("dinov2")), "facebook/dinov2-small"):
