@@ -39,7 +39,7 @@ ConsistencySteps = Annotated[
         "[default: 2000 on a GPU, else 0]",
     ),
 ]
-Consistency = Annotated[float | None, _weight("(pixel only) Weight of that term in the second stage. [default: 1]")]
+Consistency = Annotated[float | None, _weight("(pixel only) Weight of that term in the second stage. [default: 0.1]")]
 Plan = Annotated[
     bool,
     typer.Option("--plan", help="(pixel, latent) Time a few steps, print how many an hour affords, and fit nothing."),

@@ -38,7 +38,8 @@ class PixelSettings(TrainedSettings):
         contraction: Weight of ||J_f||_F^2 / d, a Hutchinson estimate, at points of orbits from N(0, I), in the last
             third of the steps. Too much leaves one attractor, too little none.
         consistency_steps: Number of steps of a second stage, which trains ||E(D(z)) - z||^2 along orbits.
-        consistency: Weight of that term in the second stage, beside the L1 error of the pixels.
+        consistency: Weight of that term in the second stage, beside the L1 error of the pixels. A larger one lowers the
+            feature error faster, and the decoder paints worse.
     """
 
     kind: str = kind_of("pixel")
@@ -48,7 +49,7 @@ class PixelSettings(TrainedSettings):
     perceptual: float = number(0.0)
     contraction: float = number(0.015)
     consistency_steps: int = number(0, whole=True)
-    consistency: float = number(1.0)
+    consistency: float = number(0.1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
