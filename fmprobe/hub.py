@@ -43,6 +43,14 @@ class Checkpoint:
     subfolder: str = ""  # folder in the repository, such as "vae" in that of a diffusion pipeline
     commit: str | None = None
 
+    def check_revision(self, revision: str | None) -> None:
+        """Raise InputError where a revision was asked for and the model is no repository of the hub."""
+        if revision is not None and (self.commit is None or not revision):
+            raise InputError(
+                f"revision {revision!r} does not go with {self.name}: it names a branch, tag or commit of a hub id, "
+                "ORG/NAME"
+            )
+
     def fetch(self, filename: str) -> Path | None:
         """Fetch a file of the model; None if the model has no such file.
 

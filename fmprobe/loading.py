@@ -4,18 +4,15 @@ Listing the families imports nothing heavy: an adapter imports its model library
 """
 
 import difflib
-import importlib.util
 import operator
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import entry_points
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from fmprobe.dynamics.protocols import FOUNDATION
 from fmprobe.errors import InputError
+from fmprobe.families import SMALL_IMAGE, TOKENS, Adapter, Published, Source, Tokens, adapters
+from fmprobe.published import is_published, load_published
 from fmprobe.sharing import take_device
 
 if TYPE_CHECKING:
@@ -24,127 +21,19 @@ if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
     from fmprobe.execution import Execution
 
-GROUP = "fmprobe.adapters"
-SMALL_IMAGE = 112  # image side in pixels that a CPU can handle; a multiple of the usual patch sizes 14 and 16
-
-Tokens = Literal["patch", "cls", "pooled", "all"]
-TOKENS: tuple[Tokens, ...] = get_args(Tokens)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What an adapter's `load` is given: where a model comes from, and how it is wanted.
-
-    Attributes:
-        name: the name as the user wrote it.
-        folder: folder on this machine with config.json, preprocessing and weights; None for a model in memory.
-        revision: the commit that a hub id was pinned to.
-        config: content of config.json.
-        device: device to load to.
-        dtype: dtype of the weights.
-        image_size: image side in pixels; None is the model's own, "fit" is a side that the device can handle.
-        tokens: tokens that make up z; None is the family's default.
-        module: a model already in memory.
-        processor: its image processor.
-        weights: safetensors files.
-        random_weights: seed of an architecture with random weights.
-        device_map: accelerate's map of modules to devices, for a model too large for one device.
-    """
-
-    name: str
-    folder: Path | None
-    revision: str | None
-    config: Mapping[str, Any]
-    device: "torch.device"
-    dtype: "torch.dtype"
-    image_size: int | Literal["fit"] | None = None
-    tokens: Tokens | None = None
-    module: Any = None
-    processor: Any = None
-    weights: tuple[Path, ...] = ()
-    random_weights: int | None = None
-    device_map: Any = None
-
-    def pick_image_size(self, native: int, multiple_of: int = 1, flexible: bool = False) -> int:
-        """The image side for a model of square images; otherwise as `pick_image_sides`."""
-        return self.pick_image_sides((native, native), (multiple_of, multiple_of), flexible)[0]
-
-    def pick_image_sides(
-        self, native: tuple[int, int], multiple_of: tuple[int, int] = (1, 1), flexible: bool = False
-    ) -> tuple[int, int]:
-        """Height and width in pixels: what was asked for; for "fit", sides that the device can handle; else `native`.
-
-        Args:
-            native: the model's own height and width.
-            multiple_of: numbers that height and width must be multiples of.
-            flexible: whether the model takes other sizes as well, so that "fit" may choose one.
-
-        Raises:
-            InputError: the size asked for is not a size or not a multiple.
-        """
-        if self.image_size is None or self.image_size == "fit":
-            largest, steps = max(native), list(zip(native, multiple_of, strict=True))
-            small = [side * SMALL_IMAGE // largest // step * step for side, step in steps]
-            fits = self.image_size is None or not flexible or self.device.type != "cpu" or largest <= SMALL_IMAGE
-            return native if fits or min(small) == 0 else (small[0], small[1])
-        try:
-            side = operator.index(self.image_size)
-        except TypeError as error:
-            raise InputError(f'image size {self.image_size!r}: expected the side in pixels, "fit" or None') from error
-        if side <= 0 or any(side % step for step in multiple_of):
-            of = " and of ".join(map(str, sorted(set(multiple_of))))
-            raise InputError(f"image size {side} does not suit {self.name}: expected a multiple of {of}")
-        return side, side
-
-    def pick_tokens(self, available: Sequence[Tokens]) -> Tokens:
-        """The tokens asked for; by default the first of those that the model has.
-
-        Raises:
-            InputError: the model does not have the tokens asked for.
-        """
-        if self.tokens is not None and self.tokens not in available:
-            raise InputError(f"{self.name} has no tokens {self.tokens!r}: expected one of {', '.join(available)}")
-        return self.tokens or available[0]
-
-    def provenance(self, **more: Any) -> dict[str, Any]:
-        """What every adapter records of a model, and `more`."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        weights = {} if self.random_weights is None else {"random_weights": self.random_weights}
-        return {"model": self.name, "revision": self.revision, "dtype": dtype, **weights, **more}
-
-
-class Adapter(ABC):
-    """A family of models. A new family is a subclass in a file of its own and one entry-point line.
-
-    Attributes:
-        example: a hub id of the family.
-        kinds: what config.json calls its models: `model_type`, `_class_name` of diffusers, or "timm".
-        latents: what z is.
-        decoder: where the decoder comes from: "own" or "surrogate".
-        requires: a package that is an optional extra of fmprobe, if the family needs one.
-        weights: name of the weights file.
-        spreads: whether `load` uses `device_map`.
-        processed: whether `load` uses `processor`.
-    """
-
-    example: ClassVar[str]
-    kinds: ClassVar[tuple[str, ...]]
-    latents: ClassVar[str]
-    decoder: ClassVar[str]
-    requires: ClassVar[str] = ""
-    weights: ClassVar[str] = "model.safetensors"
-    spreads: ClassVar[bool] = False
-    processed: ClassVar[bool] = True
-
-    @abstractmethod
-    def load(self, source: Source) -> "Autoencoder":
-        """Load the model of `source` as an Autoencoder, in eval mode, with gradients off for its parameters."""
-
-
-@cache
-def adapters() -> dict[str, Adapter]:
-    """All registered families by name, those of fmprobe and those of other packages."""
-    return {entry.name: entry.load()() for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
+# The classes that an adapter is written with are imported from here.
+__all__ = [
+    "SMALL_IMAGE",
+    "TOKENS",
+    "Adapter",
+    "Published",
+    "Source",
+    "Tokens",
+    "adapters",
+    "kind_of",
+    "load",
+    "pick_device",
+]
 
 
 def load(
@@ -174,7 +63,8 @@ def load(
     Args:
         name: the hub id, the folder, or the model in memory.
         decoder: folder of a surrogate decoder that `fit-decoder` wrote, for an encoder that has no decoder. Its image
-            size and tokens are taken over.
+            size and tokens are taken over. Or "published", the decoder that was published for this encoder, of images
+            of `image_size` where there are several; or the hub id of such a decoder.
         revision: branch, tag or commit of a hub id.
         image_size: image side in pixels. None is the processor's. "fit" is the processor's as well, but at most 112 px
             if there is no accelerator and the model takes other sizes.
@@ -199,7 +89,8 @@ def load(
     """
     if tokens is not None and tokens not in TOKENS:
         raise InputError(f"unknown tokens {tokens!r}: expected one of {', '.join(TOKENS)}")
-    if decoder is not None:
+    published = is_published(decoder)
+    if decoder is not None and not published:
         from fmprobe.surrogates.artefact import recorded
 
         made_for = recorded(decoder)
@@ -217,7 +108,9 @@ def load(
         "device_map": device_map,
     }
     execution = _execution(autocast, compile, deterministic)
-    if isinstance(name, str | Path):
+    if published:
+        model = load_published(name, str(decoder), revision, asked)
+    elif isinstance(name, str | Path):
         model = _from_files(str(name), revision, asked)
     else:
         explicit = {"device": None if device in (None, "auto") else asked["device"], "dtype": dtype and asked["dtype"]}
@@ -225,7 +118,7 @@ def load(
     model.protocol = FOUNDATION
     model.evaluate_by(execution)
     model.provenance |= _changes(execution, deterministic, device_map, processor)
-    if decoder is None:
+    if decoder is None or published:
         return model
     from fmprobe.surrogates.artefact import load_surrogate
 
@@ -318,10 +211,7 @@ def _from_files(name: str, revision: str | None, asked: Mapping[str, Any]) -> "A
     from fmprobe.hub import locate
 
     checkpoint = locate(name, revision)
-    if revision is not None and (checkpoint.commit is None or not revision):
-        raise InputError(
-            f"revision {revision!r} does not go with {name}: it names a branch, tag or commit of a hub id, ORG/NAME"
-        )
+    checkpoint.check_revision(revision)
     family, adapter = _adapter_of(checkpoint.config, checkpoint.name)
     _check_family(adapter, family, checkpoint.name, asked)
     processors = [checkpoint.fetch(file) for file in ("preprocessor_config.json", "processor_config.json")]
@@ -356,13 +246,9 @@ def _from_memory(wrapped: Any, revision: str | None, asked: Mapping[str, Any]) -
 
 def _loaded(family: str, adapter: Adapter, source: Source, fingerprint: Callable[[], str]) -> "Autoencoder":
     """Load a source by its adapter and add its fingerprint; raise InputError if the model is not as asked for."""
-    import torch
+    from fmprobe.modules import weights_drawn
 
-    from fmprobe.seeding import torch_seed
-
-    with torch.random.fork_rng(devices=[]):  # some models draw weights before they read them
-        if source.random_weights is not None:
-            torch.default_generator.manual_seed(torch_seed(source.random_weights, "models: random weights"))
+    with weights_drawn(source.random_weights):
         try:
             model = adapter.load(source)
         except InputError:
@@ -400,9 +286,7 @@ def _adapter_of(config: Mapping[str, Any], name: str) -> tuple[str, Adapter]:
     kind = kind_of(config)
     for family, adapter in adapters().items():
         if kind in adapter.kinds:
-            if adapter.requires and importlib.util.find_spec(adapter.requires) is None:
-                extra = adapter.requires
-                raise InputError(f'{name} needs {extra}, which is not installed: pip install "fmprobe[{extra}]"')
+            adapter.check_installed(name)
             return family, adapter
     if "auto_map" in config:
         raise InputError(

@@ -137,3 +137,19 @@ def evaluation(module: "nn.Module") -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextmanager
+def weights_drawn(seed: int | None) -> Iterator[None]:
+    """Draw the weights of models that are made inside from a stream of the seed; the caller's random state is kept.
+
+    Without a seed it is kept as well, since some models draw weights before they read them.
+    """
+    import torch
+
+    from fmprobe.seeding import torch_seed
+
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.default_generator.manual_seed(torch_seed(seed, "models: random weights"))
+        yield

@@ -47,7 +47,7 @@ EXCEPTIONS = {
     "fmprobe/seeding.py": "makes the streams",
     "fmprobe/surrogates/bodies.py": "a module's weights, drawn as those of its layers are: under the caller's seed",
     "fmprobe/surrogates/training.py:initial_weights": "seeds the CPU's generator alone, by a stream",
-    "fmprobe/loading.py:_loaded": "seeds the CPU's generator alone, by a stream",
+    "fmprobe/modules.py:weights_drawn": "seeds the CPU's generator alone, by a stream",
     "fmprobe/fingerprint.py": "tells processes apart, and decides no number",
     "fmprobe/images.py:_digits": "a fixed split, which decided what the demo model learned",
     "recipes/train_demo_model.py": "made the demo model that fmprobe ships, and is to make it again",

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.loading import Adapter, Source
+from fmprobe_adapters._rae_decoders import PUBLISHED, pair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,11 @@ class RAE(Adapter):
     requires = "diffusers"
     weights = "diffusion_pytorch_model.safetensors"
     processed = False
+    published = PUBLISHED
+
+    def pair(self, encoder: Source, decoder: Source) -> "Autoencoder":
+        """The encoder of its own checkpoint with the decoder alone of a representation autoencoder."""
+        return pair(encoder, decoder)
 
     def load(self, source: Source) -> "Autoencoder":
         """Load the whole autoencoder at its one size. Its decoder may make larger images than its encoder takes."""

@@ -31,6 +31,19 @@ Perceptual = Annotated[float | None, _weight("(pixel only) Weight of the error i
 Contraction = Annotated[
     float | None, _weight("(pixel only) Weight of the squared norm of f's Jacobian. [default: 0.015]")
 ]
+ConsistencySteps = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="(pixel only) Steps of a second stage, which trains ||E(D(z)) - z||^2 along orbits. "
+        "[default: 2000 on a GPU, else 0]",
+    ),
+]
+Consistency = Annotated[float | None, _weight("(pixel only) Weight of that term in the second stage. [default: 0.1]")]
+Plan = Annotated[
+    bool,
+    typer.Option("--plan", help="(pixel, latent) Time a few steps, print how many an hour affords, and fit nothing."),
+]
 Variant = Annotated[
     str | None,
     typer.Option(
@@ -61,12 +74,15 @@ def fit_decoder(
     noise: Noise = None,
     perceptual: Perceptual = None,
     contraction: Contraction = None,
+    consistency_steps: ConsistencySteps = None,
+    consistency: Consistency = None,
     variant: Variant = None,
     bottleneck: Bottleneck = None,
     k: Components = None,
     pixel_decoder: PixelDecoder = None,
     seed: o.Seed = 0,
     trackers: Trackers = None,
+    plan: Plan = False,
     *,
     load: dict[str, Any],
 ) -> dict[str, Any]:
@@ -77,9 +93,13 @@ def fit_decoder(
     """
     chosen = {"size": size, "steps": steps, "batch_size": batch_size, "trackers": trackers}
     chosen |= {"noise": noise, "perceptual": perceptual, "contraction": contraction}
+    chosen |= {"consistency_steps": consistency_steps, "consistency": consistency}
     chosen |= {"variant": variant, "bottleneck": bottleneck, "k": k, "pixel_decoder": pixel_decoder}
     given = {name: value for name, value in chosen.items() if value is not None}
-    _refuse_unused(kind, given)
+    _refuse_unused(kind, {**given, "plan": True} if plan else given)
+    if plan:
+        given = {key: value for key, value in given.items() if key not in ("pixel_decoder", "trackers")}
+        return _plan(model, load, data, kind=kind, n_images=images, seed=seed, **given)
     return _fit(model, out, load, data, kind=kind, n_images=images, seed=seed, **given)
 
 
@@ -92,6 +112,21 @@ def _refuse_unused(kind: str, given: Iterable[str]) -> None:
     for name in given:
         if name not in taken:
             raise InputError(f"--{name.replace('_', '-')} is not an option of a {kind} surrogate: leave it out")
+
+
+def _plan(name: str, load: dict[str, Any], data: str | None, **settings: Any) -> dict[str, Any]:
+    """Load the encoder, and report how long the steps of a fit take here."""
+    from dataclasses import asdict
+
+    from fmprobe.runs.models import load_model
+    from fmprobe.surrogates.fit import chosen_settings
+    from fmprobe.surrogates.pace import pace_of
+
+    encoder = load_model(name, **load)
+    paces = pace_of(encoder, chosen_settings(encoder, data, **settings), data)
+    for pace in paces:
+        typer.echo(str(pace))
+    return {"plan": [asdict(pace) for pace in paces]}
 
 
 def _fit(

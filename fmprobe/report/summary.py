@@ -35,6 +35,8 @@ def _model(found: Mapping[str, Any]) -> Lines:
 
 
 def _decoder(found: Mapping[str, Any]) -> Lines:
+    if found.get("kind") == "published":
+        return [("decoder", f"published for this encoder: {found['id']}")]
     if found.get("kind") != "surrogate":
         return [("decoder", "the model's own" if found.get("kind") == "own" else str(found.get("kind")))]
     rows = [("decoder", "a surrogate: what follows is a finding on encoder and surrogate together")]

@@ -14,6 +14,7 @@ from fmprobe import loading
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.hub import canonical
+from fmprobe.runs.published import load_preferred
 from fmprobe.runs.run import Run, default_out, identity, named
 from fmprobe.sharing import is_main
 from fmprobe.tables import number
@@ -66,7 +67,7 @@ def open_model(
         sources: image sources that are tried before anything is computed.
     """
     began = time.perf_counter()
-    model = load_model(name, **load)
+    model = load_preferred(name, load, load_model)
     for source in sources:
         model.load_images(source, 1)
     # What was asked, before anything is computed, is the run's identity. Defaults follow from it and the device.

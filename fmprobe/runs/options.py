@@ -84,7 +84,13 @@ Seed = Annotated[
     typer.Option(min=0, max=2**63 - 1, help="Random seed for the noise starts and for fitting a surrogate decoder."),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-Decoder = Annotated[str | None, typer.Option(help="Folder or hub id of a surrogate decoder that fit-decoder made.")]
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub id of a surrogate decoder that fit-decoder made; or published, the decoder that was "
+        "published for the encoder (the default of probe on an accelerator)."
+    ),
+]
 ImageSize = Annotated[
     int | None, typer.Option(min=1, help="Image side in pixels. [default: the processor's; on a CPU 112]")
 ]

@@ -56,9 +56,9 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
 
     @classmethod
     def options(cls) -> set[str]:
-        """Names of what a kind takes: its settings, `trackers` where it is trained by steps, and what else it adds."""
+        """Names of what a kind takes: its settings, what only training by steps has, and what else it adds."""
         settings = {one.name for one in fields(cls.settings_type)}
-        return settings | ({"trackers"} if "steps" in settings else set())
+        return settings | ({"trackers", "plan"} if "steps" in settings else set())
 
     @classmethod
     def check(cls, model: Autoencoder, settings: Any) -> None:

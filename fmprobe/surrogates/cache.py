@@ -11,7 +11,7 @@ from fmprobe.surrogates.features import cache_folder, features_key
 from fmprobe.surrogates.fit import FitSettings, fit_with
 from fmprobe.surrogates.settings import Settings
 
-FORMAT = 6  # raise it when fitting or the files change, so that older entries are no longer found
+FORMAT = 7  # raise it when fitting or the files change, so that older entries are no longer found
 
 
 def cached_decoder(

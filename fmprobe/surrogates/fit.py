@@ -88,6 +88,18 @@ def fit_decoder(
     Raises:
         InputError: If the model has a decoder, or the latents, images or settings do not fit.
     """
+    chosen = chosen_settings(model, images, kind, **settings, seed=seed)
+    return fit_with(model, chosen, images, progress=progress, trackers=trackers)
+
+
+def chosen_settings(
+    model: Autoencoder, images: Tensor | str | None = None, kind: str = "pixel", **settings: Any
+) -> FitSettings:
+    """The settings of a fit, as `fit_decoder` takes them: those given, and the kind's defaults on the model's device.
+
+    Raises:
+        InputError: If a setting is unknown.
+    """
     chosen = FitSettings.for_device(model.device, kind)
     if unknown := sorted(settings.keys() - asdict(chosen).keys()):
         raise InputError(
@@ -96,7 +108,7 @@ def fit_decoder(
     given = {name: value for name, value in settings.items() if value is not None}
     if images is not None:
         given = {"n_images": None, **given}
-    return fit_with(model, replace(chosen, **given, seed=seed), images, progress=progress, trackers=trackers)
+    return replace(chosen, **given)
 
 
 def fit_with(

@@ -1,5 +1,6 @@
 """Kind "latent": a small autoencoder on a frozen encoder's features, whose bottleneck is what is iterated."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -29,6 +30,8 @@ VARIANTS = ("plain", "denoising", "contractive", "variational", "sparse", "topk"
 DENOISING = 0.5  # deviation of the noise on standardised features
 CONTRACTIVE, VARIATIONAL, SPARSE = 0.1, 0.01, 0.01  # weights of the penalties
 ACTIVE = 8  # one of so many codes that top-k leaves on
+LEAST_SPREAD = 0.5  # smallest deviation that a code on the sphere is divided by, as a share of the typical one
+TINY = 1e-12  # smallest mean square that a code is divided by, so that a code of zeros stays one
 
 CARD = """---
 library_name: fmprobe
@@ -69,16 +72,21 @@ class LatentSurrogate(Surrogate):
 
     Latents are `(N, k)`, `(k, h, w)` or `(k,)`, standardised by one mean and deviation a code.
 
+    A code lies on a sphere of radius sqrt(k) at each place (Zhang and Sennrich 2019). So f is bounded wherever it
+    starts, and N(0, I), whose norm is about sqrt(k), starts in the range of the codes. The penalties cannot shrink a
+    code: L1 on a sphere rewards sparsity alone, as L1 over L2 does (Hoyer 2004).
+
     Args:
         latent_shape: Shape of the encoder's latents, without the batch.
         image_shape: Shape of its images.
         bottleneck: Number k of values in the bottleneck.
         variant: plain; denoising (Vincent et al. 2008); contractive (Rifai et al. 2011, a Hutchinson estimate of the
             Jacobian's squared Frobenius norm); variational (Kingma and Welling 2014, the mean is the code); sparse
-            (L1); topk (Makhzani and Frey 2014: the largest eighth of the codes stays).
+            (L1); topk (Makhzani and Frey 2014: the largest eighth of the codes stays, on a sphere by size).
         width: Width of the hidden layers.
         info: What `Surrogate.info` begins with.
         pixel: Configuration of a pixel decoder behind it, which makes images of latents.
+        sphere: Whether codes lie on a sphere. Surrogates of earlier versions do not have it, and f may diverge.
 
     Raises:
         InputError: If the variant is unknown, or the bottleneck is not positive.
@@ -100,6 +108,7 @@ class LatentSurrogate(Surrogate):
         width: int = 256,
         info: dict[str, Any] | None = None,
         pixel: dict[str, Any] | None = None,
+        sphere: bool = False,
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
@@ -108,6 +117,7 @@ class LatentSurrogate(Surrogate):
             raise InputError(f"bottleneck must be 1 to {2**16}, got {bottleneck}")
         self.latent_shape, self.image_shape = tuple(latent_shape), tuple(image_shape)
         self.bottleneck, self.variant, self.width, self.info = bottleneck, variant, width, dict(info or {})
+        self.sphere = sphere
         channels = channels_of(self.latent_shape)
         codes = 2 * bottleneck if variant == "variational" else bottleneck
         self.to_code = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, codes))
@@ -128,12 +138,18 @@ class LatentSurrogate(Surrogate):
         return {*super().options(), "pixel_decoder"}
 
     @classmethod
+    def check(cls, model: Autoencoder, settings: LatentSettings) -> None:
+        """Raise InputError for a code of one number, of which a sphere keeps only the sign."""
+        if settings.bottleneck < 2:
+            raise InputError("a latent surrogate keeps the direction of a code: choose a bottleneck of at least 2")
+
+    @classmethod
     def fit(
         cls, model: Autoencoder, settings: LatentSettings, features: Features, held_out: Tensor, **how: Any
     ) -> tuple[Self, list[dict[str, Any]]]:
         """Minimise the variant's loss on features, then standardise the codes."""
         with initial_weights(settings.seed):
-            made = cls(model.latent_shape, model.image_shape, settings.bottleneck, settings.variant)
+            made = cls(model.latent_shape, model.image_shape, settings.bottleneck, settings.variant, sphere=True)
         made.feature_mean.copy_(features.mean)
         made.feature_std.copy_(features.std)
         made.to(model.device)
@@ -166,6 +182,14 @@ class LatentSurrogate(Surrogate):
             return (self.bottleneck, *self.latent_shape[1:])
         return (*self.latent_shape[:-1], self.bottleneck)
 
+    @property
+    def bound(self) -> float:
+        """Largest norm of a value of f at a place, over sqrt(k), the typical norm of a start; inf without a sphere."""
+        if not self.sphere:
+            return math.inf
+        reach = 1 + float(self.code_mean.norm()) / math.sqrt(self.bottleneck)
+        return reach / float(self.code_std.min())
+
     def forward(self, rows: Tensor, batch: Batch | None = None) -> Tensor:
         """Standardised features `(…, D)` through the bottleneck and back; with a batch, the loss on them."""
         return self.to_features(self.code(rows)) if batch is None else self.loss(rows, batch)
@@ -173,10 +197,23 @@ class LatentSurrogate(Surrogate):
     def code(self, rows: Tensor) -> Tensor:
         """The bottleneck of standardised features `(…, D)`, in its own units `(…, k)`."""
         code = self.to_code(rows)[..., : self.bottleneck]
+        return self.in_range(code) if self.sphere else self._kept(code)
+
+    def in_range(self, code: Tensor) -> Tensor:
+        """The nearest place `(…, k)` where codes may lie. It leaves a code as it is."""
+        if not self.sphere:
+            return code
+        code = self._kept(code)
+        return code * code.square().mean(-1, keepdim=True).clamp(min=TINY).rsqrt()
+
+    def _kept(self, code: Tensor) -> Tensor:
+        """The code with all but its largest values at 0, where the variant has it so."""
         if self.variant != "topk":
             return code
-        kept = code.topk(max(self.bottleneck // ACTIVE, 1), dim=-1)
-        return torch.zeros_like(code).scatter(-1, kept.indices, kept.values)
+        # By size, so that what was kept is kept again, whatever its sign.
+        size = code.abs() if self.sphere else code
+        places = size.topk(max(self.bottleneck // ACTIVE, 1), dim=-1).indices
+        return torch.zeros_like(code).scatter(-1, places, code.gather(-1, places))
 
     def loss(self, rows: Tensor, batch: Batch) -> Tensor:
         """Mean squared error of the features with the variant's penalty; `rows` is `(B, places, D)`."""
@@ -190,8 +227,9 @@ class LatentSurrogate(Surrogate):
             return self.code(rows + DENOISING * batch.normal(rows.shape[1:], "latent surrogates: denoising")), 0.0
         if self.variant == "variational":
             mean, log_variance = self.to_code(rows).chunk(2, dim=-1)
+            mean = self.in_range(mean)
             noise = batch.normal(mean.shape[1:], "latent surrogates: variational")
-            code = mean + (0.5 * log_variance).exp() * noise
+            code = self.in_range(mean + (0.5 * log_variance).exp() * noise)
             divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
             return code, VARIATIONAL * divergence
         code = self.code(rows)
@@ -239,7 +277,7 @@ class LatentSurrogate(Surrogate):
     def space(self) -> str:
         return (
             f"bottleneck of {self.bottleneck} of a {self.variant} autoencoder on the encoder's features, "
-            "standardised a code; f does not go through images"
+            f"{'on a sphere, ' if self.sphere else ''}standardised a code; f does not go through images"
         )
 
     def about(self) -> dict[str, Any]:
@@ -257,6 +295,7 @@ class LatentSurrogate(Surrogate):
             "width": self.width,
             "info": self.info,
             "pixel": self.pixel.config() if self.pixel is not None else None,
+            **({"sphere": True} if self.sphere else {}),  # surrogates of earlier versions keep their fingerprint
         }
 
     def card(self) -> str:
@@ -282,11 +321,12 @@ class LatentSurrogate(Surrogate):
                 measured.add(codes.reshape(-1, self.bottleneck))
         std = measured.std
         self.code_mean.copy_(measured.mean)
-        self.code_std.copy_(std.clamp(min=1e-3 * float(std.max()) or 1.0))  # a code that is never on stays off
+        least = LEAST_SPREAD * float(std.square().mean().sqrt()) if self.sphere else 1e-3 * float(std.max())
+        self.code_std.copy_(std.clamp(min=least or 1.0))  # a code that is never on stays off
 
     def _features(self, latents: Tensor) -> Tensor:
         """Standardised features, place by place, of latents of f."""
-        return self.to_features(self.as_rows(latents) * self.code_std + self.code_mean)
+        return self.to_features(self.in_range(self.as_rows(latents) * self.code_std + self.code_mean))
 
     def _latents(self, rows: Tensor) -> Tensor:
         """Latents of f of standardised features, place by place."""

@@ -8,6 +8,7 @@ import copy
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -135,7 +136,8 @@ def train(
         what: Label of the bar.
 
     Returns:
-        The averaged module, in evaluation mode and without gradients, and the log.
+        The averaged module, in evaluation mode and without gradients, and the log. A row of it has the step, the loss,
+        the seconds that a step took on average since the row before, and the validation error.
 
     Raises:
         InputError: If the batch has fewer rows than parts, or a tracker is unknown or not installed.
@@ -148,10 +150,12 @@ def train(
     quiet = None if progress and accelerator.is_main_process else True
     bar = tqdm(total=schedule.steps, initial=run.first, desc=what, delay=2, disable=quiet, leave=False)
     with torch.enable_grad(), bar:
+        since, began = run.first, time.perf_counter()
         for step in range(run.first, schedule.steps):
             loss = run.step(step, loss_of)
             if (step + 1) % every == 0 or step + 1 == schedule.steps:
                 figures = {"step": step + 1, "loss": float(accelerator.reduce(loss, "mean"))}
+                figures["seconds_per_step"] = float(f"{(time.perf_counter() - began) / (step + 1 - since):.3g}")
                 if accelerator.is_main_process:
                     if validate is not None:
                         figures["validation"] = validate(run.kept())
@@ -159,6 +163,7 @@ def train(
                     run.state.write(step + 1, figures)
                 if trackers:
                     accelerator.log(figures, step=step + 1)
+                since, began = step + 1, time.perf_counter()  # without the time of the validation
             bar.update(1)
     if trackers:
         accelerator.end_training()

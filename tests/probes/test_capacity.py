@@ -62,7 +62,6 @@ def test_the_exponents_of_a_linear_encoder_are_those_of_its_map():
 
 
 def test_where_orbits_settle_the_exponent_is_that_of_the_attractor():
-    """On an encoder that does not round coarsely: twin orbits see the rounding of f as well as its derivative."""
     mix = torch.randn(192, 40, generator=torch.Generator().manual_seed(0)) / 8
     model = Autoencoder(
         lambda x: torch.tanh(x.flatten(1) @ mix), None, image_shape=(3, 8, 8), latent_shape=(40,), provenance={}

@@ -43,7 +43,7 @@ UNREAD = {
     "scores.*.sets.*.intervals.fpr95_ood_positive sets.*.control sets.*.diverged",
     "ood_scores": "detector fmprobe",
     # The page shows these in its table of provenance, with every other fact of a decoder.
-    "decoder": "blur image_shape parameters seconds seed steps validation.*.images warning",
+    "decoder": "blur image_shape parameters pictures seconds seed steps validation.*.images warning",
 }
 # What the page reads beside the entries of its sections, its tables of protocol and provenance left out.
 HEAD = """decodes_to_images model model.id model.latent_shape other other.decoder other.decoder.kind other.model

@@ -1,5 +1,6 @@
 """Tiny checkpoints with random weights, in Hugging Face layout, one of every kind that an adapter covers."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -126,6 +127,32 @@ def save_rae(folder: Path, encoder: str) -> Path:
         decoder_intermediate_size=32,
         **statistics,
     )
+
+
+def save_published(root: Path, encoder: str, side: int = 32) -> tuple[Path, Path]:
+    """An encoder and the repository of a decoder that was published for it; the encoder's last norm has weights."""
+    from safetensors.torch import load_file, save_file
+
+    alone, whole = root / "encoder", root / "decoder"
+    if encoder == "siglip2":  # diffusers' own class cannot be made for it with this transformers
+        save_rae(whole, "mae")
+        stored = load_file(whole / "diffusion_pytorch_model.safetensors")
+        kept = {key: value for key, value in stored.items() if not key.startswith("encoder.")}
+        save_file(kept, whole / "diffusion_pytorch_model.safetensors")
+        config = json.loads((whole / "config.json").read_text())
+        (whole / "config.json").write_text(json.dumps({**config, "encoder_type": "siglip2"}))
+        trunk = {**TRUNK, "hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1}
+        save_encoder(alone, "SiglipModel", "SiglipConfig", vision_config=trunk, text_config=TEXT)
+    else:
+        save_rae(whole, encoder)
+        from diffusers.models.autoencoders.autoencoder_rae import AutoencoderRAE
+
+        inner: Any = AutoencoderRAE.from_pretrained(whole).encoder
+        for name in ("weight", "bias"):
+            setattr(inner.layernorm, name, torch.nn.Parameter(torch.rand(64) + 0.5))
+        inner.save_pretrained(alone)
+        _save_processor(alone, side)
+    return alone, whole
 
 
 def save_language(folder: Path, name: str) -> Path:

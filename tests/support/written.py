@@ -39,6 +39,10 @@ RUNS = {
     "scores": ("score DETECTOR --data IMAGES:other",),
     "decoder": ("fit-decoder ENCODER --size tiny --images 16 --steps 2 --batch-size 8",),
     "surrogate": ("prototypes ENCODER --decoder DECODER -n 4 --measure rms --tol 0.01",),
+    "codes-decoder": (
+        "fit-decoder ENCODER --kind latent --variant topk --bottleneck 8 --images 32 --steps 40 --batch-size 8",
+    ),
+    "codes": ("prototypes ENCODER --decoder CODES -n 4 --measure rms --tol 0.01 --max-steps 100",),
     "language": ("prototypes LANGUAGE -n 4 --max-steps 10",),
     "wide": ("probe WIDE -n 120",),
     "chaotic": ("probe CHAOTIC -n 8 --max-steps 60",),
@@ -117,7 +121,7 @@ class Written:
 
     def pages(self) -> list[str]:
         """The names of the folders that hold something for a page."""
-        return [name for name in RUNS if name != "decoder"]
+        return [name for name in RUNS if not name.endswith("decoder")]
 
     def _write(self, name: str, folder: Path) -> None:
         if name in GOES_ON:
@@ -146,6 +150,7 @@ class Written:
             "LANGUAGE": lambda: self._once("tiny/llama", TINY["llama"]),
             "DETECTOR": lambda: self("ood") / "detector",
             "DECODER": lambda: self("decoder"),
+            "CODES": lambda: self("codes-decoder"),
             "IMAGES": lambda: self._once("written/images", _save_images) / IMAGES / "images.npz",
         }
         for name, path in paths.items():

@@ -17,7 +17,7 @@ from fmprobe.surrogates.fit import FitSettings, fit_decoder, fit_with
 from fmprobe.surrogates.pixel import PixelDecoder
 
 LATENT = FitSettings(kind="latent", n_images=32, steps=6, batch_size=8, noise=0.0, pixel_noise=0.1, contraction=0.0)
-BASE = {"pixel": replace(QUICK, steps=6, contraction=0.01, pixel_noise=0.1), "latent": LATENT}
+BASE = {"pixel": replace(QUICK, steps=6, contraction=0.01, pixel_noise=0.1, consistency_steps=2), "latent": LATENT}
 OTHER: dict[str, Any] = {  # than both bases have
     "size": "small",
     "n_images": 40,
@@ -30,6 +30,8 @@ OTHER: dict[str, Any] = {  # than both bases have
     "blur": 0.1,
     "perceptual": 0.5,
     "contraction": 0.5,
+    "consistency_steps": 3,
+    "consistency": 0.5,
     "weight_decay": 0.5,
     "ema": 0.0,
     "accumulate": 3,
@@ -39,7 +41,10 @@ OTHER: dict[str, Any] = {  # than both bases have
     "bottleneck": 8,
     "seed": 5,
 }
-REFUSED = {"pixel": {"variant", "bottleneck"}, "latent": {"size", "noise", "blur", "perceptual", "contraction"}}
+REFUSED = {
+    "pixel": {"variant", "bottleneck"},
+    "latent": {"size", "noise", "blur", "perceptual", "contraction", "consistency_steps", "consistency"},
+}
 NAMES = [field.name for field in fields(FitSettings) if field.name != "kind"]
 NUMBERS = [field.name for field in fields(FitSettings) if isinstance(field.default, int | float)]
 
@@ -105,6 +110,8 @@ def test_unknown_names_and_what_means_nothing_together_are_refused(encoder):
             fit_decoder(encoder, **cast(Any, {name: QUICK}))
     with pytest.raises(InputError, match=r"mixture.*images are given"):
         quick(encoder, procedural_images(20, 16), mixture="leaves")
+    with pytest.raises(InputError, match=r"consistency=0\.5 is a weight in a second stage"):
+        quick(encoder, consistency=0.5)
     with pytest.raises(InputError, match="draws=2"):
         quick(encoder, draws=2, pixel_noise=0.0)
 

@@ -71,10 +71,13 @@ def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(encoder, tmp_path):
     assert not list(fits.glob("*"))
 
 
-def test_two_processes_do_what_one_does_with_the_whole_batch(encoder, tmp_path):
+@pytest.mark.parametrize(
+    "stages", [{"steps": 20, "contraction": 0.1}, {"steps": 2, "contraction": 0.0, "consistency_steps": 10}]
+)
+def test_two_processes_do_what_one_does_with_the_whole_batch(encoder, tmp_path, stages):
     from safetensors import safe_open
 
-    settings: dict[str, Any] = {"steps": 20, "n_images": 64, "batch_size": 16, "contraction": 0.1}
+    settings: dict[str, Any] = {**stages, "n_images": 64, "batch_size": 16}
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     one = quick(encoder, seed=3, **settings).state_dict()
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

@@ -144,12 +144,13 @@ def _sides(
 def _disturbed(name: str, model: "Autoencoder", noise: float, load: Mapping[str, Any], seed: int) -> "Autoencoder":
     """The model once more, with noise on its weights; a surrogate decoder stays as it is."""
     from fmprobe.probes.alignment.perturbation import perturbed_checkpoint
+    from fmprobe.published import published_id
     from fmprobe.runs.models import load_model
 
     typer.echo(f"\nthe ceiling: A with weight noise of {noise:.1%} (--no-ceiling leaves it out)")
     with tempfile.TemporaryDirectory() as scratch:
         copy = perturbed_checkpoint(name, Path(scratch) / Path(name).resolve().name, noise=noise, seed=seed)
-        twin = load_model(str(copy), decoder=None, **load)
+        twin = load_model(str(copy), decoder=published_id(model), **load)
     return twin if model.surrogate is None else twin.with_decoder(model.surrogate)
 
 

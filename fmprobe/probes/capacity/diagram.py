@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,9 @@ from fmprobe.dynamics.attractors import attractors_of
 from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.dynamics.distances import typical_size
 from fmprobe.dynamics.iterate import iterate
-from fmprobe.dynamics.lyapunov import TWINS, lyapunov_exponents
+from fmprobe.dynamics.lyapunov import TWINS
 from fmprobe.dynamics.merging import THRESHOLDS
-from fmprobe.dynamics.readings import Readings, Regime, read_orbits
+from fmprobe.dynamics.readings import Readings, read_orbits
 from fmprobe.errors import InputError
 from fmprobe.images import as_pixels
 from fmprobe.surrogates.closed import BottleneckDecoder, ClosedFormSettings, ComponentRegression
@@ -31,7 +31,7 @@ from fmprobe.surrogates.linear import LinearDecoder
 A, B, NULL = "A", "B", "null"
 SETTLES = 0.9  # share of the starts that must settle
 OTHER_IMAGES = 1_000_003  # is added to the seed of set A for set B: image i depends on its seed and on i alone
-EXAMINED = 2  # attractors a point whose exponent is measured, those with the largest basins
+EXAMINED = 2  # attractors a point whose Jacobian is examined, those with the largest basins
 
 
 @dataclass(frozen=True)
@@ -156,25 +156,13 @@ def _searched(
 ) -> tuple[AttractorSet, Readings]:
     """The attractors from N(0, I) starts, and the readings of the orbits.
 
-    A Jacobian costs as much as hundreds of steps, and forward mode is slow on a CPU. So exponents come from twin
-    orbits, at attractors and of orbits that move alike.
+    Forward mode is slow on the attention of a CPU, so that the exponents of orbits that move come from twin orbits.
     """
     z = model.sample_latents(starts, seed)
     orbits = iterate(model.latent_map, z, batch_size=batch_size, progress=False, **rule)
     scale = typical_size(float(z.double().square().mean()))
-    found = AttractorSet.of(attractors_of(model.latent_map, orbits, scale, stability_cap=0, device=model.device))
-    readings = read_orbits(model, found, batch_size=batch_size, method=TWINS, progress=False, **effort)
-    if not len(found):
-        return found, readings
-    rest = found.latents[:EXAMINED].to(model.device)
-    steps = {"steps": effort["steps"], "burn_in": effort["burn_in"]}
-    measured = lyapunov_exponents(model, rest, batch_size=batch_size, method=TWINS, progress=False, **steps)
-    at_rest = measured.values[:, 0]
-    by_label = torch.full((len(found) + 1,), torch.nan, dtype=torch.float64)  # the label -1 takes the last
-    by_label[: len(at_rest)] = at_rest
-    settled = readings.regimes == Regime.SETTLED
-    exponents = torch.where(settled, by_label[found.labels.cpu()], readings.exponents)
-    return found, replace(readings, exponents=exponents)
+    found = AttractorSet.of(attractors_of(model.latent_map, orbits, scale, stability_cap=EXAMINED, device=model.device))
+    return found, read_orbits(model, found, batch_size=batch_size, method=TWINS, progress=False, **effort)
 
 
 def _painting(decoder: ImageDecoder, native: Tensor, pixels: Tensor) -> dict[str, float]:

@@ -167,7 +167,7 @@ def _load_model(identity: Mapping[str, Any], folder: Path, device: Any) -> Autoe
         tokens=identity["tokens"],
         dtype=identity["dtype"],
         **{key: identity[key] for key in EVALUATED if identity.get(key)},
-        decoder=folder / DECODER if identity["surrogate_kept"] else None,
+        decoder=folder / DECODER if identity["surrogate_kept"] else identity["decoder"].get("id"),
         device=device,
     )
 

@@ -14,6 +14,7 @@ from fmprobe.dynamics.orbits import Status
 from fmprobe.files import write_atomically
 from fmprobe.pictures import draw_sheet, save_figure, save_frames, to_picture
 from fmprobe.probes.prototypes.film import Film, film
+from fmprobe.probes.prototypes.nearest import Nearest, nearest_images
 from fmprobe.surrogates.data import painted
 from fmprobe.tables import Table
 
@@ -33,12 +34,14 @@ class Prototypes:
         images: the decoded attractors `(m, *image_shape)`, not clamped; None where the model has no images.
         curves: norms of the steps of the first starts.
         film: a few decoded trajectories.
+        nearest: the images nearest to the attractors, where the model has no decoder.
     """
 
     attractors: AttractorSet
     images: Tensor | None
     curves: Mapping[str, Any]
     film: Film | None = None
+    nearest: Nearest | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The keys `orbits`, `attractors`, `residuals` and `trajectories` of `results.json`."""
@@ -49,6 +52,7 @@ class Prototypes:
             "attractors": {**self.attractors.to_dict(), **self._damaged()},
             "residuals": {**self.curves, "status": status},
             **({"trajectories": self.film.to_dict()} if self.film else {}),
+            **({"nearest_images": self.nearest.to_dict()} if self.nearest else {}),
         }
 
     def _damaged(self) -> dict[str, int]:
@@ -83,6 +87,8 @@ class Prototypes:
             save_figure(self.plot(), folder / "prototypes.png")
         if self.film is not None:
             save_frames(self.film.frames, folder / FILM)
+        if self.nearest is not None:
+            self.nearest.save(folder)
 
     def index(self) -> Table:
         """A row an attractor: its picture, basin, spectral radius, error, and the median orbit that ends there."""
@@ -103,7 +109,7 @@ def prototypes_of(
     """Decode the attractors that N(0, I) starts under `seed` ended in (Fumero et al., ICLR 2026, sec. 4, fig. 18).
 
     Args:
-        model: the model that they are attractors of; without a decoder they have no images.
+        model: the model that they are attractors of; without a decoder they are shown by the nearest images.
         attractors: the attractors.
         curves: norms of the steps of the first starts, as `ResidualCurves.to_dict` gives them.
         seed: seed of the starts.
@@ -114,7 +120,8 @@ def prototypes_of(
         with torch.no_grad():
             images = model.decode(attractors.latents, batch_size).cpu()
     attractors = replace(attractors, warning=model.surrogate_warning)
-    return Prototypes(attractors, images, curves, film(model, attractors, seed, batch_size))
+    nearest = nearest_images(model, attractors.latents, batch_size=batch_size)
+    return Prototypes(attractors, images, curves, film(model, attractors, seed, batch_size), nearest)
 
 
 def save_painted(model: Autoencoder, folder: Path, batch_size: int = 8) -> dict[str, Any]:

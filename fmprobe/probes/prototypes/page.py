@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
+from fmprobe.probes.prototypes.nearest_page import NEAREST
 from fmprobe.probes.prototypes.readings_page import READINGS
 from fmprobe.report.finished import SMALL
 from fmprobe.report.plots import COLOURS, basins_and_sweep, merge_sweep, residual_curves
@@ -168,6 +169,7 @@ SECTIONS = (
         figures=lambda found: {"basins and merge threshold": basins_and_sweep(found)},
         body=gallery,
     ),
+    NEAREST,
     Section(
         "trajectories",
         "On the way",

@@ -52,6 +52,7 @@ def weights(
     levels = parse_atoms(atoms)
     from fmprobe.images import held_out
     from fmprobe.probes.weights.dictionaries import atoms_of
+    from fmprobe.published import published_id
     from fmprobe.runs.models import with_decoder
 
     seed = options["seed"]
@@ -60,7 +61,9 @@ def weights(
         subject = with_decoder(loaded, seed)
         n_atoms = len(atoms_of(attractors, use_ends)[0])
         sets = {source: held_out(subject, source, images, n_atoms, seed) for source in dict.fromkeys(data)}
-        twin = _null(model, run, load, plan, seed) if null and n_atoms else None
+        # A surrogate given for the model does not fit another encoder: the null gets one of its own.
+        random = {**load, "decoder": published_id(subject), "random_weights": 0}
+        twin = _null(model, run, random, plan, seed) if null and n_atoms else None
         settings = {"atoms": levels, "ends": use_ends, "seed": seed, "batch_size": plan.get("batch_size") or BATCH}
         run.put({"weights": {"data": _curves(run, subject, attractors, twin, sets, settings)}})
         return run.finish("weights")
@@ -89,8 +92,7 @@ def _null(name: str, run: "Run", load: Mapping[str, Any], plan: Mapping[str, Any
     kept, shards = run.path / "null", "null-shards"
     if not (kept / "attractors.json").is_file():
         typer.echo("\nthe null: the same architecture with random weights (--no-null leaves it out)")
-        # A surrogate given for the model does not fit another encoder: the null gets one of its own.
-        twin = with_decoder(load_model(name, **{**load, "decoder": None, "random_weights": 0}), seed)
+        twin = with_decoder(load_model(name, **load), seed)
         asked = {**plan, **{key: run.results["protocol"][key] for key in ("n", "max_steps")}}
         _, found = search(twin, run, asked, seed, shards, stability_cap=0)
         if found is not None:
