@@ -41,7 +41,7 @@ def _checked_word(_: str, value: Any, *, what: str, choices: tuple[str, ...]) ->
     return value
 
 
-def number(default: float, *, positive: bool = False, below: float = math.inf, **more: bool) -> Any:
+def number(default: float | None, *, positive: bool = False, below: float = math.inf, **more: bool) -> Any:
     """Declare a field that holds a finite number of at least 0.
 
     Args:

@@ -35,11 +35,11 @@ def test_codes_are_whitened_principal_components_and_the_map_is_ridge_regression
     decoder = fit(encoder, images, ridge=0.5)
     pixels, features = reference(encoder, decoder, images)
     exact = PCA(6, whiten=True, svd_solver="full").fit(features)
-    ours = decoder.read(encoder.encode(torch.tensor(pixels).float().reshape(-1, 3, 16, 16))).double().numpy()
+    ours = np.asarray(decoder.read(encoder.encode(torch.tensor(pixels).float().reshape(-1, 3, 16, 16))).double())
     theirs = exact.transform(features) * (len(features) / (len(features) - 1)) ** 0.5
     signs = np.sign((ours * theirs).sum(0))
     np.testing.assert_allclose(ours, signs * theirs, atol=0.02)  # latents are stored in half precision
-    np.testing.assert_allclose(ours.T @ ours / len(ours), np.eye(6), atol=0.01)
+    np.testing.assert_allclose(np.cov(ours.T, bias=True), np.eye(6), atol=0.01)
     components = (features - features.mean(0)) @ exact.components_.T
     alpha = 0.5 * features.var(0).sum()  # the ridge, in units of the total variance over n, times n
     regression = Ridge(alpha=alpha).fit(components, pixels)
@@ -77,10 +77,12 @@ def test_more_components_paint_better_and_f_maps_codes_to_codes(encoder):
 
 
 def test_without_k_every_place_is_painted_by_ridge_regression(encoder, tmp_path):
-    whole, linear = fit(encoder, k=None), fit_decoder(encoder, None, "linear", progress=False, n_images=64)
+    whole: Any = fit(encoder, k=None)
+    linear: Any = fit_decoder(encoder, None, "linear", progress=False, n_images=64)
     assert torch.equal(whole.weight, linear.weight)
     whole.save(tmp_path / "d")
-    assert torch.equal(load_surrogate(tmp_path / "d", encoder).weight, linear.weight)
+    again: Any = load_surrogate(tmp_path / "d", encoder)
+    assert torch.equal(again.weight, whole.weight)
 
 
 def test_it_is_decided_by_its_seed_and_leaves_the_random_state(encoder, tmp_path):

@@ -191,9 +191,9 @@ def _point(name: str, form: str, found: AttractorSet, readings: Readings, painte
 
 def agreement_of(k: int, one: tuple[Autoencoder, AttractorSet], other: tuple[Autoencoder, AttractorSet]) -> Agreement:
     """How far two surrogates of an encoder agree on attractors and on where orbits end."""
-    pictures = [_pictures(model, found.latents) for model, found in (one, other)]
+    pictures = tuple(_pictures(model, found.latents) for model, found in (one, other))
     size = max((float(p.square().mean().sqrt()) for p in pictures if len(p)), default=1.0)
-    apart = torch.cdist(*pictures) / (pictures[0].shape[1] ** 0.5 * size)
+    apart = torch.cdist(pictures[0], pictures[1]) / (pictures[0].shape[1] ** 0.5 * size)
     rows, columns = linear_sum_assignment(apart.numpy())
     pairs = apart[rows, columns]
     means = [

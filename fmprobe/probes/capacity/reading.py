@@ -90,7 +90,7 @@ def read_capacity(points: Sequence[Point], agreements: Sequence[Agreement]) -> C
     shared = a.regime == b.regime
     mean, error = _mean(a, b)
     apart = None
-    if null is not None and None not in (mean, error, null.exponent):
+    if null is not None and mean is not None and error is not None and null.exponent is not None:
         spread = math.hypot(error, null.standard_error or 0.0)
         apart = (mean - null.exponent) / spread if spread else math.copysign(math.inf, mean - null.exponent)
     of_the_encoder = None
