@@ -48,6 +48,10 @@ SMALLEST: dict[str, tuple[str, str]] = {
         r"digits: 3 records of 4 starts a kind",
     ),
     "ood_detection": ("--images 128 --steps 2", r"trajectory +[*\d]"),
+    "surrogate_choice": (
+        "--candidates ridge bottleneck --images 20 --k 2 --seeds 1 --threads 1 --starts 2 --max-steps 2 --null none",
+        r"\| ridge \| 2 \| .*\n(.*\n)*chosen by the rule: none",
+    ),
     "surrogates": ("--images 32 --steps 2 --starts 2 --max-steps 2", r"latent topk .* of 2, 0 attractors"),
     "train_demo_model": ("--steps 1 --per-class 1 --batch-size 8", r"model in vit-mae-digits"),
     "train_small_mae": ("--data IMAGES --minutes 0.005 --width 16 --layers 1", r"model in vit-mae-small, \d"),
@@ -75,6 +79,32 @@ def test_a_recipe_runs_at_its_smallest(path, images, tmp_path, monkeypatch, capf
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(path), run_name="__main__")
     assert re.search(expected, capfd.readouterr().out)
+
+
+def rows(**candidates: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    usual = {"failed": 0, "fits": 7, "separation": 5.0, "seconds": 60.0, "below_median": 0.2}
+    return {name: {**usual, **changes} for name, changes in candidates.items()}
+
+
+@pytest.mark.parametrize(
+    ("candidates", "chosen"),
+    [
+        (rows(a={}, b={"separation": 9.0, "seconds": 600.0}), "b"),
+        (rows(a={}, b={"separation": 9.0, "failed": 1}), "a"),
+        (rows(a={"separation": 8.5}, b={"separation": 9.0, "seconds": 61.0}), "a"),
+        (rows(a={"separation": None}, b={"separation": 0.1}), "b"),
+        (rows(a={"failed": 2}, b={"failed": 7, "separation": 9.0}), None),
+    ],
+)
+def test_the_rule_that_chooses_a_surrogate_is_the_one_that_its_recipe_states(candidates, chosen, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    rule = runpy.run_path(str(ROOT / "recipes" / "surrogate_choice.py"))
+    assert rule["choose"](candidates)[0] == chosen
+    fit = {"null": False, "below_median": 0.2, "feature_error": 1.0, "regime": "chaotic", "exponent": 0.3}
+    fit |= {"seconds": 1.0, "megabytes": 1.0}
+    row = rule["row_of"]([fit, {**fit, "exponent": 0.1}, {**fit, "null": True, "exponent": 0.0, "below_median": 0.0}])
+    assert (row["fits"], row["failed"], row["separation"]) == (2, 0, pytest.approx(2))
+    assert rule["row_of"]([fit, {**fit, "below_median": 0.14}, {**fit, "regime": "settled"}])["failed"] == 2
 
 
 # Of other programs that the texts name.
