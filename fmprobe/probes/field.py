@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import typer
 
 from fmprobe.files import write_atomically
-from fmprobe.probes.prototypes import attractors_in, open_prototypes
+from fmprobe.probes.prototypes import attractors_in, decoded, open_prototypes
 from fmprobe.probes.result import Result
 from fmprobe.report.sections import Section
 from fmprobe.runs import options as o
@@ -52,14 +52,13 @@ def field(
     The attractors are those of `probe` under the same options. What its run folder holds is not computed again.
     """
     from fmprobe.pictures import save_figure
-    from fmprobe.runs.models import with_decoder
     from fmprobe.runs.plan import duration
     from fmprobe.sharing import is_main
 
     seed = options["seed"]
     with open_prototypes(model, options, plan, load) as (run, loaded):
-        attractors = attractors_in(run, loaded)
-        subject, protocol = with_decoder(loaded, seed), run.results["protocol"]
+        subject, protocol = decoded(run, loaded, seed), run.results["protocol"]
+        attractors = attractors_in(run, subject)
         side = resolution or _affordable(protocol, subject.device.type == "cpu")
 
         def make() -> dict[str, Any] | None:

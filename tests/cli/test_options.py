@@ -54,6 +54,7 @@ GIVEN = {  # a value by name, where one of its type alone would not do
     "distance": "cosine",
     "aggregate": "max",
     "kind": "latent",
+    "surrogate": "closed-form",
     "acceptance": "0.5",
     "rule": "first",
     "images": "70",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmprobe.probes.memorization.page import SECTIONS
-from fmprobe.probes.prototypes import attractors_in, open_prototypes
+from fmprobe.probes.prototypes import attractors_in, decoded, open_prototypes
 from fmprobe.runs import options as o
 
 if TYPE_CHECKING:
@@ -44,14 +44,13 @@ def memorization(
     from fmprobe.digests import digest
     from fmprobe.hub import canonical
     from fmprobe.images import sample_images
-    from fmprobe.runs.models import with_decoder
     from fmprobe.sharing import is_main
 
     sources = {"train": data} | ({} if test is None else {"test": test})
     seed = options["seed"]
     with open_prototypes(model, options, plan, load, sources=list(sources.values())) as (run, loaded):
-        attractors = attractors_in(run, loaded)
-        subject = with_decoder(loaded, seed)
+        subject = decoded(run, loaded, seed)
+        attractors = attractors_in(run, subject)
         sets = {p: sample_images(s, images, seed=seed, **subject.image_arguments) for p, s in sources.items()}
         places = {part: canonical(source) for part, source in sources.items()}
         identity = digest({"sources": places, "ends": use_ends, "seed": seed}, *sets.values())

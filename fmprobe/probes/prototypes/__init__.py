@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from fmprobe.probes.prototypes.page import SECTIONS
 from fmprobe.runs import options as o
@@ -16,18 +18,34 @@ if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
     from fmprobe.runs.run import Run
 
-__all__ = ["COMMANDS", "SECTIONS", "open_prototypes", "probe"]
+__all__ = ["COMMANDS", "SECTIONS", "decoded", "open_prototypes", "probe"]
 
 CURVES = 32  # starts whose residual curves are kept
+TRAINED, CLOSED_FORM = "trained", "closed-form"
+
+Surrogate = Annotated[
+    str | None,
+    typer.Option(
+        help="Decoder that an encoder without one gets: trained, or closed-form with the diagram over capacity. "
+        "[default: trained, and closed-form where that paints worse than each image's own median colour]"
+    ),
+]
 
 
 @o.grouped(options=o.RUN, plan=o.PLAN, load=o.LOAD)
-def probe(model: o.Model, *, options: dict[str, Any], plan: dict[str, Any], load: dict[str, Any]) -> Path:
+def probe(
+    model: o.Model,
+    surrogate: Surrogate = None,
+    *,
+    options: dict[str, Any],
+    plan: dict[str, Any],
+    load: dict[str, Any],
+) -> Path:
     """Find a model's attractors from noise starts and write a run folder with a report.
 
     An encoder without a decoder gets a surrogate, fitted on procedural images and kept in the cache.
     """
-    with open_prototypes(model, options, plan, load) as (run, _):
+    with open_prototypes(model, options, plan, load, surrogate=surrogate) as (run, _):
         return run.finish()
 
 
@@ -46,6 +64,7 @@ def open_prototypes(
     plan: Mapping[str, Any],
     load: Mapping[str, Any],
     sources: Sequence[str] = (),
+    surrogate: str | None = None,
 ) -> "Iterator[tuple[Run, Autoencoder]]":
     """The run of a model, with its attractors in the results: those on disk, or found now.
 
@@ -56,17 +75,43 @@ def open_prototypes(
         load: how the model is loaded, as `fmprobe.load` takes it.
         sources: image sources that are tried before anything is computed, so that one that cannot be read costs
             nothing.
+        surrogate: decoder that an encoder without one gets, "trained" or "closed-form"; None takes the closed form
+            where the trained one paints worse than each image's own median colour.
     """
-    from fmprobe.runs.models import open_model, with_decoder
+    from fmprobe.errors import InputError
+    from fmprobe.runs.models import open_model
 
     o.check_choice("measure", plan.get("measure"), o.MEASURES)
     o.check_choice("merge", plan.get("merge"), o.MERGES)
     o.check_choice("polish", plan.get("polish"), ("anderson",))
-    with open_model(name, options, plan, load, sources=sources) as (run, model):
+    o.check_choice("surrogate", surrogate, (TRAINED, CLOSED_FORM))
+    with open_model(name, options, {**plan, "surrogate": surrogate}, load, sources=sources) as (run, model):
+        if surrogate is not None and model.has_latent_map:
+            raise InputError(f"{model.name} has a latent map already: leave --surrogate out")
         if "attractors" not in run.results:
-            model = with_decoder(model, options["seed"])
+            model = decoded(run, model, options["seed"], surrogate)
         run.once("attractors", lambda: _found(run, model, plan, options["seed"]), discard=["shards"])
         yield run, model
+
+
+def decoded(run: "Run", model: "Autoencoder", seed: int, surrogate: str | None = None) -> "Autoencoder":
+    """The model with the decoder that its attractors are found with, which the run decides once.
+
+    A trained surrogate that paints worse than each image's own median colour is not used for a finding, unless it is
+    asked for.
+    """
+    from fmprobe.runs.models import with_decoder
+
+    if model.has_latent_map:
+        return model
+    if surrogate != CLOSED_FORM and "what_survives" not in run.results:
+        whole = with_decoder(model, seed)
+        if surrogate == TRAINED or whole.surrogate_warning is None:
+            return whole
+        typer.echo("the trained surrogate is not used for a finding; one in closed form takes its place")
+    from fmprobe.probes.prototypes.closed_form import with_closed_form
+
+    return with_closed_form(run, model, seed)
 
 
 def attractors_in(run: "Run", model: "Autoencoder") -> "AttractorSet":

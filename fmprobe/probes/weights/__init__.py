@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmprobe.errors import InputError
-from fmprobe.probes.prototypes import attractors_in, open_prototypes
+from fmprobe.probes.prototypes import attractors_in, decoded, open_prototypes
 from fmprobe.probes.weights.page import SECTIONS
 from fmprobe.runs import options as o
 
@@ -53,12 +53,11 @@ def weights(
     from fmprobe.images import held_out
     from fmprobe.probes.weights.dictionaries import atoms_of
     from fmprobe.published import published_id
-    from fmprobe.runs.models import with_decoder
 
     seed = options["seed"]
     with open_prototypes(model, options, plan, load, sources=data) as (run, loaded):
-        attractors = attractors_in(run, loaded)
-        subject = with_decoder(loaded, seed)
+        subject = decoded(run, loaded, seed)
+        attractors = attractors_in(run, subject)
         n_atoms = len(atoms_of(attractors, use_ends)[0])
         sets = {source: held_out(subject, source, images, n_atoms, seed) for source in dict.fromkeys(data)}
         # A surrogate given for the model does not fit another encoder: the null gets one of its own.

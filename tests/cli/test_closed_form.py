@@ -1,0 +1,90 @@
+"""`probe` with a surrogate in closed form: asked for, or where a trained one paints too badly for a finding."""
+
+import json
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+from support.surrogates import QUICK
+from typer.testing import CliRunner
+
+from fmprobe.cli import app
+from fmprobe.errors import InputError
+from fmprobe.surrogates.cache import cached_decoder
+
+PLACE = "fmprobe.probes.prototypes.closed_form"
+SMALL = {"IMAGES": 24, "KS": (2, 6), "STARTS": 4, "MAX_STEPS": 10}
+
+
+@pytest.fixture
+def run(tiny_dinov2, tmp_path):
+    """Runs a command on an encoder without a decoder, with a small diagram and a trained surrogate of one step."""
+
+    def quick(model, settings=None, **how):
+        chosen = settings if settings is not None and settings.kind != "pixel" else replace(QUICK, steps=1)
+        return cached_decoder(model, chosen, **how)
+
+    def call(words, *more, out="run"):
+        with mock.patch.multiple(PLACE, **SMALL), mock.patch("fmprobe.surrogates.cache.cached_decoder", quick):
+            name, *options = words.split()
+            place = ("-n", "4", "--max-steps", "10", "--image-size", "28", "-o", str(tmp_path / out))
+            done = CliRunner().invoke(app, [name, str(tiny_dinov2), *options, *more, *place])
+        if done.exception is not None and not isinstance(done.exception, InputError | SystemExit):
+            raise done.exception
+        path = tmp_path / out / "results.json"
+        return f"{done.output}{done.exception or ''}", json.loads(path.read_text()) if path.exists() else {}
+
+    return call
+
+
+def test_it_begins_with_what_survives_and_takes_the_largest_k_at_which_orbits_settle(run, tmp_path):
+    output, results = run("probe --surrogate closed-form")
+    found = results["what_survives"]
+    k = found["settles_to"] or 2
+    assert found["sentence"] in output
+    assert results["model"]["latent_shape"] == [k] if k < 384 else [16, 24]
+    assert results["decoder"]["kind"] == "surrogate"
+    assert results["attractors"]["count"] is not None
+    assert {point["set"] for point in results["capacity"]} == {"A", "B", "null"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert 0 < page.index("What survives") < page.index("random weights")
+    again, same = run("probe --surrogate closed-form")
+    assert "holds this run already" in again
+    assert same == results
+
+
+def test_a_trained_surrogate_that_paints_badly_is_not_used_unless_it_is_asked_for(run):
+    output, results = run("probe")
+    assert "is not used for a finding; one in closed form takes its place" in output
+    assert results["decoder"]["architecture"].startswith("linear map")
+    drawn, field = run("field --resolution 3 --no-basins")  # goes on with the same decoder
+    assert "field" in field, drawn
+    asked, trained = run("probe --surrogate trained", out="trained")
+    assert "warning" in asked
+    assert "what_survives" not in trained
+    assert "transformer" in trained["decoder"]["architecture"]
+
+
+def test_a_surrogate_of_no_kind_is_refused_in_one_line(run):
+    output, results = run("probe --surrogate odd")
+    assert "--surrogate 'odd' is unknown: expected one of trained, closed-form" in output
+    assert results == {}
+
+
+def test_a_model_with_a_decoder_takes_none(tmp_path):
+    from importlib.resources import as_file, files
+
+    with as_file(files("fmprobe.demo") / "vit-mae-digits") as model:
+        done = CliRunner().invoke(app, ["probe", str(model), "--surrogate", "trained", "-o", str(tmp_path / "r")])
+    assert "leave --surrogate out" in f"{done.output}{done.exception}"
+
+
+def test_without_a_null_the_diagram_says_so(run):
+    def none(model, null):
+        if null is not False:
+            raise InputError("it cannot be loaded with random weights (no name): pass null=")
+
+    with mock.patch("fmprobe.probes.capacity._null", none):
+        output, results = run("probe --surrogate closed-form")
+    assert "there is no null: it cannot be loaded with random weights" in output
+    assert results["what_survives"]["of_the_encoder"] is None
