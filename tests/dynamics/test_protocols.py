@@ -154,6 +154,7 @@ COMMANDS = {  # that search for attractors, and the door that each gives its rul
     "prototypes m": "fmprobe.runs.search.iterated",
     "weights m --data D": "fmprobe.runs.search.iterated",
     "memorization m --data D": "fmprobe.runs.search.iterated",
+    "capacity m": "fmprobe.probes.capacity.probe_capacity",
     "field m": "fmprobe.runs.search.iterated",
     "compare m k --data D": "fmprobe.probes.alignment.comparison.compare",
     "ood m --data D": "fmprobe.probes.ood.probe.fit_detector",

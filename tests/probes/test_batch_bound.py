@@ -81,6 +81,8 @@ PROBES = {
     "convergence": lambda m, b: fmprobe.probe_convergence(m, 9, batch_size=b, max_steps=60).to_dict(),
     "alignment": lambda m, b: fmprobe.compare(m, m, images(40), batch_size=b, **SEARCH).to_dict(),
     "field": lambda m, b: fmprobe.vector_field(m, resolution=4, batch_size=b, **SEARCH).arrows,
+    "lyapunov": lambda m, b: fmprobe.lyapunov_exponents(m, m.sample_latents(9), steps=4, batch_size=b).values,
+    "readings": lambda m, b: fmprobe.read_orbits(m, attractors(m, b), steps=4, batch_size=b).exponents,
     "tracker": tracker,
     "detector": detector,
 }
@@ -105,4 +107,5 @@ def test_every_public_function_that_takes_a_batch_size_is_tried():
     }
     assert len(bounded) > 5
     training = {"train_autoencoder"}  # of whose steps it is the size
+    training |= {"probe_capacity"}  # it bounds f; the fits in it call the encoder in blocks of their own size
     assert {name for name in bounded - training if f"fmprobe.{name}(" not in source} == set()

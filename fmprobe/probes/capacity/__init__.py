@@ -34,7 +34,7 @@ Starts = Annotated[int, typer.Option("--starts", "-n", min=1, help="Number of st
 Null = Annotated[bool, typer.Option("--null/--no-null", help="Whether random weights of the architecture are tried.")]
 
 
-@o.grouped(options=o.RUN, orbits=o.without(o.ORBITS, "measure"), load=o.without(o.LOAD, "decoder"))
+@o.grouped(options=o.RUN, orbits={**o.ORBITS, **o.MERGING}, load=o.without(o.LOAD, "decoder"))
 def capacity(
     model: o.Model,
     k: Components = None,
@@ -56,8 +56,12 @@ def capacity(
     from fmprobe.runs.run import head
     from fmprobe.sharing import is_main
 
+    o.check_choice("measure", orbits["measure"], o.MEASURES)
+    o.check_choice("merge", orbits["merge"], o.MERGES)
     asked = {"k": k, "images": images, "starts": starts, "null": null, **orbits}
-    settings = {name: value for name, value in orbits.items() if value is not None}
+    settings = {
+        name: value for name, value in orbits.items() if value is not None or name not in ("batch_size", "merge")
+    }
     with open_model(model, options, asked, load, suffix="-capacity") as (run, encoder):
 
         def make() -> dict[str, Any] | None:
@@ -131,8 +135,11 @@ def probe_capacity(
     *,
     n_images: int = 1000,
     starts: int = 16,
-    max_steps: int = MAX_STEPS,
+    max_steps: int | None = None,
     tol: float | None = None,
+    measure: str | None = None,
+    merge: str = "relative",
+    merge_threshold: float | None = None,
     batch_size: int = 32,
     null: "Autoencoder | bool | None" = None,
     seed: int = 0,
@@ -150,9 +157,12 @@ def probe_capacity(
         ks: numbers of principal components; by default powers of 2, up to one below the number of images.
         n_images: number of procedural images in each set.
         starts: number of starts from N(0, I).
-        max_steps: largest number of steps of an orbit.
-        tol: tolerance on the squared step at which an orbit has converged; by default that of the paper's protocol for
-            the model.
+        max_steps: largest number of steps of an orbit; by default that of the paper's protocol for the model, at most
+            60 on a CPU.
+        tol: tolerance at which an orbit has converged; by default that of the protocol.
+        measure: how a step is measured, as `iterate` takes it; by default that of the protocol.
+        merge: measure by which two ends are one attractor, as in `find_attractors`.
+        merge_threshold: distance within which they are, and within which a picture of A matches one of B.
         batch_size: largest number of latents in one call of f.
         null: the null; by default the model's own architecture with random weights, loaded by its name, and False for
             none.
@@ -167,10 +177,14 @@ def probe_capacity(
     from fmprobe.dynamics.checks import check_counts
     from fmprobe.probes.capacity import diagram
     from fmprobe.probes.capacity.reading import read_capacity
+    from fmprobe.runs.plan import rule_name
 
     chosen = diagram.checked(model, ks, n_images, starts, seed)
-    check_counts(max_steps=max_steps, batch_size=batch_size)
-    rule = model.protocol.chosen(tol, "squared", max_steps)
+    rule = model.protocol.chosen(tol, measure, max_steps)
+    if max_steps is None and model.device.type == "cpu":
+        rule["max_steps"] = min(rule["max_steps"], MAX_STEPS)
+    check_counts(max_steps=rule["max_steps"], batch_size=batch_size)
+    merging = {"merge": merge, "threshold": merge_threshold}
     encoders = {diagram.A: (model, seed), diagram.B: (model, seed + diagram.OTHER_IMAGES)}
     random = _null(model, null)
     if random is not None:
@@ -182,6 +196,7 @@ def probe_capacity(
         n_images=int(n_images),
         starts=int(starts),
         rule=rule,
+        merging=merging,
         effort=effort,
         seed=seed,
         batch_size=int(batch_size),
@@ -191,8 +206,18 @@ def probe_capacity(
     for point, whole, attractors in found:
         points.append(point)
         models[point.set, point.k] = whole, attractors
-    agreements = [diagram.agreement_of(k, models[diagram.A, k], models[diagram.B, k]) for k in chosen]
-    protocol = {"starts": "N(0, I)", "n_images": n_images, "seed": seed, **rule, **effort, "settles": diagram.SETTLES}
+    agreements = [diagram.agreement_of(k, models[diagram.A, k], models[diagram.B, k], merge_threshold) for k in chosen]
+    protocol = {
+        "starts": "N(0, I)",
+        "n": starts,
+        "n_images": n_images,
+        "seed": seed,
+        "name": rule_name(model.protocol, rule, {"max_steps": max_steps}),
+        **rule,
+        **merging,
+        **effort,
+        "settles": diagram.SETTLES,
+    }
     return Capacity(tuple(points), tuple(agreements), read_capacity(points, agreements), protocol, models)
 
 

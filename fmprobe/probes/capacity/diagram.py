@@ -104,6 +104,7 @@ def points_of(
     n_images: int,
     starts: int,
     rule: Mapping[str, Any],
+    merging: Mapping[str, Any],
     effort: Mapping[str, int],
     seed: int,
     batch_size: int,
@@ -117,6 +118,7 @@ def points_of(
         n_images: number of procedural images of a set.
         starts: number of starts.
         rule: when orbits end, as `iterate` takes it.
+        merging: `merge` and `threshold` of `attractors_of`.
         effort: `cap`, `steps` and `burn_in` of `read_orbits`.
         seed: seed of the starts.
         batch_size: largest number of latents in one call of f.
@@ -133,7 +135,7 @@ def points_of(
             with features_of(encoder, data.blocks, data.key, *noise) as features:
                 for form, decoder in _decoders(encoder, features, data.held_out, ks):
                     whole = encoder.with_decoder(decoder)
-                    found, readings = _searched(whole, starts, rule, effort, seed, batch_size)
+                    found, readings = _searched(whole, starts, rule, merging, effort, seed, batch_size)
                     painted = _painting(decoder, encode_native(encoder, data.held_out), as_pixels(data.held_out))
                     yield _point(name, form, found, readings, painted), whole, found
                     bar.update(1)
@@ -152,7 +154,13 @@ def _decoders(
 
 
 def _searched(
-    model: Autoencoder, starts: int, rule: Mapping[str, Any], effort: Mapping[str, int], seed: int, batch_size: int
+    model: Autoencoder,
+    starts: int,
+    rule: Mapping[str, Any],
+    merging: Mapping[str, Any],
+    effort: Mapping[str, int],
+    seed: int,
+    batch_size: int,
 ) -> tuple[AttractorSet, Readings]:
     """The attractors from N(0, I) starts, and the readings of the orbits.
 
@@ -161,7 +169,9 @@ def _searched(
     z = model.sample_latents(starts, seed)
     orbits = iterate(model.latent_map, z, batch_size=batch_size, progress=False, **rule)
     scale = typical_size(float(z.double().square().mean()))
-    found = AttractorSet.of(attractors_of(model.latent_map, orbits, scale, stability_cap=EXAMINED, device=model.device))
+    found = AttractorSet.of(
+        attractors_of(model.latent_map, orbits, scale, stability_cap=EXAMINED, device=model.device, **merging)
+    )
     return found, read_orbits(model, found, batch_size=batch_size, method=TWINS, progress=False, **effort)
 
 
@@ -189,8 +199,21 @@ def _point(name: str, form: str, found: AttractorSet, readings: Readings, painte
     )
 
 
-def agreement_of(k: int, one: tuple[Autoencoder, AttractorSet], other: tuple[Autoencoder, AttractorSet]) -> Agreement:
-    """How far two surrogates of an encoder agree on attractors and on where orbits end."""
+def agreement_of(
+    k: int,
+    one: tuple[Autoencoder, AttractorSet],
+    other: tuple[Autoencoder, AttractorSet],
+    threshold: float | None = None,
+) -> Agreement:
+    """How far two surrogates of an encoder agree on attractors and on where orbits end.
+
+    Args:
+        k: number of values that a latent keeps.
+        one: the model with the first surrogate, and what its search found.
+        other: likewise of the second.
+        threshold: relative difference within which two pictures match; by default the merge threshold of searches.
+    """
+    threshold = THRESHOLDS["relative"] if threshold is None else threshold
     pictures = tuple(_pictures(model, found.latents) for model, found in (one, other))
     size = max((float(p.square().mean().sqrt()) for p in pictures if len(p)), default=1.0)
     apart = torch.cdist(pictures[0], pictures[1]) / (pictures[0].shape[1] ** 0.5 * size)
@@ -203,7 +226,7 @@ def agreement_of(k: int, one: tuple[Autoencoder, AttractorSet], other: tuple[Aut
     correlation = float(torch.corrcoef(torch.stack(means))[0, 1])
     return Agreement(
         k=k,
-        matched=int((pairs <= THRESHOLDS["relative"]).sum()),
+        matched=int((pairs <= threshold).sum()),
         of=max(len(p) for p in pictures),
         distance=float(pairs.median()) if len(pairs) else None,
         correlation=correlation if math.isfinite(correlation) else None,
