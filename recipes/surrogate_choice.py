@@ -147,7 +147,7 @@ def fitted(_: str, condition: dict[str, Any]) -> dict[str, Any]:
 @cache
 def encoder_of(name: str | None, image_size: int | None, null: bool) -> Autoencoder:
     """The encoder, or the demo model's without its own decoder; with random weights for the null."""
-    weights = {"random_weights": 0} if null else {}
+    weights: dict[str, Any] = {"random_weights": 0} if null else {}
     if name is not None:
         return fmprobe.load(name, image_size=image_size or "fit", device="cpu", **weights)
     model = fmprobe.load(str(DEMO), image_size=image_size, device="cpu", **weights)

@@ -129,9 +129,9 @@ def _notes(run: FinishedRun, label: str) -> list[dict[str, str]]:
                 "together. Only a comparison with a second surrogate can show what holds for the encoder alone.",
             )
         )
-    notes += [
-        ("Nothing below is a finding on the encoder.", f"{text[0].upper()}{text[1:]}.") for text in warnings_in(results)
-    ]
+    # What survives was found with other surrogates than the one that the warning is about.
+    of = "The attractors are no" if "what_survives" in results else "Nothing below is a"
+    notes += [(f"{of} finding on the encoder.", f"{text[0].upper()}{text[1:]}.") for text in warnings_in(results)]
     if found.get("unresolved"):
         notes.append(
             (

@@ -34,7 +34,7 @@ def test_codes_are_whitened_principal_components_and_the_map_is_ridge_regression
     images = procedural_images(50, 16, seed=9)
     decoder = fit(encoder, images, ridge=0.5)
     pixels, features = reference(encoder, decoder, images)
-    exact = PCA(6, whiten=True, svd_solver="full").fit(features)
+    exact: Any = PCA(6, whiten=True, svd_solver="full").fit(features)
     ours = np.asarray(decoder.read(encoder.encode(torch.tensor(pixels).float().reshape(-1, 3, 16, 16))).double())
     theirs = exact.transform(features) * (len(features) / (len(features) - 1)) ** 0.5
     signs = np.sign((ours * theirs).sum(0))

@@ -59,7 +59,7 @@ def capacity(
     o.check_choice("measure", orbits["measure"], o.MEASURES)
     o.check_choice("merge", orbits["merge"], o.MERGES)
     asked = {"k": k, "images": images, "starts": starts, "null": null, **orbits}
-    settings = {
+    settings: dict[str, Any] = {
         name: value for name, value in orbits.items() if value is not None or name not in ("batch_size", "merge")
     }
     with open_model(model, options, asked, load, suffix="-capacity") as (run, encoder):

@@ -50,7 +50,7 @@ def _diagram(model: Autoencoder, seed: int) -> dict[str, Any] | None:
         return None
     most = min(IMAGES, math.prod(model.latent_shape)) - 1
     ks = [k for k in KS if k <= most] or [most]
-    settings = {"n_images": IMAGES, "starts": STARTS, "max_steps": MAX_STEPS, "seed": seed}
+    settings: dict[str, Any] = {"n_images": IMAGES, "starts": STARTS, "max_steps": MAX_STEPS, "seed": seed}
     try:
         found = probe_capacity(model, ks, **settings)
     except InputError as error:
