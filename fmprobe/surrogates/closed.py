@@ -95,12 +95,8 @@ class BottleneckDecoder(ImageDecoder):
         size = torch.Size(model.latent_shape).numel()
         if settings.k > size:
             raise InputError(f"{model.name} has latents of {size} numbers: k must be at most {size}, got {settings.k}")
-        if (
-            settings.n_images is not None
-            and settings.n_images >= FEWEST
-            and settings.k >= settings.n_images * settings.draws
-        ):
-            raise InputError(_too_many(settings.k, settings.n_images * settings.draws))
+        if settings.n_images is not None and FEWEST <= settings.n_images <= settings.k:
+            raise InputError(_too_many(settings.k, settings.n_images))
 
     @classmethod
     def fit(  # type: ignore[override]  # without k, a decoder of kind "linear" is made
@@ -214,5 +210,5 @@ def _rows(features: Features, size: int) -> Iterator[tuple[Tensor, Tensor]]:
             yield rows, features.latents(rows, draw).flatten(1).double()
 
 
-def _too_many(k: int, n: int | None) -> str:
+def _too_many(k: int, n: int) -> str:
     return f"{n} images have fewer than {n} principal components: k must be below {n}, got {k}; give more images"

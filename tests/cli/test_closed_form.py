@@ -42,7 +42,7 @@ def test_it_begins_with_what_survives_and_takes_the_largest_k_at_which_orbits_se
     found = results["what_survives"]
     k = found["settles_to"] or 2
     assert found["sentence"] in output
-    assert results["model"]["latent_shape"] == [k] if k < 384 else [16, 24]
+    assert results["model"]["latent_shape"] == ([k] if k < 384 else [16, 24])
     assert results["decoder"]["kind"] == "surrogate"
     assert results["attractors"]["count"] is not None
     assert {point["set"] for point in results["capacity"]} == {"A", "B", "null"}

@@ -131,13 +131,13 @@ def points_of(
             settings = ClosedFormSettings(n_images=n_images, pixel_noise=0.0, seed=images_seed, k=max(ks))
             BottleneckDecoder.check(encoder, settings)
             data = training_data(encoder, settings, None)
+            native, pixels = encode_native(encoder, data.held_out), as_pixels(data.held_out)
             noise = partial(coloured_noise, settings), [settings.pixel_noise, settings.seed], settings.draws
             with features_of(encoder, data.blocks, data.key, *noise) as features:
                 for form, decoder in _decoders(encoder, features, data.held_out, ks):
                     whole = encoder.with_decoder(decoder)
                     found, readings = _searched(whole, starts, rule, merging, effort, seed, batch_size)
-                    painted = _painting(decoder, encode_native(encoder, data.held_out), as_pixels(data.held_out))
-                    yield _point(name, form, found, readings, painted), whole, found
+                    yield _point(name, form, found, readings, _painting(decoder, native, pixels)), whole, found
                     bar.update(1)
 
 
