@@ -34,6 +34,18 @@ def warning_of(decoder: Mapping[str, Any] | None) -> str | None:
     return POOR.format(f"the mean feature ({'; '.join(worse)})") if worse else None
 
 
+def errors_in_words(validation: Mapping[str, Any]) -> str:
+    """The errors of a surrogate on each set of held-out images, the L1 error beside that of the median colour."""
+
+    def errors(row: Mapping[str, Any]) -> str:
+        coded = f"relative feature error {_figure(row['feature_error'])}"
+        if "l1" not in row:
+            return coded
+        return f"L1 {_figure(row['l1'])} (median colour {_figure(row['l1_median'])}), {coded}"
+
+    return "; ".join(f"{_words(name)}: {errors(row)}" for name, row in validation.items())
+
+
 def warnings_in(results: Mapping[str, Any]) -> list[str]:
     """The warnings about the surrogates of a run, of both models if it compares two."""
     decoders = [results.get("decoder"), (results.get("other") or {}).get("decoder")]

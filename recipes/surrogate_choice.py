@@ -2,6 +2,7 @@
 
     python recipes/surrogate_choice.py --model ../shared/models/dinov2-small --out runs/choice-dinov2
     python recipes/surrogate_choice.py --model M --null none             # an encoder that is random itself
+    python recipes/surrogate_choice.py --model M --photos photos:test    # paints these images as well
 
 Candidates: the transformer that is trained today ("trained"); the same with a second stage of feature consistency
 ("consistent"); in closed form the bottleneck of k components ("bottleneck") and the ridge form of all features
@@ -10,7 +11,8 @@ weights of the architecture (the null).
 
 For each candidate the table has
 
-(a) painting: how far the L1 error on held-out procedural images lies below that of each image's own median colour;
+(a) painting: how far the L1 error on held-out procedural images lies below that of each image's own median colour, and
+    the same on images of `--photos`, which the rule does not look at;
 (b) the relative feature error ||E(D(z)) - z|| / ||z||;
 (c) the reading of N(0, I) starts (regime, exponent, share settled, number of attractors) over threads, seeds and sets;
 (d) separation: the difference between the mean exponents of the encoder and of the null, over the standard deviation of
@@ -44,6 +46,7 @@ from fmprobe.dynamics.readings import read_orbits
 from fmprobe.probes.capacity.diagram import OTHER_IMAGES
 from fmprobe.runs.sweeps import sweep
 from fmprobe.sharing import is_main, together
+from fmprobe.surrogates.fit import validate
 
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -72,6 +75,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=8, help="Number of noise starts.")
     parser.add_argument("--max-steps", type=int, default=60, help="Largest number of steps of an orbit.")
     parser.add_argument("--null", choices=("random", "none"), default="random", help="Whether a null is fitted.")
+    parser.add_argument("--photos", help="Images that every fit paints as well, SOURCE[:split][#column].")
     parser.add_argument("--out", type=Path, default=Path("runs/surrogate_choice"), help="Folder for the results.")
     arguments = parser.parse_args()
 
@@ -80,8 +84,8 @@ def main() -> None:
     rows = {name: row_of([fit for fit in fits if fit["candidate"] == name]) for name in arguments.candidates}
     if not is_main():
         return
-    print("| candidate | fits | below the median colour | feature error | regimes | exponent | null | (d) | s | MB |")
-    print("|" + "---|" * 10)
+    head = "candidate", "fits", "below the median colour", "photos", *("feature error", "regimes", "exponent", "null")
+    print(f"| {' | '.join((*head, '(d)', 's', 'MB'))} |\n|" + "---|" * 11)
     for name, row in rows.items():
         print(f"| {name} | {row['fits']} | " + " | ".join(cells(row)) + " |")
     chosen, reason = choose(rows)
@@ -91,7 +95,7 @@ def main() -> None:
 def conditions_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every fit: for each candidate the seeds on images A, images B, other numbers of threads, and the null."""
     first, *others = arguments.threads
-    encoder = {"model": arguments.model, "image_size": arguments.image_size}
+    encoder = {"model": arguments.model, "image_size": arguments.image_size, "photos": arguments.photos}
     search = {"starts": arguments.starts, "max_steps": arguments.max_steps}
     found = []
     for candidate in arguments.candidates:
@@ -130,10 +134,12 @@ def fitted(_: str, condition: dict[str, Any]) -> dict[str, Any]:
     )
     readings = read_orbits(whole, attractors, batch_size=32, progress=False, **EXPONENTS).to_dict()
     error = surrogate.info["validation"]["held_out"]
+    photos = condition["photos"] and validate(model, surrogate, model.load_images(condition["photos"]))
     return {
         "candidate": condition["candidate"],
         "null": condition["null"],
-        "below_median": 1 - error["l1"] / error["l1_median"],
+        "below_median": below_median(error),
+        "photos": below_median(photos) if photos else None,
         "feature_error": error["feature_error"],
         "regime": readings["regime"],
         "exponent": readings["median"],
@@ -142,6 +148,11 @@ def fitted(_: str, condition: dict[str, Any]) -> dict[str, Any]:
         "seconds": time.perf_counter() - began,
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def below_median(error: Mapping[str, float]) -> float:
+    """The share by which an L1 error lies below that of the median colour."""
+    return 1 - error["l1"] / error["l1_median"]
 
 
 @cache
@@ -164,11 +175,13 @@ def row_of(fits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if exponents and nulls:
         difference = abs(mean(exponents) - mean(nulls))
         separation = difference / spread if spread else math.inf
+    photos = [fit["photos"] for fit in own if fit["photos"] is not None]
     regimes = [str(fit["regime"]) for fit in own]
     usual = max(regimes, key=regimes.count)
     return {
         "fits": len(own),
         "below_median": min(fit["below_median"] for fit in own),
+        "photos": min(photos, default=None),
         "feature_error": median(fit["feature_error"] for fit in own),
         "regimes": {regime: regimes.count(regime) for regime in dict.fromkeys(regimes)},
         "exponent": mean(exponents) if exponents else None,
@@ -202,6 +215,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
     return [
         f"{row['below_median']:.0%}",
+        figure(row["photos"], ".0%"),
         f"{row['feature_error']:.2f}",
         ", ".join(f"{count} {regime}" for regime, count in row["regimes"].items()),
         f"{figure(row['exponent'], '.3f')} ± {row['spread']:.3f}",

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 # One thread a process: the tests run in two processes, and threads of both would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -67,6 +68,15 @@ def private_cache(once: Once) -> Iterator[None]:
     """Decoders that a test fits go to a folder of this session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(once.root / "cache"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_diagram() -> Iterator[None]:
+    """The diagram that `probe` begins with on an encoder without a decoder is small, in the tests' own process."""
+    from fmprobe.probes.prototypes import closed_form
+
+    with mock.patch.multiple(closed_form, IMAGES=24, KS=(2, 6), STARTS=4, MAX_STEPS=10):
         yield
 
 

@@ -49,8 +49,9 @@ SMALLEST: dict[str, tuple[str, str]] = {
     ),
     "ood_detection": ("--images 128 --steps 2", r"trajectory +[*\d]"),
     "surrogate_choice": (
-        "--candidates ridge bottleneck --images 20 --k 2 --seeds 1 --threads 1 --starts 2 --max-steps 2 --null none",
-        r"\| ridge \| 2 \| .*\n(.*\n)*chosen by the rule: none",
+        "--candidates ridge bottleneck --images 20 --k 2 --seeds 1 --threads 1 --starts 2 --max-steps 2 --null none"
+        " --photos IMAGES",
+        r"\| ridge \| 2 \| -?\d+% \| -?\d+% \| .*\n(.*\n)*chosen by the rule: none",
     ),
     "surrogates": ("--images 32 --steps 2 --starts 2 --max-steps 2", r"latent topk .* of 2, 0 attractors"),
     "train_demo_model": ("--steps 1 --per-class 1 --batch-size 8", r"model in vit-mae-digits"),
@@ -100,7 +101,7 @@ def test_the_rule_that_chooses_a_surrogate_is_the_one_that_its_recipe_states(can
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     rule = runpy.run_path(str(ROOT / "recipes" / "surrogate_choice.py"))
     assert rule["choose"](candidates)[0] == chosen
-    fit = {"null": False, "below_median": 0.2, "feature_error": 1.0, "regime": "chaotic", "exponent": 0.3}
+    fit = {"null": False, "below_median": 0.2, "photos": None, "feature_error": 1.0, "regime": "chaotic", "exponent": 0.3}
     fit |= {"seconds": 1.0, "megabytes": 1.0}
     row = rule["row_of"]([fit, {**fit, "exponent": 0.1}, {**fit, "null": True, "exponent": 0.0, "below_median": 0.0}])
     assert (row["fits"], row["failed"], row["separation"]) == (2, 0, pytest.approx(2))

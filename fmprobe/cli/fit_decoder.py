@@ -138,13 +138,13 @@ def _fit(
     **settings: Any,
 ) -> dict[str, Any]:
     """Load the encoder, fit the surrogate, save it and report its errors."""
-    from fmprobe.runs.models import load_model, validation_line
+    from fmprobe.runs.models import load_model
     from fmprobe.runs.run import default_out
     from fmprobe.sharing import is_main
     from fmprobe.surrogates import fit
     from fmprobe.surrogates.artefact import check_place
     from fmprobe.surrogates.kinds import find_kind
-    from fmprobe.validation import warning_of
+    from fmprobe.validation import errors_in_words, warning_of
 
     folder = out or default_out(name, "-decoder")
     check_place(folder)
@@ -155,7 +155,7 @@ def _fit(
         surrogate.put_behind(pixel)
     if is_main():
         surrogate.save(folder)
-    typer.echo(f"decoder     {folder}; validation: {validation_line(surrogate)}")
+    typer.echo(f"decoder     {folder}; {errors_in_words(surrogate.info['validation'])}")
     if (warning := warning_of(surrogate.describe()["decoder"])) is not None:
         typer.echo(f"\nwarning     {warning}")
     return {"decoder": str(folder), "validation": surrogate.info["validation"]}

@@ -240,12 +240,23 @@ def free_memory() -> int:
         return 8 * 2**30
 
 
-def _check(starts: Tensor, measure: str, max_steps: int | Tensor, batch_size: int, check_every: int | None) -> None:
-    check_starts(starts)
+def check_rule(tol: float, measure: str, max_steps: int) -> None:
+    """Check a stopping rule for one orbit.
+
+    Raises:
+        ValueError: a setting makes no sense.
+    """
     if measure not in MEASURES:
         raise ValueError(f"unknown measure {measure!r}: expected one of {', '.join(MEASURES)}")
+    if not tol >= 0:
+        raise ValueError("tol must not be negative or nan")
+    check_counts(max_steps=max_steps)
+
+
+def _check(starts: Tensor, measure: str, max_steps: int | Tensor, batch_size: int, check_every: int | None) -> None:
+    check_starts(starts)
     for steps in max_steps.unique().tolist() if isinstance(max_steps, Tensor) else [max_steps]:
-        check_counts(max_steps=steps)
+        check_rule(0.0, measure, steps)  # the tolerances are checked with the resolution of the latents
     check_counts(batch_size=batch_size, check_every=1 if check_every is None else check_every)
 
 

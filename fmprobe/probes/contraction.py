@@ -62,7 +62,7 @@ def contraction(
 ) -> Path:
     """Measure by how much f, E and D contract: their spread over N(0, I) inputs, and the Jacobian along trajectories.
 
-    An encoder without a decoder gets a surrogate, as in `probe`, so that there is an f. The ratio of E does not depend
+    An encoder without a decoder gets a trained surrogate, so that there is an f. The ratio of E does not depend
     on it.
     """
     from fmprobe.runs.models import open_model

@@ -53,7 +53,7 @@ def convergence(
 ) -> Path:
     """Compare the steps that orbits take to their attractor with the estimate from the Jacobian there.
 
-    An encoder without a decoder gets a surrogate, as in `probe`. Raise --eps for large latents, whose attractors are
+    An encoder without a decoder gets a trained surrogate. Raise --eps for large latents, whose attractors are
     not known to a tenth of it.
     """
     _check(eps)

@@ -59,7 +59,7 @@ def residuals(
 ) -> Path:
     """Follow residuals and norms step by step, from noise or from encoded images; no orbit ends early.
 
-    An encoder without a decoder gets a surrogate, as in `probe`.
+    An encoder without a decoder gets a trained surrogate.
     """
     if data is None and images is not None:
         raise InputError("--images counts the images of --data: give --data too, or --starts for noise")

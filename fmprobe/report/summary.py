@@ -5,7 +5,7 @@ from typing import Any
 
 from fmprobe.registry import sections
 from fmprobe.tables import Table
-from fmprobe.validation import warning_of
+from fmprobe.validation import errors_in_words, warning_of
 
 Lines = list[tuple[str, str]]
 
@@ -40,6 +40,8 @@ def _decoder(found: Mapping[str, Any]) -> Lines:
     if found.get("kind") != "surrogate":
         return [("decoder", "the model's own" if found.get("kind") == "own" else str(found.get("kind")))]
     rows = [("decoder", "a surrogate: what follows is a finding on encoder and surrogate together")]
+    if found.get("validation"):
+        rows.append(("its errors", errors_in_words(found["validation"])))
     return rows if (text := warning_of(found)) is None else [*rows, ("warning", text)]
 
 

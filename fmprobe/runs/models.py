@@ -17,11 +17,10 @@ from fmprobe.hub import canonical
 from fmprobe.runs.published import load_preferred
 from fmprobe.runs.run import Run, default_out, identity, named
 from fmprobe.sharing import is_main
-from fmprobe.tables import number
-from fmprobe.validation import warning_of
+from fmprobe.validation import errors_in_words, warning_of
 
 if TYPE_CHECKING:
-    from fmprobe.surrogates.artefact import Surrogate
+    from fmprobe.surrogates.settings import Settings
 
 
 def load_model(name: str, *, image_size: int | None = None, **arguments: Any) -> Autoencoder:
@@ -77,36 +76,29 @@ def open_model(
         yield run, model
 
 
-def with_decoder(model: Autoencoder, seed: int) -> Autoencoder:
-    """The model itself if it has a latent map, else the model with a surrogate decoder from the cache or fitted now."""
+def with_decoder(model: Autoencoder, seed: int, settings: "Settings | None" = None) -> Autoencoder:
+    """The model itself if it has a latent map, else the model with a surrogate decoder from the cache or fitted now.
+
+    Args:
+        model: the model.
+        seed: seed of the surrogate.
+        settings: settings of the surrogate; by default those of a trained one on the model's device.
+    """
     if model.has_latent_map:
         return model
     from fmprobe.surrogates.cache import cached_decoder
     from fmprobe.surrogates.fit import FitSettings
 
     typer.echo("the encoder has no decoder: fitting one on procedural images (it is kept for the next run)")
-    settings = replace(FitSettings.for_device(model.device), seed=seed)
+    settings = settings or replace(FitSettings.for_device(model.device), seed=seed)
     began = time.perf_counter()
     decoder, was_cached = cached_decoder(model, settings, progress=is_main())
     how = "found in the cache" if was_cached else f"fitted in {time.perf_counter() - began:.0f} s"
-    typer.echo(f"decoder {how}; validation: {validation_line(decoder)}")
+    typer.echo(f"decoder {how}; {errors_in_words(decoder.info['validation'])}")
     whole = model.with_decoder(decoder)
     if (warning := warning_of(whole.provenance["decoder"])) is not None:
         typer.echo(f"\nwarning     {warning}")
     return whole
-
-
-def validation_line(surrogate: "Surrogate") -> str:
-    """The error of a surrogate on held-out images, next to that of each image's own median colour."""
-    rows = surrogate.info["validation"]
-    return "; ".join(f"{name.replace('_', ' ')}: {_errors(row)}" for name, row in rows.items())
-
-
-def _errors(row: Mapping[str, float]) -> str:
-    """The errors on one set of images, as text."""
-    if "l1" not in row:
-        return f"relative feature error {number(row['feature_error'], '.3f')}"
-    return f"L1 {number(row['l1'], '.3f')} (median colour {number(row['l1_median'], '.3f')})"
 
 
 def _times(shape: tuple[int, ...]) -> str:

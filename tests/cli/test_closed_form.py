@@ -1,4 +1,4 @@
-"""`probe` with a surrogate in closed form: asked for, or where a trained one paints too badly for a finding."""
+"""`probe` of an encoder without a decoder: the diagram first, then a surrogate, whose attractors are found."""
 
 import json
 from dataclasses import replace
@@ -10,22 +10,20 @@ from typer.testing import CliRunner
 
 from fmprobe.cli import app
 from fmprobe.errors import InputError
+from fmprobe.probes.prototypes import closed_form
 from fmprobe.surrogates.cache import cached_decoder
-
-PLACE = "fmprobe.probes.prototypes.closed_form"
-SMALL = {"IMAGES": 24, "KS": (2, 6), "STARTS": 4, "MAX_STEPS": 10}
 
 
 @pytest.fixture
 def run(tiny_dinov2, tmp_path):
-    """Runs a command on an encoder without a decoder, with a small diagram and a trained surrogate of one step."""
+    """Runs a command on an encoder without a decoder, with a trained surrogate of one step."""
 
     def quick(model, settings=None, **how):
         chosen = settings if settings is not None and settings.kind != "pixel" else replace(QUICK, steps=1)
         return cached_decoder(model, chosen, **how)
 
     def call(words, *more, out="run"):
-        with mock.patch.multiple(PLACE, **SMALL), mock.patch("fmprobe.surrogates.cache.cached_decoder", quick):
+        with mock.patch("fmprobe.surrogates.cache.cached_decoder", quick):
             name, *options = words.split()
             place = ("-n", "4", "--max-steps", "10", "--image-size", "28", "-o", str(tmp_path / out))
             done = CliRunner().invoke(app, [name, str(tiny_dinov2), *options, *more, *place])
@@ -38,7 +36,7 @@ def run(tiny_dinov2, tmp_path):
 
 
 def test_it_begins_with_what_survives_and_takes_the_largest_k_at_which_orbits_settle(run, tmp_path):
-    output, results = run("probe --surrogate closed-form")
+    output, results = run("probe")
     found = results["what_survives"]
     k = found["settles_to"] or 2
     assert found["sentence"] in output
@@ -48,21 +46,35 @@ def test_it_begins_with_what_survives_and_takes_the_largest_k_at_which_orbits_se
     assert {point["set"] for point in results["capacity"]} == {"A", "B", "null"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert 0 < page.index("What survives") < page.index("random weights")
-    again, same = run("probe --surrogate closed-form")
+    again, same = run("probe")
     assert "holds this run already" in again
     assert same == results
 
 
-def test_a_trained_surrogate_that_paints_badly_is_not_used_unless_it_is_asked_for(run):
+def test_every_reading_is_told_as_soon_as_it_is_known_and_the_surrogate_before_the_count(run):
     output, results = run("probe")
+    told = [output.index(f"images {name}, k = {k}: ") for name in "AB" for k in closed_form.KS]
+    told += [output.index("random weights, all features: "), output.index(results["what_survives"]["sentence"])]
+    told += [output.index("median colour"), output.index("relative feature error"), output.index("starts from N(0, I)")]
+    assert told == sorted(told)
+
+
+def test_commands_that_go_on_take_the_decoder_of_the_run(run):
+    _, results = run("probe")
+    drawn, field = run("field --resolution 3 --no-basins")
+    assert "field" in field, drawn
+    assert field["decoder"] == results["decoder"]
+
+
+def test_a_trained_surrogate_that_paints_badly_is_not_used(run):
+    output, results = run("probe --surrogate trained")
     assert "is not used for a finding; one in closed form takes its place" in output
     assert results["decoder"]["architecture"].startswith("linear map")
-    drawn, field = run("field --resolution 3 --no-basins")  # goes on with the same decoder
-    assert "field" in field, drawn
-    asked, trained = run("probe --surrogate trained", out="trained")
-    assert "warning" in asked
-    assert "what_survives" not in trained
-    assert "transformer" in trained["decoder"]["architecture"]
+    with mock.patch("fmprobe.autoencoder.Autoencoder.surrogate_warning", None):
+        output, results = run("probe --surrogate trained", out="good")
+    assert "is not used" not in output
+    assert "transformer" in results["decoder"]["architecture"]
+    assert results["what_survives"]["sentence"] in output
 
 
 def test_a_surrogate_of_no_kind_is_refused_in_one_line(run):

@@ -105,8 +105,16 @@ def point(name: str, k: int = 384, form: str = "ridge", **changes: Any) -> Point
     return replace(settled, **changes)
 
 
-MOVES = {"settled": 0, "attractors": 0, "regime": "chaotic", "exponent": 0.3, "standard_error": 0.02}
-EDGE = {"settled": 0, "attractors": 0, "regime": "quasi-periodic", "exponent": 0.0, "standard_error": 0.02}
+MOVES = {
+    "settled": 0,
+    "attractors": 0,
+    "regime": "chaotic",
+    "exponent": 0.3,
+    "standard_error": 0.02,
+    "interval": (None,) * 2,
+}
+WEAK = {**MOVES, "exponent": 0.05}
+EDGE = {**MOVES, "regime": "quasi-periodic", "exponent": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +127,15 @@ EDGE = {"settled": 0, "attractors": 0, "regime": "quasi-periodic", "exponent": 0
         (MOVES, EDGE, EDGE, False, False, "do not share a regime, so what orbits do is the surrogate's"),
         (MOVES, MOVES, None, True, None, "no null to compare with"),
         ({}, {}, {**MOVES}, True, True, "settling in both sets of images, and not so under random weights"),
+        (WEAK, WEAK, EDGE, True, False, "and random weights lie too near: this is not a finding"),
+        (
+            {**MOVES, "l1": 0.3},
+            MOVES,
+            EDGE,
+            True,
+            False,
+            "the surrogates paint worse than each image's own median colour",
+        ),
     ],
 )
 def test_a_finding_is_the_encoders_where_both_sets_share_it_and_the_null_does_not(
@@ -128,6 +145,16 @@ def test_a_finding_is_the_encoders_where_both_sets_share_it_and_the_null_does_no
     reading = read_capacity(points, [])
     assert (reading.shared, reading.of_the_encoder) == (shared, of_the_encoder)
     assert words.replace("quasi-periodic too, but", "not so") in reading.sentence
+
+
+def test_the_error_of_an_exponent_is_no_smaller_than_what_the_starts_show():
+    """A quarter of the interval over starts, half the difference of the sets, and the error of one orbit."""
+    a, b = point("A", **MOVES), point("B", **{**MOVES, "exponent": 0.4})
+    assert read_capacity([a, b], []).error == pytest.approx(0.05)
+    wide = {**MOVES, "interval": (-0.3, 0.9)}
+    assert read_capacity([point("A", **wide), point("B", **wide)], []).error == pytest.approx(0.3 / math.sqrt(2))
+    exact = [point("A", **MOVES), point("B", **MOVES)]
+    assert read_capacity(exact, []).error == pytest.approx(0.02 / math.sqrt(2))
 
 
 def test_up_to_which_k_orbits_settle_and_from_where_on_they_are_chaotic():

@@ -1,6 +1,6 @@
 """fmprobe capacity: what orbits do over the number of values that a latent keeps, and whose doing it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -144,6 +144,7 @@ def probe_capacity(
     null: "Autoencoder | bool | None" = None,
     seed: int = 0,
     progress: bool | None = None,
+    callback: "Callable[[Point], None] | None" = None,
 ) -> Capacity:
     """What orbits do when a closed-form decoder keeps k numbers of an encoder's features, over k.
 
@@ -168,13 +169,16 @@ def probe_capacity(
             none.
         seed: seed of the images and the starts.
         progress: whether to show progress bars; None shows them on a terminal after two seconds.
+        callback: is given each point as soon as it is known.
 
     Raises:
         InputError: the model has a latent map already, a k is not below the number of images, the null cannot be made
             or has other shapes, or features are not finite or do not vary.
         ValueError: a number makes no sense.
     """
+    from fmprobe.dynamics.attractors import check_settings
     from fmprobe.dynamics.checks import check_counts
+    from fmprobe.dynamics.iterate import check_rule
     from fmprobe.probes.capacity import diagram
     from fmprobe.probes.capacity.reading import read_capacity
     from fmprobe.runs.plan import rule_name
@@ -183,13 +187,15 @@ def probe_capacity(
     rule = model.protocol.chosen(tol, measure, max_steps)
     if max_steps is None and model.device.type == "cpu":
         rule["max_steps"] = min(rule["max_steps"], MAX_STEPS)
-    check_counts(max_steps=rule["max_steps"], batch_size=batch_size)
+    check_counts(batch_size=batch_size)
+    check_rule(**rule)
+    check_settings(merge, merge_threshold, 0, None)
     merging = {"merge": merge, "threshold": merge_threshold}
     encoders = {diagram.A: (model, seed), diagram.B: (model, seed + diagram.OTHER_IMAGES)}
     random = _null(model, null)
     if random is not None:
         encoders[diagram.NULL] = (random, seed)
-    effort = {"cap": FOLLOWED, "steps": EXPONENT_STEPS, "burn_in": EXPONENT_STEPS // 2}
+    effort = {"cap": FOLLOWED, "steps": EXPONENT_STEPS, "burn_in": EXPONENT_STEPS // 4}
     found = diagram.points_of(
         encoders,
         chosen,
@@ -204,6 +210,8 @@ def probe_capacity(
     )
     points, models = [], {}
     for point, whole, attractors in found:
+        if callback is not None:
+            callback(point)
         points.append(point)
         models[point.set, point.k] = whole, attractors
     agreements = [diagram.agreement_of(k, models[diagram.A, k], models[diagram.B, k], merge_threshold) for k in chosen]

@@ -18,6 +18,7 @@ class CapacityReading:
     A finding is the encoder's where surrogates from disjoint images share it and the null does not.
 
     Attributes:
+        tried_to: largest number of principal components that was tried.
         settles_to: largest k at which at least 90% of the starts settle in A and in B; None if there is none.
         chaos_from: smallest k from which on A and B are chaotic at every k of the diagram; None if there is none.
         null_settles_to: as `settles_to`, of the null; None also without a null.
@@ -27,15 +28,19 @@ class CapacityReading:
         exponent: mean of the exponents of A and B with all features; None where one is not known.
         null_exponent: exponent of the null with all features.
         error: standard error of `exponent`: the larger of half the difference of A and B, which is the choice of
-            images, and their own standard errors together.
+            images, and their own standard errors together. Each of these is the larger of the standard error of an
+            orbit and a quarter of the interval over starts.
         apart: difference of `exponent` and `null_exponent` over their standard errors together.
         shared: whether A and B have the same regime with all features.
-        of_the_encoder: whether the finding with all features is the encoder's: A and B share it, and the null has
-            another regime or lies more than 3 standard errors away. None without a null.
+        of_the_encoder: whether the finding with all features is the encoder's: `paints` holds, A and B share it, and
+            the null lies more than 3 standard errors away (another regime suffices where an exponent is not known).
+            Near the border of two regimes a null of another regime may lie close by. None without a null.
+        differs: whether the null lies so far away, whatever the surrogates paint; None without a null.
         matched_at: largest k up to `settles_to` at which all attractors of A and B match one to one; None if none.
         paints: whether both decoders of all features have a smaller L1 error on held-out images than the median colour.
     """
 
+    tried_to: int
     settles_to: int | None
     chaos_from: int | None
     null_settles_to: int | None
@@ -48,6 +53,7 @@ class CapacityReading:
     apart: float | None
     shared: bool
     of_the_encoder: bool | None
+    differs: bool | None
     matched_at: int | None
     paints: bool
 
@@ -58,6 +64,11 @@ class CapacityReading:
     @property
     def sentence(self) -> str:
         """What was found, in words that do not depend on small differences of the figures."""
+        if not self.paints:
+            return (
+                "With all features, the surrogates paint worse than each image's own median colour, so what orbits do "
+                "is not known to be a finding on the encoder's weights."
+            )
         if not self.shared:
             return (
                 "With all features, surrogates from two disjoint sets of images do not share a regime, so what orbits "
@@ -69,7 +80,8 @@ class CapacityReading:
         if self.of_the_encoder:
             other = "not so" if self.full_null != self.full else f"{_is(self.full_null)} too, but at another rate,"
             return f"{found}, and {other} under random weights: this is a finding on the encoder's weights."
-        return f"{found}, and under random weights as well: this is not a finding on the encoder's weights."
+        alike = "under random weights as well" if self.full_null == self.full else "random weights lie too near"
+        return f"{found}, and {alike}: this is not a finding on the encoder's weights."
 
     @property
     def surrogate(self) -> str:
@@ -77,6 +89,7 @@ class CapacityReading:
         if self.settles_to is None:
             return "At no number of components do orbits settle in both sets of images."
         up_to = f"Orbits settle in both sets of images when a latent keeps up to {self.settles_to} principal components"
+        up_to += ", the most that were tried" if self.settles_to == self.tried_to else ""
         if self.matched_at is not None:
             return f"{up_to}, and up to {self.matched_at} the attractors of both sets are the same."
         return f"{up_to}. The attractors of the two sets are not the same, so where they lie is the surrogate's."
@@ -91,14 +104,15 @@ def read_capacity(points: Sequence[Point], agreements: Sequence[Agreement]) -> C
     mean, error = _mean(a, b)
     apart = None
     if null is not None and mean is not None and error is not None and null.exponent is not None:
-        spread = math.hypot(error, null.standard_error or 0.0)
-        apart = (mean - null.exponent) / spread if spread else math.copysign(math.inf, mean - null.exponent)
-    of_the_encoder = None
+        spread, difference = math.hypot(error, _error(null)), mean - null.exponent
+        apart = difference / spread if spread else math.copysign(math.inf, difference) if difference else 0.0
+    differs = None
     if null is not None:
-        differs = null.regime != a.regime or (apart is not None and abs(apart) > APART)
-        of_the_encoder = shared and differs
+        differs = null.regime != a.regime if apart is None else abs(apart) > APART
+    paints = all(point.l1 < point.l1_median for point in (a, b))
     matched = [one.k for one in agreements if one.all_match and settles_to is not None and one.k <= settles_to]
     return CapacityReading(
+        tried_to=max((point.k for point in points if point.form == "bottleneck"), default=a.k),
         settles_to=settles_to,
         chaos_from=_chaos_from(points, A, B),
         null_settles_to=settled_null,
@@ -110,9 +124,10 @@ def read_capacity(points: Sequence[Point], agreements: Sequence[Agreement]) -> C
         error=error,
         apart=apart,
         shared=shared,
-        of_the_encoder=of_the_encoder,
+        of_the_encoder=None if differs is None else shared and differs and paints,
+        differs=differs,
         matched_at=max(matched, default=None),
-        paints=all(point.l1 < point.l1_median for point in (a, b)),
+        paints=paints,
     )
 
 
@@ -120,8 +135,18 @@ def _mean(a: Point, b: Point) -> tuple[float | None, float | None]:
     """The mean of two exponents and its standard error."""
     if a.exponent is None or b.exponent is None:
         return None, None
-    own = math.hypot(a.standard_error or 0.0, b.standard_error or 0.0) / 2
+    own = math.hypot(_error(a), _error(b)) / 2
     return (a.exponent + b.exponent) / 2, max(abs(a.exponent - b.exponent) / 2, own)
+
+
+def _error(point: Point) -> float:
+    """The standard error of a point's exponent: of one orbit, or over the starts, whichever is larger.
+
+    The interval over starts is one of 95% or, with few starts, from the least to the largest. A quarter of it is near
+    the standard error in both cases.
+    """
+    low, high = point.interval
+    return max(point.standard_error or 0.0, 0.0 if low is None or high is None else (high - low) / 4)
 
 
 def _by_k(points: Sequence[Point], sets: Sequence[str]) -> list[tuple[int, list[Point]]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
     from fmprobe.runs.run import Run
 
-__all__ = ["COMMANDS", "SECTIONS", "decoded", "open_prototypes", "probe"]
+__all__ = ["COMMANDS", "SECTIONS", "decoded", "decoded_alike", "open_prototypes", "probe"]
 
 CURVES = 32  # starts whose residual curves are kept
 TRAINED, CLOSED_FORM = "trained", "closed-form"
@@ -26,8 +26,8 @@ TRAINED, CLOSED_FORM = "trained", "closed-form"
 Surrogate = Annotated[
     str | None,
     typer.Option(
-        help="Decoder that an encoder without one gets: trained, or closed-form with the diagram over capacity. "
-        "[default: trained, and closed-form where that paints worse than each image's own median colour]"
+        help="Decoder that an encoder without one gets: trained, or closed-form, which takes the place of a trained "
+        "one that paints worse than each image's own median colour. [default: closed-form on a CPU, else trained]"
     ),
 ]
 
@@ -43,7 +43,8 @@ def probe(
 ) -> Path:
     """Find a model's attractors from noise starts and write a run folder with a report.
 
-    An encoder without a decoder gets a surrogate, fitted on procedural images and kept in the cache.
+    An encoder without a decoder first gets the diagram over capacity, which says what survives two sets of procedural
+    images and a null. Then it gets a surrogate, fitted on procedural images and kept in the cache.
     """
     with open_prototypes(model, options, plan, load, surrogate=surrogate) as (run, _):
         return run.finish()
@@ -75,8 +76,8 @@ def open_prototypes(
         load: how the model is loaded, as `fmprobe.load` takes it.
         sources: image sources that are tried before anything is computed, so that one that cannot be read costs
             nothing.
-        surrogate: decoder that an encoder without one gets, "trained" or "closed-form"; None takes the closed form
-            where the trained one paints worse than each image's own median colour.
+        surrogate: decoder that an encoder without one gets, "trained" or "closed-form"; None takes the closed form on a
+            CPU and the trained one elsewhere.
     """
     from fmprobe.errors import InputError
     from fmprobe.runs.models import open_model
@@ -97,21 +98,30 @@ def open_prototypes(
 def decoded(run: "Run", model: "Autoencoder", seed: int, surrogate: str | None = None) -> "Autoencoder":
     """The model with the decoder that its attractors are found with, which the run decides once.
 
-    A trained surrogate that paints worse than each image's own median colour is not used for a finding, unless it is
-    asked for.
+    An encoder without a decoder first gets the diagram over capacity, which says what two surrogates share and random
+    weights do not. A trained surrogate that paints worse than each image's own median colour is not used for a finding.
     """
+    from fmprobe.probes.prototypes.closed_form import closed_form_settings, what_survives
     from fmprobe.runs.models import with_decoder
 
     if model.has_latent_map:
         return model
-    if surrogate != CLOSED_FORM and "what_survives" not in run.results:
+    what_survives(run, model, seed)
+    if surrogate == TRAINED or (surrogate is None and model.device.type != "cpu"):
         whole = with_decoder(model, seed)
-        if surrogate == TRAINED or whole.surrogate_warning is None:
+        if whole.surrogate_warning is None:
             return whole
         typer.echo("the trained surrogate is not used for a finding; one in closed form takes its place")
-    from fmprobe.probes.prototypes.closed_form import with_closed_form
+    return with_decoder(model, seed, closed_form_settings(run, model, seed))
 
-    return with_closed_form(run, model, seed)
+
+def decoded_alike(run: "Run", model: "Autoencoder", seed: int, other: "Autoencoder") -> "Autoencoder":
+    """A model, such as a null, with a decoder of the kind that `decoded` gave the model of the run."""
+    from fmprobe.probes.prototypes.closed_form import closed_form_settings
+    from fmprobe.runs.models import with_decoder
+
+    trained = "capacity" not in run.results or other.surrogate is None or other.surrogate.kind == "pixel"
+    return with_decoder(model, seed, None if trained else closed_form_settings(run, model, seed))
 
 
 def attractors_in(run: "Run", model: "Autoencoder") -> "AttractorSet":
@@ -130,6 +140,7 @@ def attractors_in(run: "Run", model: "Autoencoder") -> "AttractorSet":
 def _found(run: "Run", model: "Autoencoder", plan: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
     """The entries of `results.json`, for the main process; all processes find the attractors together."""
     from fmprobe.probes.prototypes.found import prototypes_of, save_painted
+    from fmprobe.probes.prototypes.nothing_settled import nothing_settled
     from fmprobe.probes.prototypes.reading import read_search
     from fmprobe.runs.run import head
     from fmprobe.runs.search import search
@@ -144,6 +155,8 @@ def _found(run: "Run", model: "Autoencoder", plan: Mapping[str, Any], seed: int)
     shown = save_painted(model, run.path, made.batch_size)
     entries = prototypes.to_dict()
     entries["orbits"]["noise"] |= read_search(model, found[0], made, run.path)
+    if not entries["attractors"]["sizes"]:
+        entries |= nothing_settled(model, entries["orbits"]["noise"], made, run.results.get("what_survives"))
     protocol = {"starts": "N(0, I)", **asdict(made), "rules": found[0].orbits.protocol["rules"]}
     return {**head(model, protocol), **entries, "seconds": seconds, **shown, "total_seconds": run.seconds}
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
 from fmprobe.probes.prototypes.nearest_page import NEAREST
+from fmprobe.probes.prototypes.nothing_settled import NOTHING_SETTLED
 from fmprobe.probes.prototypes.readings_page import READINGS
 from fmprobe.report.finished import SMALL
 from fmprobe.report.plots import COLOURS, basins_and_sweep, merge_sweep, residual_curves
@@ -160,6 +161,7 @@ def attractor_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 SECTIONS = (
+    NOTHING_SETTLED,
     Section(
         "attractors",
         "Decoded attractors",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmprobe.errors import InputError
-from fmprobe.probes.prototypes import attractors_in, decoded, open_prototypes
+from fmprobe.probes.prototypes import attractors_in, decoded, decoded_alike, open_prototypes
 from fmprobe.probes.weights.page import SECTIONS
 from fmprobe.runs import options as o
 
@@ -62,7 +62,7 @@ def weights(
         sets = {source: held_out(subject, source, images, n_atoms, seed) for source in dict.fromkeys(data)}
         # A surrogate given for the model does not fit another encoder: the null gets one of its own.
         random = {**load, "decoder": published_id(subject), "random_weights": 0}
-        twin = _null(model, run, random, plan, seed) if null and n_atoms else None
+        twin = _null(model, run, random, plan, seed, subject) if null and n_atoms else None
         settings = {"atoms": levels, "ends": use_ends, "seed": seed, "batch_size": plan.get("batch_size") or BATCH}
         run.put({"weights": {"data": _curves(run, subject, attractors, twin, sets, settings)}})
         return run.finish("weights")
@@ -81,17 +81,19 @@ def parse_atoms(text: str | None) -> list[int] | None:
     return levels
 
 
-def _null(name: str, run: "Run", load: Mapping[str, Any], plan: Mapping[str, Any], seed: int) -> "AttractorSet":
+def _null(
+    name: str, run: "Run", load: Mapping[str, Any], plan: Mapping[str, Any], seed: int, subject: "Autoencoder"
+) -> "AttractorSet":
     """What the same starts lead to under the same architecture with random weights, kept in the run folder."""
     from fmprobe.attractors import AttractorSet
-    from fmprobe.runs.models import load_model, with_decoder
+    from fmprobe.runs.models import load_model
     from fmprobe.runs.search import search
     from fmprobe.sharing import team
 
     kept, shards = run.path / "null", "null-shards"
     if not (kept / "attractors.json").is_file():
         typer.echo("\nthe null: the same architecture with random weights (--no-null leaves it out)")
-        twin = with_decoder(load_model(name, **load), seed)
+        twin = decoded_alike(run, load_model(name, **load), seed, subject)
         asked = {**plan, **{key: run.results["protocol"][key] for key in ("n", "max_steps")}}
         _, found = search(twin, run, asked, seed, shards, stability_cap=0)
         if found is not None:
