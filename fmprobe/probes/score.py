@@ -55,6 +55,7 @@ def score(
 ) -> Path:
     """Score new images with a fitted detector, to a CSV with a row a file: accepted or not, and by which score.
 
+    No trajectory is followed where the score needs none, and the columns `trajectory` and `orbit` are then empty.
     The detector knows its model and all of its settings. Images that were scored before, as told by their pixels, keep
     their rows.
     """
@@ -211,13 +212,14 @@ def _score(
         except InputError as error:
             row["problem"] = str(error)
         rows.append(row)
-    scores, status = detector.examine(torch.stack(pictures)) if pictures else ({}, ())
+    names = (rule, *NUMBERS[1:], "latent norm") if detector.follows_orbits(rule) else (rule, "first", "latent norm")
+    scores, status = detector.examine(torch.stack(pictures), names) if pictures else ({}, ())
     for i, place in enumerate(places):
-        values = {column: scores[key][i] for column, key in zip(NUMBERS, (rule, *NUMBERS[1:]), strict=True)}
-        rows[place] |= {column: f"{value:.9g}" for column, value in values.items()}
+        values = {"score": scores[rule], **{name: scores[name] for name in NUMBERS[1:] if name in scores}}
+        rows[place] |= {column: f"{of[i]:.9g}" for column, of in values.items()}
         rows[place] |= {
-            "accepted": "yes" if values["score"] <= threshold else "no",
-            "orbit": Status(status[i]).name.lower(),
+            "accepted": "yes" if scores[rule][i] <= threshold else "no",
+            "orbit": Status(status[i]).name.lower() if len(status) else "",
             "problem": NOT_FINITE if scores["latent norm"][i] >= LARGEST else "",
         }
     return rows

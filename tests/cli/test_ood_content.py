@@ -41,9 +41,9 @@ def loaded(model):
     """The command line finds this model, for detectors as well; gives how many images were examined, call by call."""
     load, examine, counts = fmprobe.TrajectoryDetector.load, fmprobe.TrajectoryDetector.examine, []
 
-    def counted(detector, images):
+    def counted(detector, images, *names):
         counts.append(len(images))
-        return examine(detector, images)
+        return examine(detector, images, *names)
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch("fmprobe.runs.models.load_model", side_effect=lambda *_, **__: model.made))

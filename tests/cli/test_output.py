@@ -65,7 +65,9 @@ def test_the_table_holds_what_was_found_and_no_more(written):
     assert text in rows["weights, images.npz:known"]
     scores = results["ood"]["ood"]["scores"]
     auroc = {score["name"]: 100 * score["sets"]["<u>far"]["auroc"] for score in scores}
-    assert dict(summary(results["ood"]))["ood, <u>far"].startswith(f"AUROC {auroc['trajectory']:.1f}; ")
+    assert dict(summary(results["ood"]))["ood, <u>far"].startswith(
+        f"AUROC {auroc['joined']:.1f} by 'joined', {auroc['trajectory']:.1f} by 'trajectory', "
+    )
     assert "surrogate" in dict(summary(results["surrogate"]))["decoder"]
     lines = as_table(summary(results["run"])).splitlines()
     assert len({len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines}) == 1  # one left edge of values

@@ -106,7 +106,8 @@ def test_near_an_attractor_distances_keep_their_digits():
     """An attractor far from 0: |a|^2 - 2ab + |b|^2 would give 0 or noise for points 1e-3 away."""
     centre = 100.0
     model = model_of(lambda z: centre + 0.5 * (z - centre))
-    detector = fmprobe.TrajectoryDetector(model, tol=1e-12, steps=60).fit(torch.full((3, 1, 4, 4), centre))
+    fit_images = torch.full((3, 1, 4, 4), centre) + torch.tensor([0.0, 0.5, -0.5]).reshape(3, 1, 1, 1)
+    detector = fmprobe.TrajectoryDetector(model, tol=1e-12, steps=60).fit(fit_images)
     moved = torch.full((1, 1, 4, 4), centre)
     moved[0, 0, 0, 0] += 2**-7
     first = detector.scores(moved)["first"]

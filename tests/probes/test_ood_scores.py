@@ -21,7 +21,7 @@ def bank(n, *kinds):
 
 
 def fitted(bank):
-    return {score.name for score in SCORES if score.fit(bank) is not None}
+    return {score.name for score in SCORES if score.exists(bank)}
 
 
 def test_every_file_is_listed_and_every_score_has_a_name_and_a_group_of_its_own():

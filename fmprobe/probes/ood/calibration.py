@@ -3,7 +3,9 @@
 No out-of-distribution image is involved.
 """
 
+import math
 import warnings
+from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
@@ -17,6 +19,29 @@ FOLDS = 5
 AT_ATTRACTOR = 0.01  # below this share of the median first distance, a point is at the attractor
 RESOLUTION = 1e-5  # relative; scores that differ by less are equal
 LEAST_SPREAD = 1e-3  # of a logarithm; what varies less is constant up to rounding
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What a threshold promises: the share of in-distribution images that it accepts.
+
+    The threshold is one of h held-out scores, the r-th smallest. Over the choice of the held-out images, the share of
+    new images that it accepts has a Beta(r, h + 1 - r) distribution, where no two scores are equal (Vovk, "Conditional
+    validity of inductive conformal predictors", ACML 2012, sec. 3).
+
+    Attributes:
+        asked: The share that was asked for.
+        expected: The mean of that distribution, r / (h + 1). It is below `asked` where h images cannot promise more.
+        interval: From its 2.5th to its 97.5th percentile.
+        held_out: h.
+        needed: The fewest held-out images that can promise `asked`.
+    """
+
+    asked: float
+    expected: float
+    interval: tuple[float, float]
+    held_out: int
+    needed: int
 
 
 class Calibration:
@@ -46,19 +71,34 @@ class Calibration:
         calibrated |= {name: self._typicality(of, held_out[of]) for name, of in self._two_sided.items()}
         self._calibrated = {name: values for name, values in calibrated.items() if name in OFFERED}
 
-    def scores(self, plain: Scores) -> Scores:
-        """Two-sided, profile and joined scores `(B,)` by name, of images whose plain scores are given."""
-        out = {name: self._typicality(of, plain[of]) for name, of in self._two_sided.items()}
-        for vector, model in self._models.items():
-            out |= {f"{vector}{suffix}": values for suffix, values in model.scores(plain).items()}
-        return out
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scores that are offered."""
+        return tuple(self._calibrated)
+
+    def made_of(self, name: str) -> tuple[str, ...]:
+        """The plain scores that a score is made of.
+
+        Raises:
+            InputError: The score is unknown.
+        """
+        self._check_known(name)
+        return self._vectors.get(_vector_of(name)) or (self._two_sided.get(name, name),)
+
+    def score(self, name: str, plain: Scores) -> np.ndarray:
+        """One score `(B,)`, of images whose plain scores `made_of(name)` are given."""
+        if name in self._two_sided:
+            return self._typicality(self._two_sided[name], plain[self._two_sided[name]])
+        if (vector := _vector_of(name)) in self._models:
+            return self._models[vector].scores(plain)[name.removeprefix(vector)]
+        return plain[name]
 
     def threshold(self, name: str, acceptance: float) -> float:
         """The score up to which a share of in-distribution images lies, by the order of the held-out scores.
 
         Of h held-out scores it is the ceil((h + 1) * acceptance)-th smallest. A new image from the same source scores
         at most that with a probability of at least `acceptance` (split conformal prediction). Where h is too small for
-        that rank to exist, it is the largest.
+        that rank to exist, it is the largest, which promises a share of h / (h + 1) and no more.
 
         Args:
             name: The score.
@@ -68,14 +108,18 @@ class Calibration:
             InputError: The share is out of range, or the score is unknown.
 
         Warns:
-            UserWarning: The threshold is the score of orbits that diverge, so that every image is accepted.
+            UserWarning: There are too few held-out images for that share; or the threshold is the score of orbits that
+                diverge, so that every image is accepted.
         """
-        check_acceptance(acceptance)
-        if not isinstance(name, str) or name not in self._calibrated:
-            raise InputError(f"unknown score {name!r}: expected one of {', '.join(sorted(self._calibrated))}")
-        held = np.sort(self._calibrated[name])
-        rank = int(np.ceil((self.n + 1) * acceptance - 1e-9))
-        threshold = float(held[min(rank, self.n) - 1])
+        promised = self.acceptance(acceptance)
+        self._check_known(name)
+        if promised.needed > self.n:
+            warnings.warn(
+                f"{self.n} held-out images promise an acceptance of at most {self.n / (self.n + 1):.1%}, not "
+                f"{acceptance:.1%}: hold out at least {promised.needed}, or ask for less",
+                stacklevel=2,
+            )
+        threshold = float(np.sort(self._calibrated[name])[self._rank(acceptance) - 1])
         if threshold >= LARGEST:
             warnings.warn(
                 f"more than {1 - acceptance:.0%} of the held-out images' orbits diverge or have no score, so {name!r} "
@@ -83,6 +127,35 @@ class Calibration:
                 stacklevel=2,
             )
         return threshold
+
+    def acceptance(self, asked: float) -> Acceptance:
+        """What the threshold for a share of in-distribution images promises. Raises InputError for no share."""
+        from scipy.stats import beta
+
+        check_acceptance(asked)
+        rank = self._rank(asked)
+        low, high = beta.ppf([0.025, 0.975], rank, self.n + 1 - rank)
+        needed = math.ceil(asked / (1 - asked) - 1e-9)
+        return Acceptance(asked, rank / (self.n + 1), (float(low), float(high)), self.n, needed)
+
+    def p_values(self, name: str, values: np.ndarray) -> np.ndarray:
+        """The conformal p-value `(B,)` of each value of a score, between 1 / (h + 1) and 1.
+
+        It is (1 + the number of held-out scores that are as high) / (h + 1). For a new in-distribution image it is at
+        most p with a probability of at most p (Bates et al., "Testing for outliers with conformal p-values", Annals of
+        Statistics 2023, sec. 2.1).
+        """
+        self._check_known(name)
+        held = np.sort(self._calibrated[name])
+        return (1 + self.n - np.searchsorted(held, values, "left")) / (self.n + 1)
+
+    def _rank(self, acceptance: float) -> int:
+        """Which of the held-out scores, ascending from 1, is the threshold."""
+        return min(int(np.ceil((self.n + 1) * acceptance - 1e-9)), self.n)
+
+    def _check_known(self, name: str) -> None:
+        if not isinstance(name, str) or name not in self._calibrated:
+            raise InputError(f"unknown score {name!r}: expected one of {', '.join(sorted(self._calibrated))}")
 
     def _typicality(self, name: str, values: np.ndarray) -> np.ndarray:
         """The two-sided score: how far a value's rank among the held-out values is from the middle.
@@ -117,10 +190,15 @@ class Calibration:
         return out
 
 
-def check_acceptance(acceptance: float) -> None:
+def _vector_of(name: str) -> str:
+    """The vector of columns that a one-class score is a model of; other names are no vector's."""
+    return name.removesuffix(MODELS[1])
+
+
+def check_acceptance(share: float, name: str = "acceptance") -> None:
     """Raise InputError for a share that is not between 0 and 1."""
-    if not isinstance(acceptance, Real) or not 0 < acceptance < 1:
-        raise InputError(f"acceptance must lie between 0 and 1, got {acceptance!r}")
+    if not isinstance(share, Real) or not 0 < share < 1:
+        raise InputError(f"{name} must lie between 0 and 1, got {share!r}")
 
 
 class _OneClass:

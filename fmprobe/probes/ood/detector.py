@@ -1,8 +1,9 @@
 """TrajectoryDetector: fit on in-distribution images, score new ones, accept or reject them, save and load."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from fmprobe.images import as_pixels
 from fmprobe.probes.ood import artefact
 from fmprobe.probes.ood.calibration import Calibration, check_acceptance
 from fmprobe.probes.ood.features import feature_vectors
-from fmprobe.probes.ood.score import LARGEST, Bank, Encoded, Needs, Scores
-from fmprobe.probes.ood.split import content_hashes, pixels_of
+from fmprobe.probes.ood.score import LARGEST, Bank, Encoded, FirstPoint, Needs, Scores
+from fmprobe.probes.ood.split import content_hashes, pixels_of, split_by_content
 from fmprobe.probes.ood.table import BY_NAME, OFFERED, SCORES, joined_of
 from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, find_reference, follow
 
@@ -74,61 +75,70 @@ class TrajectoryDetector:
         self.rule, self.acceptance = rule, acceptance
         self._reference: Reference | None = None
         self.calibration: Calibration | None = None
+        self._seen: frozenset[str] = frozenset()  # digests of the fit images
 
     def fit(
-        self, images: Tensor, held_out: Tensor | None = None, *, progress: bool | None = None
+        self,
+        images: Tensor,
+        held_out: Tensor | float | None = None,
+        *,
+        seed: int = 0,
+        progress: bool | None = None,
     ) -> "TrajectoryDetector":
         """Find the attractors of in-distribution images, and keep the images' features.
 
-        Fit images whose latents are not finite are left out with a warning, and so are held-out images that are also
-        fit images.
+        Fit images whose latents are not finite are left out with a warning.
 
         Args:
             images: In-distribution images `(n, *image_shape)`, floats in [0, 1] or bytes.
-            held_out: Further in-distribution images for `calibrate`.
+            held_out: Further in-distribution images for `calibrate`; or the share of `images`, between 0 and 1, that
+                is held out and not fitted on, by the content of the images.
+            seed: Random seed of that split.
             progress: Whether to show a progress bar; None shows one on a terminal.
 
         Raises:
-            InputError: There are fewer than 2 fit images, all held-out images are fit images, or all orbits diverge.
+            InputError: There are fewer than 2 different fit images, or 16 held-out ones, or all orbits diverge.
         """
         self._check(images, "fit images")
-        if held_out is not None:
+        if isinstance(held_out, Real):
+            check_acceptance(held_out, "held_out")
+            (images, held_out), _ = split_by_content(images, (1 - held_out, held_out), seed)
+        elif held_out is not None:
             self._check(held_out, "held-out images")
-        if len(images) < FEWEST:
-            raise InputError(f"cannot fit a detector on {len(images)} images: expected at least {FEWEST}")
+        content = content_hashes(images)
+        if len(set(content)) < FEWEST:
+            raise InputError(
+                f"cannot fit a detector on {len(images)} images, {len(set(content))} of them different: expected at "
+                f"least {FEWEST}"
+            )
         latents = torch.cat([self._encode(block) for block in images.split(self.settings.batch_size)])
         latents = self._finite(latents)
         reference = find_reference(self.model.latent_map, latents, self.settings, progress)
         reference.facts["not_finite"] = len(images) - len(latents)
         reference.facts["pixels"] = pixels_of(images)
         self._take(reference, feature_vectors(latents, len(latents)))
-        self.calibration = None
-        if held_out is not None:
-            seen = set(content_hashes(images))
-            fresh = [i for i, name in enumerate(content_hashes(held_out)) if name not in seen]
-            if not fresh:
-                raise InputError(f"all {len(held_out)} held-out images are also fit images: pass others")
-            if len(fresh) < len(held_out):
-                dropped = len(held_out) - len(fresh)
-                warnings.warn(f"{dropped} held-out images are also fit images and were left out", stacklevel=2)
-            self.calibrate(held_out[fresh])
-        return self
+        self.calibration, self._seen = None, frozenset(content)
+        return self if held_out is None else self.calibrate(held_out)
 
     def calibrate(self, held_out: Tensor) -> "TrajectoryDetector":
         """Learn from held-out images which scores are usual: two-sided and one-class scores, and all thresholds.
+
+        Held-out images that are also fit images are left out with a warning, and so are duplicates.
 
         Args:
             held_out: In-distribution images `(h, *image_shape)` that were not fitted on.
 
         Raises:
-            InputError: There are fewer than 16 images.
+            InputError: There are fewer than 16 images that are left.
         """
+        self._fitted()
         self._check(held_out, "held-out images")
-        scores = self._plain(held_out, self._fitted_scores())[0]
+        held_out = self._fresh(held_out)
+        scores = self._plain(held_out, self._plain_names)[0]
         if lost := int((scores["latent norm"] >= LARGEST).sum()):
             said = f"{lost} of {len(held_out)} held-out images have latents that are not finite and count as rejected"
             warnings.warn(said, stacklevel=2)
-        self.calibration = Calibration(scores, joined_of(self._fits, self._bank))
+        self.calibration = Calibration(scores, joined_of(self._plain_names, self._bank))
         self._fitted().facts["held_out_pixels"] = pixels_of(held_out)
         return self
 
@@ -146,58 +156,129 @@ class TrajectoryDetector:
         """
         self._fitted()
         self._check(images)
-        name = self.settings.aggregate
         if not len(images):
             return torch.empty(0)
-        return torch.from_numpy(self._plain(images, {name: self._fits[name]})[0][name]).float()
+        return torch.from_numpy(self._plain(images, (self.settings.aggregate,))[0][self.settings.aggregate]).float()
 
     def scores(self, images: Tensor) -> dict[str, Tensor]:
         """Every score by name, float32 `(N,)` on the CPU.
 
         "trajectory" equals `score`. The others are its parts, the baselines, and, after `calibrate`, two-sided and
         one-class scores. A low score does not always mean in-distribution: it means that the image resembles the
-        in-distribution images in what the score measures.
+        in-distribution images in what the score measures. Where one score is enough, `score_samples` takes less time.
         """
         return {name: torch.from_numpy(values).float() for name, values in self.examine(images)[0].items()}
 
-    def predict(self, images: Tensor, *, acceptance: float | None = None, rule: str | None = None) -> Tensor:
+    def predict(
+        self,
+        images: Tensor,
+        *,
+        acceptance: float | None = None,
+        rule: str | None = None,
+        sklearn_labels: bool = False,
+    ) -> Tensor:
         """Accept or reject images by a threshold that accepts a given share of in-distribution images.
+
+        Only the score that decides is computed.
 
         Args:
             images: Images `(N, *image_shape)`.
             acceptance: That share; None for the detector's.
             rule: Which of `scores` decides; None for the detector's.
+            sklearn_labels: Whether to answer as scikit-learn's outlier detectors do: 1 inside and -1 outside.
 
         Returns:
-            Bool `(N,)`, True for images that are accepted as in-distribution.
+            Bool `(N,)`, True for images that are accepted as in-distribution; int64 with `sklearn_labels`.
 
         Raises:
             InputError: No held-out images were given, or the score is unknown.
         """
         threshold = self.threshold(acceptance, rule)
-        return torch.from_numpy(self.examine(images)[0][rule or self.rule] <= threshold)
+        accepted = torch.from_numpy(self._of_rule(images, rule) <= threshold)
+        return torch.where(accepted, 1, -1) if sklearn_labels else accepted
+
+    def score_samples(self, images: Tensor, *, rule: str | None = None) -> np.ndarray:
+        """The score that decides, with the sign of scikit-learn: high for images like the in-distribution images.
+
+        Only this score is computed.
+
+        Args:
+            images: Images `(N, *image_shape)`.
+            rule: Which of `scores`; None for the detector's.
+
+        Returns:
+            The negative score, float64 `(N,)`.
+
+        Raises:
+            InputError: The score is unknown, or is learned from held-out images that were not given.
+        """
+        return -self._of_rule(images, rule)
+
+    def decision_function(
+        self, images: Tensor, *, acceptance: float | None = None, rule: str | None = None
+    ) -> np.ndarray:
+        """How far the score lies below the threshold, with the same arguments as `predict`.
+
+        Returns:
+            Float64 `(N,)`: not negative for images that `predict` accepts, negative for those that it rejects.
+
+        Raises:
+            InputError: No held-out images were given, or the score is unknown.
+        """
+        threshold = self.threshold(acceptance, rule)
+        return threshold - self._of_rule(images, rule)
+
+    def p_values(self, images: Tensor, *, rule: str | None = None) -> np.ndarray:
+        """How usual each image is: the conformal p-value of its score among those of the held-out images.
+
+        Args:
+            images: Images `(N, *image_shape)`.
+            rule: Which of `scores`; None for the detector's.
+
+        Returns:
+            Float64 `(N,)`. Of new in-distribution images a share of at most p has a value of at most p.
+
+        Raises:
+            InputError: No held-out images were given, or the score is unknown.
+        """
+        return self._calibrated().p_values(self._name(rule), self._of_rule(images, rule))
 
     def threshold(self, acceptance: float | None = None, rule: str | None = None) -> float:
         """The highest score that `predict` accepts, with the same arguments."""
-        if self.calibration is None:
-            raise InputError(
-                "no threshold without held-out in-distribution images: fit(images, held_out=…) or calibrate(…)"
-            )
-        name = rule or self.rule
-        name = self.settings.aggregate if name == "trajectory" else name
-        return self.calibration.threshold(name, self.acceptance if acceptance is None else acceptance)
+        asked = self.acceptance if acceptance is None else acceptance
+        return self._calibrated().threshold(self._name(rule), asked)
 
-    def examine(self, images: Tensor) -> tuple[Scores, np.ndarray]:
-        """Every score by name, float64 `(N,)`, and the `Status` of each orbit, int64 `(N,)`."""
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The names of the scores that there are, in the order of tables.
+
+        A score that did not exist when the detector was calibrated is not among them.
+        """
+        self._fitted()
+        known = ("trajectory", *(self.calibration.names if self.calibration else self._plain_names))
+        return tuple(name for name in OFFERED if name in known)
+
+    def examine(self, images: Tensor, names: Sequence[str] | None = None) -> tuple[Scores, np.ndarray]:
+        """Scores by name, float64 `(N,)`, and the `Status` of each orbit, int64 `(N,)`.
+
+        Args:
+            images: Images `(N, *image_shape)`.
+            names: Which of `offered`; None for all. Only these are computed, and their orbits have a status where one
+                of these needs them, else the status is empty.
+
+        Raises:
+            InputError: A score is unknown, or is learned from held-out images that were not given.
+        """
+        self._fitted()
         self._check(images)
-        fits = self._fitted_scores()
-        if self.calibration is not None:  # a score that did not exist when it was calibrated is not offered
-            fits = {name: fit for name, fit in fits.items() if name in self.calibration.held_out}
-        plain, status = self._plain(images, fits)
-        scores = {"trajectory": plain[self.settings.aggregate], **plain}
-        if self.calibration is not None:
-            scores |= self.calibration.scores(plain)
-        return {name: values for name, values in scores.items() if name in OFFERED}, status
+        asked = self.offered if names is None else names
+        parts = dict.fromkeys(part for name in asked for part in self._made_of(name))
+        plain, status = self._plain(images, tuple(parts))
+        return {name: self._score_of(name, plain) for name in asked}, status
+
+    def follows_orbits(self, rule: str | None = None) -> bool:
+        """Whether a score, by default the one that decides, needs the trajectories."""
+        return any(BY_NAME[part].needs is Needs.ORBIT for part in self._made_of(rule or self.rule))
 
     def save(self, folder: str | Path) -> None:
         """Write the detector, and its model's surrogate decoder if it has one, into a folder.
@@ -210,6 +291,8 @@ class TrajectoryDetector:
         facts["joined"] = list(self.calibration.joined) if self.calibration else []
         reference = self._fitted()
         arrays = {"reference": reference.points.cpu().numpy(), "deviation": reference.deviation.cpu().numpy()}
+        if self._seen:
+            arrays["seen"] = np.array([[*bytes.fromhex(name)] for name in sorted(self._seen)], dtype=np.uint8)
         arrays |= {f"bank.{kind}": rows for kind, rows in self._bank.features.items()}
         if self.calibration is not None:
             arrays |= {f"held_out.{name}": values for name, values in self.calibration.held_out.items()}
@@ -236,6 +319,8 @@ class TrajectoryDetector:
             device = saved.model.device
             points, deviation = (torch.from_numpy(saved.arrays[key]).to(device) for key in ("reference", "deviation"))
             detector._take(Reference(points, deviation, facts["reference"]), saved.under("bank."))
+            # A detector that was saved by an earlier version does not know its fit images.
+            detector._seen = frozenset(bytes(row).hex() for row in saved.arrays.get("seen", ()))
             held_out = saved.under("held_out.")
             detector.calibration = Calibration(held_out, tuple(facts["joined"])) if held_out else None
             detector.describe()  # fails where the facts make no sense
@@ -247,17 +332,17 @@ class TrajectoryDetector:
         calibrated = self.calibration.n if self.calibration else 0
         decision = {"rule": self.rule, "acceptance": self.acceptance, "held_out": calibrated}
         if self.calibration:
-            decision["threshold"] = self.threshold()
+            promised = self.calibration.acceptance(self.acceptance)
+            decision |= {"threshold": self.threshold(), "expected": promised.expected, "interval": promised.interval}
         stopping = {name: getattr(self.settings, name) for name in STOPPING_RULE}
         protocol = self.model.protocol.named(**stopping)
         return {"settings": asdict(self.settings), "protocol": protocol, "reference": facts, "decision": decision}
 
     def _take(self, reference: Reference, features: dict[str, np.ndarray]) -> None:
-        """Take over what was found in the fit images, and fit every score that exists for them."""
+        """Take over what was found in the fit images. A score is fitted to them when it is first computed."""
         self._reference, self._bank = reference, Bank(features)
         self._nearest = Nearest(reference, self.settings.distance)
-        fits = {score.name: score.fit(self._bank) for score in SCORES}
-        self._fits = {name: fit for name, fit in fits.items() if fit is not None}
+        self._plain_names = tuple(score.name for score in SCORES if score.exists(self._bank))
 
     def _fitted(self) -> Reference:
         """What distances are taken to. Raises InputError before `fit`."""
@@ -265,10 +350,56 @@ class TrajectoryDetector:
             raise InputError("this detector knows no in-distribution images yet: call fit(images) first")
         return self._reference
 
-    def _fitted_scores(self) -> Mapping[str, Any]:
-        """What each score that exists for the fit images knows of them, by its name."""
+    def _calibrated(self) -> Calibration:
+        """What was learned from held-out images. Raises InputError without them."""
         self._fitted()
-        return self._fits
+        if self.calibration is None:
+            raise InputError(
+                "no threshold without held-out in-distribution images: calibrate(images), or fit(images, held_out=0.25), "
+                "which holds out a quarter of them"
+            )
+        return self.calibration
+
+    def _fresh(self, held_out: Tensor) -> Tensor:
+        """The held-out images that are no fit images, each of them once."""
+        first: dict[str, int] = {}
+        for i, name in enumerate(content_hashes(held_out)):
+            first.setdefault(name, i)
+        for said, lost in (
+            ("also fit images", len(first.keys() & self._seen)),
+            ("duplicates", len(held_out) - len(first)),
+        ):
+            if lost:
+                warnings.warn(f"{lost} held-out images are {said} and were left out", stacklevel=3)
+        fresh = [i for name, i in first.items() if name not in self._seen]
+        if len(held_out) and not fresh:
+            raise InputError(f"all {len(held_out)} held-out images are also fit images: pass others")
+        return held_out[fresh]
+
+    def _name(self, rule: str | None) -> str:
+        """The name of a score, or of the one that decides; "trajectory" is a name of the aggregate."""
+        name = rule or self.rule
+        return self.settings.aggregate if name == "trajectory" else name
+
+    def _of_rule(self, images: Tensor, rule: str | None) -> np.ndarray:
+        """The score `(N,)` by which a rule decides."""
+        name = rule or self.rule
+        return self.examine(images, (name,))[0][name]
+
+    def _made_of(self, rule: str) -> tuple[str, ...]:
+        """The scores that are learned from no held-out images and that a score is made of. Raises InputError."""
+        name = self._name(rule)
+        if self.calibration is not None:
+            return self.calibration.made_of(name)
+        if name not in self.offered:
+            said = "is learned from held-out images: fit(images, held_out=…)" if name in OFFERED else "is no score"
+            raise InputError(f"{name!r} {said}; without any there are {', '.join(self.offered)}")
+        return (name,)
+
+    def _score_of(self, rule: str, plain: Scores) -> np.ndarray:
+        """A score `(N,)`, of images whose plain scores are given."""
+        name = self._name(rule)
+        return plain[name] if self.calibration is None else self.calibration.score(name, plain)
 
     def _finite(self, latents: Tensor) -> Tensor:
         """The latents of fit images that are finite. Raises InputError where fewer than two are."""
@@ -295,47 +426,62 @@ class TrajectoryDetector:
         latents = self.model.encode_unchecked(as_pixels(images))
         return latents if latents.dtype in (torch.float32, torch.float64) else latents.float()
 
-    def _plain(self, images: Tensor, fits: Mapping[str, Any]) -> tuple[Scores, np.ndarray]:
+    def _plain(self, images: Tensor, names: Sequence[str]) -> tuple[Scores, np.ndarray]:
         """Scores that are not learned from held-out images, and the status of each orbit.
+
+        An image is decoded, and its orbit followed, only where one of the scores needs it.
 
         Args:
             images: Images `(N, *image_shape)`, at least one.
-            fits: The scores to compute, by name, with what each knows of the fit images.
+            names: The scores to compute.
+
+        Returns:
+            The scores `(N,)` by name, and the status `(N,)`, which is empty where no score needs the orbits.
         """
         if not len(images):
             raise InputError("there are no images to score: expected at least one")
         size = self.settings.batch_size
-        of_orbit = _needing(fits, Needs.ORBIT) | _needing(fits, Needs.FIRST_POINT)
-        of_latent = _needing(fits, Needs.LATENT, Needs.DECODED)
+        of_latent = _needing(names, Needs.LATENT)
+        of_orbit = [name for name in names if name not in of_latent]
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*of_orbit, *of_latent)}
-        status = []
+        status = [np.empty(0, dtype=np.int64)]
         for block in images.split(4 * size):
             latents = []
             for part in block.split(size):
                 latents.append(self._encode(part))
                 for name, values in self._of_latent(part, latents[-1], of_latent).items():
                     found[name].append(values)
-            orbits = follow(self.model.latent_map, torch.cat(latents), self._nearest, self.settings)
-            status.append(orbits.status.cpu().numpy())
-            for name, fit in of_orbit.items():
-                found[name].append(BY_NAME[name](orbits, fit))
+            if not of_orbit:
+                continue
+            if _needing(of_orbit, Needs.ORBIT):
+                seen = follow(self.model.latent_map, torch.cat(latents), self._nearest, self.settings)
+                status.append(seen.status.cpu().numpy())
+            else:
+                seen = FirstPoint(torch.cat([self._nearest(part) for part in latents]).double())
+            for name in of_orbit:
+                found[name].append(BY_NAME[name](seen, self._known(name)))
         return {name: np.concatenate(values) for name, values in found.items()}, np.concatenate(status)
 
+    def _known(self, name: str) -> Any:
+        """What a score knows of the fit images."""
+        return self._bank.once(("fit", name), lambda: BY_NAME[name].fit(self._bank))
+
     @torch.no_grad()
-    def _of_latent(self, images: Tensor, latents: Tensor, fits: Mapping[str, Any]) -> Scores:
+    def _of_latent(self, images: Tensor, latents: Tensor, names: Sequence[str]) -> Scores:
         """Scores that need no trajectory; the largest float32 where the latent or the score is not finite."""
-        if not fits:
+        if not names:
             return {}
         finite = latents.flatten(1).isfinite().all(1)
         known = torch.where(finite.reshape(-1, *[1] * (latents.ndim - 1)), latents, 0)  # scikit-learn takes finite rows
         features = feature_vectors(known, self._fitted().facts["images"])
-        seen = Encoded(as_pixels(images), known, self.model.decode(known), features)
-        return {name: _or_largest(BY_NAME[name](seen, fit), finite.cpu().numpy()) for name, fit in fits.items()}
+        seen = Encoded(as_pixels(images), known, self.model.decode, features)
+        rows = finite.cpu().numpy()
+        return {name: _or_largest(BY_NAME[name](seen, self._known(name)), rows) for name in names}
 
 
-def _needing(fits: Mapping[str, Any], *needs: Needs) -> dict[str, Any]:
-    """The scores that have one of these needs."""
-    return {name: fit for name, fit in fits.items() if BY_NAME[name].needs in needs}
+def _needing(names: Sequence[str], need: Needs) -> list[str]:
+    """The scores with this need."""
+    return [name for name in names if BY_NAME[name].needs is need]
 
 
 def _or_largest(values: np.ndarray, known: np.ndarray) -> np.ndarray:

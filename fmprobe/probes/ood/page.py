@@ -20,13 +20,25 @@ LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000
 
 
 def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """AUROC in percent of the published score beside the best baseline, which is known afterwards."""
+    """AUROC in percent of the rule that decides and of the published score, beside the best baseline; the acceptance."""
     rows = []
     for name in others(found):
         best = _best_baseline(found, name)
-        text = f"AUROC {_auroc(found, 'trajectory', name):.1f}; {best['name']} {100 * best['sets'][name]['auroc']:.1f}"
-        rows.append((f"ood, {name}", text))
-    return rows
+        scores = [f"{_auroc(found, score, name):.1f} by {score!r}" for score in _deciding(found)]
+        scores.append(f"{100 * best['sets'][name]['auroc']:.1f} by the best baseline afterwards, {best['name']!r}")
+        rows.append((f"ood, {name}", f"AUROC {', '.join(scores)}"))
+    return [*rows, ("acceptance", acceptance_in_words(found["detector"]["decision"]))]
+
+
+def acceptance_in_words(decision: Mapping[str, Any]) -> str:
+    """The share of in-distribution images that the threshold accepts, and how sure that is."""
+    if "interval" not in decision:
+        return f"{decision['acceptance']:.0%}"
+    low, high = decision["interval"]
+    return (
+        f"{decision['expected']:.1%} of in-distribution images by {decision['rule']!r} "
+        f"({low:.1%} to {high:.1%}, from {decision['held_out']} held-out images)"
+    )
 
 
 def others(found: Mapping[str, Any]) -> list[str]:
@@ -38,6 +50,12 @@ def _best_baseline(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return max(
         (row for row in found["scores"] if row["group"] == "baseline"), key=lambda row: row["sets"][name]["auroc"]
     )
+
+
+def _deciding(found: Mapping[str, Any]) -> list[str]:
+    """The rule that decides, and the published score."""
+    names = dict.fromkeys((found["detector"]["decision"]["rule"], "trajectory"))
+    return [name for name in names if any(row["name"] == name for row in found["scores"])]
 
 
 def _auroc(found: Mapping[str, Any], score: str, name: str) -> float:
@@ -57,7 +75,10 @@ def _sets(found: Mapping[str, Any]) -> Table:
         dropped = f" ({about['dropped']} dropped: in-distribution as well)" if about.get("dropped") else ""
         status = ", ".join(f"{count} {kind}" for kind, count in about["status"].items() if count)
         rows.append([name, f"{about['images']}{dropped}", status, f"{percent(about['accepted_share'])}%"])
-    lead = f"Images are accepted by the score {decision['rule']!r}; its threshold comes from the held-out images alone."
+    lead = (
+        f"Images are accepted by the score {decision['rule']!r}; its threshold comes from the held-out images alone. "
+        f"It accepts {acceptance_in_words(decision)}."
+    )
     return Table("The sets", rows, ["set", "images", "orbits", f"accepted at {decision['acceptance']:.0%}"], lead)
 
 
@@ -88,10 +109,8 @@ def _cell(measured: Mapping[str, Any], best: float) -> Cell:
 
 
 def _added(found: Mapping[str, Any]) -> Table:
-    """The published score beside its first point alone, the rule that decides and the best baseline."""
-    rule = found["detector"]["decision"]["rule"]
-    names = list(dict.fromkeys(("trajectory", "first", rule)))
-    names = [name for name in names if any(row["name"] == name for row in found["scores"])]
+    """The rule that decides and the published score, beside its first point alone and the best baseline."""
+    names = list(dict.fromkeys((*_deciding(found), "first")))
     rows = []
     for name in others(found):
         best = _best_baseline(found, name)

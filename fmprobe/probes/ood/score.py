@@ -24,8 +24,7 @@ Scores = dict[str, np.ndarray]  # values (B,) of several scores, by name
 class Needs(Enum):
     """What must be computed of an image before a score of it can be."""
 
-    LATENT = "the latent z_0 = E(x) and its features"
-    DECODED = "z_0 and the image D(z_0)"
+    LATENT = "the latent z_0 = E(x), its features, and D(z_0)"
     FIRST_POINT = "the distance from z_0 to the nearest attractor"
     ORBIT = "the trajectory from z_0"
 
@@ -71,25 +70,40 @@ class Encoded(Shared):
     Attributes:
         images: Images `(B, C, H, W)`, floats in [0, 1].
         latents: Their latents z_0 = E(x), `(B, *latent_shape)`; zero where a latent is not finite.
-        decoded: The images D(z_0), `(B, C, H, W)`.
+        decode: D, which is called only where a score looks at the decoded images.
         features: Feature vectors `(B, d)` of the latents, by kind of feature.
     """
 
     images: Tensor
     latents: Tensor
-    decoded: Tensor
+    decode: Callable[[Tensor], Tensor]
     features: dict[str, np.ndarray]
+
+    @property
+    def decoded(self) -> Tensor:
+        """The images D(z_0), `(B, C, H, W)`."""
+        return self.once("decoded", lambda: self.decode(self.latents))
 
 
 @dataclass(frozen=True)
-class Trajectories:
+class FirstPoint:
+    """The first points z_0 of the trajectories of B images.
+
+    Attributes:
+        first: Distance from z_0 to the nearest attractor, `(B,)`, float64.
+    """
+
+    first: Tensor
+
+
+@dataclass(frozen=True)
+class Trajectories(FirstPoint):
     """Statistics of the trajectories z_0, …, z_T of B images; every tensor is `(B,)`, float64 unless stated.
 
     Where each orbit counts the same number of steps (`TrajectorySettings.steps`), a converged orbit counts its end
     again for each remaining step, and a cycle goes round.
 
     Attributes:
-        first: Distance from z_0 to the nearest attractor.
         last: Distance from z_T to the nearest attractor.
         largest: The largest distance from a point of the trajectory to its nearest attractor.
         total: The sum of these distances over all points counted.
@@ -102,7 +116,6 @@ class Trajectories:
         status: How the orbit ended, a `Status` each, int64.
     """
 
-    first: Tensor
     last: Tensor
     largest: Tensor
     total: Tensor
@@ -151,8 +164,12 @@ class Score(ABC):
     in_joined: int | None = None
     log: Literal["own", "first"] | None = "own"
 
+    def exists(self, bank: Bank) -> bool:
+        """Whether these fit images have the score."""
+        return True
+
     def fit(self, bank: Bank) -> Any:
-        """What `__call__` needs to know of the fit images; None where the score does not exist for them."""
+        """What `__call__` needs to know of the fit images, for which the score exists."""
         return ()
 
     def joins(self, bank: Bank) -> bool:
@@ -164,7 +181,8 @@ class Score(ABC):
         """The score of each image.
 
         Args:
-            seen: `Encoded` where the score needs LATENT or DECODED, else `Trajectories`.
+            seen: `Encoded` where the score needs LATENT, `Trajectories` where it needs ORBIT, and `FirstPoint` or
+                `Trajectories` where it needs FIRST_POINT.
             fitted: What `fit` gave.
 
         Returns:
@@ -182,5 +200,5 @@ class Statistic(Score):
 
     of: Callable[[Any], Tensor]
 
-    def __call__(self, seen: Encoded | Trajectories, fitted: Any = ()) -> np.ndarray:
+    def __call__(self, seen: Encoded | FirstPoint, fitted: Any = ()) -> np.ndarray:
         return self.of(seen).cpu().numpy()

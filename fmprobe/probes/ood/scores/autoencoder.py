@@ -22,7 +22,7 @@ SCORES = (
     Statistic(
         name="reconstruction error",
         group="baseline",
-        needs=Needs.DECODED,
+        needs=Needs.LATENT,
         two_sided=True,
         in_joined=5,
         of=reconstruction_error,

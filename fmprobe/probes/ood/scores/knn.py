@@ -27,12 +27,13 @@ class KNN(Score):
     feature: str
     normalised: bool
 
-    def fit(self, bank: Bank) -> "NearestNeighbors | None":
+    def exists(self, bank: Bank) -> bool:
+        return self.feature in bank.features and (self.k is None or self.k < bank.n)
+
+    def fit(self, bank: Bank) -> "NearestNeighbors":
         from sklearn.neighbors import NearestNeighbors
 
-        rows = bank.features.get(self.feature)
-        if rows is None or (self.k is not None and self.k >= bank.n):
-            return None
+        rows = bank.features[self.feature]
         key = (self.feature, self.normalised)
         return bank.once(key, lambda: NearestNeighbors(algorithm="brute").fit(self._scaled(rows)))
 

@@ -21,11 +21,12 @@ class Mahalanobis(Score):
 
     feature: str
 
-    def fit(self, bank: Bank) -> "LedoitWolf | None":
+    def exists(self, bank: Bank) -> bool:
+        return self.feature == bank.smallest
+
+    def fit(self, bank: Bank) -> "LedoitWolf":
         from sklearn.covariance import LedoitWolf
 
-        if self.feature != bank.smallest:
-            return None
         return LedoitWolf().fit(bank.features[self.feature].astype(np.float64))
 
     def __call__(self, seen: Encoded, fitted: "LedoitWolf") -> np.ndarray:

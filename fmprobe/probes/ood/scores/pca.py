@@ -23,12 +23,13 @@ class PCAResidual(Score):
 
     feature: str
 
-    def fit(self, bank: Bank) -> "tuple[np.ndarray, PCA | None] | None":
+    def exists(self, bank: Bank) -> bool:
+        return self.feature == bank.smallest
+
+    def fit(self, bank: Bank) -> "tuple[np.ndarray, PCA | None]":
         """The mean and the subspace of the fit images; no subspace where all of them are equal."""
         from sklearn.decomposition import PCA
 
-        if self.feature != bank.smallest:
-            return None
         rows = bank.features[self.feature].astype(np.float64)
         varies = bool((rows.std(0) > 0).any())
         return rows.mean(0), PCA(n_components=VARIANCE, svd_solver="full").fit(rows) if varies else None

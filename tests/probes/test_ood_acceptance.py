@@ -1,0 +1,121 @@
+"""What a threshold promises, and how images are held out for it."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from support.maps import linear
+
+import fmprobe
+from fmprobe.errors import InputError
+from fmprobe.probes.ood.calibration import Calibration
+from fmprobe.probes.ood.table import SCORES
+
+SIDE = 3
+
+
+def images(n, seed=0):
+    return torch.rand(n, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def model():
+    f = linear([0.2 + 0.05 * i for i in range(SIDE * SIDE)])
+    return fmprobe.from_functions(
+        lambda x: f(x.flatten(1)),
+        lambda z: z.reshape(-1, 1, SIDE, SIDE),
+        image_shape=(1, SIDE, SIDE),
+        latent_shape=(SIDE * SIDE,),
+    )
+
+
+def calibration(values):
+    return Calibration({score.name: values for score in SCORES}, ())
+
+
+@pytest.mark.parametrize(("h", "acceptance"), [(32, 0.95), (32, 0.5), (99, 0.99), (19, 0.95)])
+def test_the_share_that_is_accepted_is_distributed_as_is_said(h, acceptance):
+    """Uniform scores: the share of new images below a threshold is the threshold itself."""
+    rng = np.random.default_rng(0)
+    promised = calibration(rng.random(h)).acceptance(acceptance)
+    rank = math.ceil((h + 1) * acceptance - 1e-9)
+    accepted = np.sort(rng.random((20_000, h)), axis=1)[:, rank - 1]
+    assert accepted.mean() == pytest.approx(promised.expected, abs=0.003)
+    assert np.quantile(accepted, [0.025, 0.975]) == pytest.approx(promised.interval, abs=0.01)
+    assert promised.expected >= acceptance
+
+
+@pytest.mark.parametrize(("h", "acceptance", "needed"), [(32, 0.99, 99), (18, 0.95, 19), (32, 0.999, 999)])
+def test_too_few_held_out_images_are_said_to_be_too_few(h, acceptance, needed):
+    found = calibration(np.random.default_rng(0).random(h))
+    with pytest.warns(UserWarning, match=f"{h} held-out images promise .* hold out at least {needed}"):
+        threshold = found.threshold("mean", acceptance)
+    assert threshold == found.held_out["mean"].max()
+    assert found.acceptance(acceptance).expected == h / (h + 1) < acceptance
+    assert found.acceptance(acceptance).needed == needed
+    enough = calibration(np.random.default_rng(0).random(needed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        enough.threshold("mean", acceptance)
+        with pytest.raises(UserWarning, match="promise"):
+            calibration(np.random.default_rng(0).random(needed - 1)).threshold("mean", acceptance)
+
+
+def test_p_values_are_uniform_for_images_like_those_held_out():
+    rng = np.random.default_rng(0)
+    found = calibration(np.arange(19.0))
+    assert found.p_values("mean", np.array([-1, 0, 18, 18.5])).tolist() == pytest.approx([1, 1, 0.1, 0.05])
+    p = np.concatenate([calibration(rng.random(19)).p_values("mean", rng.random(50)) for _ in range(200)])
+    for level in (0.05, 0.1, 0.5, 0.95):
+        assert (p <= level + 1e-9).mean() == pytest.approx(level, abs=0.02)
+
+
+def test_p_values_and_thresholds_say_the_same(model):
+    detector = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9).fit(images(30), images(39, 1))
+    new = torch.cat([images(10, 2), torch.ones(2, 1, SIDE, SIDE)])
+    for rule in ("trajectory", "joined", "two-sided mean"):
+        accepted = detector.predict(new, rule=rule, acceptance=0.9).numpy()
+        assert np.array_equal(detector.p_values(new, rule=rule) > 0.1 + 1e-9, accepted), rule
+    decision = detector.describe()["decision"]
+    assert decision["expected"] == pytest.approx(0.95)
+    assert decision["interval"][0] < 0.95 < decision["interval"][1]
+
+
+def test_a_share_is_held_out_by_content(model):
+    whole = torch.cat([images(40), images(40)])  # every image twice
+    detector = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9)
+    with pytest.warns(UserWarning, match="40 of 80 in-distribution images are duplicates"):
+        detector.fit(whole, held_out=0.5, seed=1)
+    assert (detector.describe()["reference"]["images"], detector.calibration.n) == (20, 20)
+    other = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9).fit(images(40).flip(0), held_out=0.5, seed=1)
+    assert other.threshold() == detector.threshold()  # the split does not depend on the order
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 2, math.nan])
+def test_a_share_that_is_none_is_refused(model, share):
+    with pytest.raises(InputError, match="held_out must lie between 0 and 1"):
+        fmprobe.TrajectoryDetector(model).fit(images(40), held_out=share)
+
+
+def test_held_out_images_are_kept_apart_from_fit_images_also_after_loading(model, tmp_path):
+    fit, fresh = images(30), images(20, 1)
+    detector = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9).fit(fit)
+    detector.save(tmp_path)
+    for one in (detector, fmprobe.TrajectoryDetector.load(tmp_path, model)):
+        with pytest.warns(UserWarning) as said:
+            one.calibrate(torch.cat([fresh, fit[:3], fresh[:2]]))
+        assert [str(warning.message) for warning in said] == [
+            "3 held-out images are also fit images and were left out",
+            "2 held-out images are duplicates and were left out",
+        ]
+        assert one.calibration.n == 20
+        with pytest.warns(UserWarning), pytest.raises(InputError, match="all 30 held-out images are also fit images"):
+            one.calibrate(fit)
+
+
+@pytest.mark.parametrize("few", [images(1), images(1).expand(50, -1, -1, -1)])
+def test_one_image_is_no_set_however_often_it_is_there(model, few):
+    with pytest.raises(InputError, match=f"{len(few)} images, 1 of them different: expected at least 2"):
+        fmprobe.TrajectoryDetector(model).fit(few)
