@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fmprobe.autoencoder import Autoencoder
+    from fmprobe.inputs import ImagesLike
 
 WRITTEN_AT_ONCE = 2**24  # bytes
 # The tensors and the numbers of a saved set, and those of its orbits.
@@ -123,6 +124,7 @@ def find_attractors(
     *,
     seed: int = 0,
     starts: Tensor | None = None,
+    images: "ImagesLike | None" = None,
     tol: float | None = None,
     measure: str | None = None,
     max_steps: int | None = None,
@@ -153,6 +155,7 @@ def find_attractors(
         n: number of starts drawn from N(0, I); by default 64 on a CPU and 512 on an accelerator.
         seed: seed of these starts.
         starts: starts `(n, *latent_shape)` in place of drawn ones.
+        images: images whose latents are the starts, as `Autoencoder.take_images` takes them.
         tol: tolerance at which an orbit has converged, as in `iterate`; by default that of the paper's protocol for
             this kind of model (`fmprobe.dynamics.protocols`). `orbits.protocol["name"]` says which was followed.
         measure: measure of a step, with the same default.
@@ -173,6 +176,8 @@ def find_attractors(
     """
     f: Function = getattr(model, "latent_map", model)
     drawn = {}
+    if images is not None:
+        starts = _encoded(model, images, starts, batch_size)
     if starts is None:
         starts, drawn = noise_starts(model, n, seed), {"seed": int(seed)}
     if threshold is not None:
@@ -194,6 +199,17 @@ def find_attractors(
     scale = typical_size(float(starts.double().square().mean())) if len(starts) else 1.0
     found = attractors_of(f, orbits, scale, **merging)
     return AttractorSet.of(found, getattr(model, "surrogate_warning", None))
+
+
+def _encoded(model: Any, images: "ImagesLike", starts: Tensor | None, batch_size: int) -> Tensor:
+    """The latents of images. Raises ValueError beside other starts, and for a bare f."""
+    if starts is not None:
+        raise ValueError("images and starts are both starts: give one of them")
+    if not hasattr(model, "encode"):
+        raise ValueError("a bare f encodes no images: pass starts=…, of shape (n, *latent_shape)")
+    check_counts(batch_size=batch_size)
+    with torch.no_grad():
+        return model.encode(images, batch_size)
 
 
 def noise_starts(model: Any, n: int | None, seed: int) -> Tensor:

@@ -11,11 +11,13 @@ from fmprobe.batches import Function, check_batch, check_images, check_mode, che
 from fmprobe.dynamics.protocols import SMALL, Protocol
 from fmprobe.errors import InputError
 from fmprobe.execution import Execution
+from fmprobe.inputs import ImagesLike, Transform, batches_of
 from fmprobe.seeding import STARTS, normal_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fmprobe.images import Given
     from fmprobe.surrogates.artefact import Surrogate
 
 
@@ -109,24 +111,33 @@ class Autoencoder:
         """Whether f(z) = E(D(z)), that is, whether each step passes through an image."""
         return self._latent_map is None and self._decode is not None
 
-    def encode(self, images: Tensor, batch_size: int | None = None) -> Tensor:
+    def encode(self, images: ImagesLike, batch_size: int | None = None, progress: bool | None = None) -> Tensor:
         """Encode images in [0, 1] to latents on the model's device: E.
 
         Args:
-            images: images `(B, *image_shape)`, on any device.
-            batch_size: largest number of images in one call of the encoder; all of them by default.
+            images: images `(B, *image_shape)`, on any device; or Pillow images, paths, arrays, a data set or a
+                DataLoader, to which the checkpoint's own processor is applied (`take_images`).
+            batch_size: largest number of images in one call of the encoder; by default all images of a tensor, and
+                64 of what is read in parts.
+            progress: whether to show a progress bar; None shows one on a terminal after two seconds.
 
         Returns:
             Latents `(B, *latent_shape)`.
 
         Raises:
-            InputError: there are no images, they have another shape, type or range (`check_images`), or the model takes
-                no images.
+            InputError: there are no images, they have another type or range or are ambiguous, or the model takes no
+                images.
         """
-        self.check_images(images)
-        if not len(images):
+        from tqdm import tqdm
+
+        whole = len(images) if isinstance(images, Tensor) and images.ndim else None
+        quiet = None if progress is None else not progress
+        blocks = self.image_batches(images, block=batch_size or whole or 64)
+        bar = tqdm(blocks, desc="encode", unit="batch", delay=2, leave=False, disable=quiet)
+        latents = [self.encode_unchecked(block, batch_size) for block in bar]
+        if not sum(map(len, latents)):
             raise InputError(f"there are no images for {self.name} to encode: expected at least one")
-        return self.encode_unchecked(images, batch_size)
+        return latents[0] if len(latents) == 1 else torch.cat(latents)
 
     def encode_unchecked(self, images: Tensor, batch_size: int | None = None) -> Tensor:
         """Encode images that may leave [0, 1], such as those that D makes: as `encode`, but only shape and type are
@@ -181,6 +192,38 @@ class Autoencoder:
         self._encoder()
         check_images(images, self.image_shape, self.name, any_range=self.any_range, what=what)
 
+    def image_batches(self, images: ImagesLike, what: str = "images", *, block: int = 64) -> Iterator[Tensor]:
+        """Images of any kind that `take_images` takes, in batches of at most `block`, so that memory stays flat."""
+        self._encoder()
+        how = {"name": self.name, "any_range": self.any_range, "prepare": self._prepare, "what": what, "block": block}
+        return batches_of(images, self.image_shape, **how)
+
+    def take_images(self, images: ImagesLike, what: str = "images") -> Tensor:
+        """Make the tensor that `encode` takes from images of any kind.
+
+        Args:
+            images: a tensor or an array of the model's shape, which is taken as it is; or what the checkpoint's own
+                processor is applied to: a Pillow image, a path or a source, an array `(H, W, C)`, several of these in a
+                list, a data set of `datasets` or torch, a DataLoader, or an iterator. Labels are left out.
+            what: what the images are called in messages.
+
+        Returns:
+            Floats `(n, *image_shape)` in [0, 1].
+
+        Raises:
+            InputError: something is no image, is ambiguous or leaves [0, 1], or the model takes no images.
+        """
+        blocks = list(self.image_batches(images, what, block=2**31))
+        return torch.cat(blocks) if len(blocks) != 1 else blocks[0]
+
+    @property
+    def transform(self) -> Callable[[Any], Tensor]:
+        """A function for the data sets of torch: it makes the image `(C, H, W)` that `encode` takes from a picture.
+
+        A picture is a Pillow image, a path, or an array `(H, W, C)`. The checkpoint's own processor is applied.
+        """
+        return Transform(**self.image_arguments)
+
     def evaluate_by(self, execution: Execution) -> "Autoencoder":
         """Set how the latent map is evaluated from now on; return this model."""
         self.execution, self._evaluated = execution, execution.apply(self._map, self.device)
@@ -215,7 +258,9 @@ class Autoencoder:
             f"`fmprobe fit-decoder {self.name} --out DIR` and pass it as decoder=DIR"
         )
 
-    def load_images(self, source: str, n: int | None = None, *, seed: int = 0, skip_damaged: bool = False) -> Tensor:
+    def load_images(
+        self, source: "Given", n: int | None = None, *, seed: int = 0, skip_damaged: bool = False
+    ) -> Tensor:
         """Load `n` images spread evenly over a source, resized and cropped by the model's own preprocessing.
 
         The arguments are those of `fmprobe.load_images`. The images are on the CPU.
@@ -226,7 +271,7 @@ class Autoencoder:
         return torch.cat(list(self.stream_images(source, n, seed=seed, skip_damaged=skip_damaged)))
 
     def stream_images(
-        self, source: str, n: int | None = None, *, block: int = 64, seed: int = 0, skip_damaged: bool = False
+        self, source: "Given", n: int | None = None, *, block: int = 64, seed: int = 0, skip_damaged: bool = False
     ) -> Iterator[Tensor]:
         """Load images as `load_images` does, in blocks of at most `block`, so that memory does not grow with their
         number.

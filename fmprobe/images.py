@@ -1,13 +1,14 @@
-"""Images of any source as tensors: a hub data set, a folder, parquet, .npz, or procedural images.
+"""Images of any source as tensors: a hub data set, a folder, files, parquet, .npz, or procedural images.
 
-A source is written `SOURCE[:split][#column]`, and for an .npz file `FILE.npz:key`. By default the first split of a data
+A source is written `SOURCE[:split][#column]`, and for an .npz file `FILE.npz:key`. It may also be one image file, or a
+pattern such as `folder/*.png`. By default the first split of a data
 set, its first column of images, and the first key that holds images are taken. A folder of images with several splits
 is refused unless one is named.
 """
 
 import warnings
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fmprobe.autoencoder import Autoencoder
+
+Given = str | Path | Sequence[str | Path]  # a source, or the paths of image files
 
 __all__ = [
     "SMALL_SETS",
@@ -55,7 +58,7 @@ def spread(total: int, n: int) -> list[int]:
     return [i * total // n for i in range(n)]
 
 
-def count_images(source: str) -> int | None:
+def count_images(source: Given) -> int | None:
     """Number of images in a source, damaged ones included; None for "procedural", which is endless.
 
     Raises:
@@ -65,7 +68,7 @@ def count_images(source: str) -> int | None:
 
 
 def load_images(
-    source: str,
+    source: Given,
     n: int | None = None,
     *,
     image_shape: tuple[int, int, int],
@@ -81,7 +84,7 @@ def load_images(
     cropped, at the full depth of the pixels.
 
     Args:
-        source: the source, as `fmprobe.images` describes it.
+        source: the source, as `fmprobe.images` describes it, as text or as a path; or a list of the paths of images.
         n: number of images; by default all. "procedural" needs it, and gives the first images of `seed`.
         image_shape: `(C, H, W)`.
         seed: seed of procedural images.
@@ -104,7 +107,7 @@ def load_images(
 
 
 def stream_images(
-    source: str,
+    source: Given,
     n: int | None = None,
     *,
     image_shape: tuple[int, int, int],
@@ -136,7 +139,7 @@ def stream_images(
 
 
 def _readable(
-    source: str,
+    source: Given,
     found: Pictures,
     n: int | None,
     shape: tuple[int, int, int],

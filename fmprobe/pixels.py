@@ -82,14 +82,25 @@ def from_file(file: Path | bytes) -> Picture:
     """The upright picture of a file, given by its path or its content."""
     with _opened(file) as image:
         image.load()
-        deep = _deep(image)
-        if deep is None and (low := _low_bytes(file)) is not None:  # `image` has the upper byte of each value only
-            deep = _parts(image, low)
-        turn = _turn(image)
-        if deep is None:
-            whole = _eight_bits(image)
-            return whole if turn is None else whole.transpose(turn)
-    return deep if turn is None else _turned(deep, turn)
+        # Where the colours have 16 bits, `image` has the upper byte of each value only.
+        return _upright(image, lambda: _low_bytes(file))
+
+
+def from_image(image: Image.Image) -> Picture:
+    """The upright picture of an image in memory, at the depth that Pillow kept of it."""
+    return _upright(image, lambda: None)
+
+
+def _upright(image: Image.Image, low_bytes: Callable[[], Image.Image | None]) -> Picture:
+    """The upright picture; `low_bytes` gives the lower bytes of a picture with more than 8 bits."""
+    deep = _deep(image)
+    if deep is None and (low := low_bytes()) is not None:
+        deep = _parts(image, low)
+    turn = _turn(image)
+    if deep is not None:
+        return deep if turn is None else _turned(deep, turn)
+    whole = _eight_bits(image)
+    return whole if turn is None else whole.transpose(turn)
 
 
 def from_array(values: Array) -> Picture:

@@ -4,9 +4,10 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,22 @@ class Pictures:
     decode: Callable[[int], Picture]
 
 
-def find_pictures(text: str) -> Pictures:
+def find_pictures(text: "str | Path | Sequence[str | Path]") -> Pictures:
     """Find the pictures of a source, without decoding any of them.
+
+    Args:
+        text: a source, as `fmprobe.images` describes it; or the paths of image files.
 
     Raises:
         InputError: the source cannot be read or holds no images; the message names it.
     """
+    if not isinstance(text, str | Path):
+        return _of_files([Path(path) for path in text], "the list of paths")
+    if (isinstance(text, Path) or Path(text).suffix.lower() in SUFFIXES) and not _exists(str(text)):
+        if not (files := _matching(str(text))):
+            raise InputError(f"{_said(text)} does not exist: expected an image, or a source of images")
+        return _of_files(files, str(text))
+    text = str(text)
     source = Source.parse(text)
     path = Path(source.name)
     if source.name == "procedural":
@@ -83,13 +94,32 @@ def find_pictures(text: str) -> Pictures:
         found = _of_arrays(source)
     elif _is_folder(path):
         found = _of_folder(path, source)
+    elif path.suffix.lower() in SUFFIXES and _exists(text):
+        found = _of_files([path], text)
+    elif not _exists(source.name) and (files := _matching(text)):
+        found = _of_files(files, text)
     elif path.suffix.lower() == ".parquet" or not _exists(source.name):
         found = _of_dataset(source, local=_exists(source.name))
     else:
-        raise InputError(f"{_said(path)} is no image source: expected a folder, a .parquet or an .npz file")
+        raise InputError(f"{_said(path)} is no image source: expected a folder, an image, a .parquet or an .npz file")
     if not found.count:
         raise InputError(_nothing(text))
     return found
+
+
+def _of_files(files: list[Path], text: str) -> Pictures:
+    """The pictures of image files."""
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"{_said(path)}, of {_said(text)}, is no file: expected an image")
+    return Pictures(len(files), lambda i: _said(files[i]), lambda i: from_file(files[i]))
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The image files that a pattern with *, ? or [] matches, in order; ** matches folders within folders."""
+    if not set(pattern) & set("*?["):
+        return []
+    return sorted(path for path in map(Path, glob(pattern, recursive=True)) if path.suffix.lower() in SUFFIXES)
 
 
 def _nothing(text: object) -> str:

@@ -2,13 +2,16 @@
 
 import inspect
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fmprobe
 
@@ -30,8 +33,12 @@ def doors():
         for label, function in public.items():
             if callable(function) and not (inspect.isclass(function) and issubclass(function, BaseException)):
                 parameters = inspect.signature(function).parameters.values()
-                found |= {(label, p.name) for p in parameters if p.name in NAMES and "Tensor" in str(p.annotation)}
+                found |= {(label, p.name) for p in parameters if p.name in NAMES and _holds_images(p)}
     return found
+
+
+def _holds_images(parameter):
+    return any(word in str(parameter.annotation) for word in ("Tensor", "ImagesLike"))
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,8 @@ def known():
 CALLS = {
     ("Autoencoder.encode", "images"): lambda k, x: k.model.encode(x),
     ("Autoencoder.check_images", "images"): lambda k, x: k.model.check_images(x),
+    ("Autoencoder.take_images", "images"): lambda k, x: k.model.take_images(x),
+    ("Autoencoder.image_batches", "images"): lambda k, x: list(k.model.image_batches(x)),
     ("TrajectoryDetector.fit", "images"): lambda k, x: fmprobe.TrajectoryDetector(k.model, max_steps=3).fit(x),
     ("TrajectoryDetector.fit", "held_out"): lambda k, x: fmprobe.TrajectoryDetector(k.model, max_steps=3).fit(GOOD, x),
     ("TrajectoryDetector.calibrate", "held_out"): lambda k, x: k.detector.calibrate(x),
@@ -61,11 +70,15 @@ CALLS = {
     ("TrajectoryDetector.scores", "images"): lambda k, x: k.detector.scores(x),
     ("TrajectoryDetector.predict", "images"): lambda k, x: k.detector.predict(x),
     ("TrajectoryDetector.examine", "images"): lambda k, x: k.detector.examine(x),
+    ("TrajectoryDetector.score_samples", "images"): lambda k, x: k.detector.score_samples(x),
+    ("TrajectoryDetector.decision_function", "images"): lambda k, x: k.detector.decision_function(x),
+    ("TrajectoryDetector.p_values", "images"): lambda k, x: k.detector.p_values(x),
     ("AttractorTracker", "train"): lambda k, x: fmprobe.AttractorTracker(x, GOOD),
     ("AttractorTracker", "test"): lambda k, x: fmprobe.AttractorTracker(GOOD, x),
     ("compare", "images"): lambda k, x: fmprobe.compare(k.model, k.model, x, max_steps=2),
     ("compare", "images_b"): lambda k, x: fmprobe.compare(k.model, k.model, GOOD, images_b=x, max_steps=2),
-    ("fit_decoder", "images"): lambda k, x: fmprobe.fit_decoder(k.bare, x, steps=1),
+    ("find_attractors", "images"): lambda k, x: fmprobe.find_attractors(k.model, images=x, max_steps=2, progress=False),
+    ("fit_decoder", "images"): lambda k, x: fmprobe.fit_decoder(k.bare, x, kind="linear", progress=False),
     ("probe_memorization", "train"): lambda k, x: fmprobe.probe_memorization(k.model, x, n=2, max_steps=2),
     ("probe_memorization", "test"): lambda k, x: fmprobe.probe_memorization(k.model, GOOD, x, n=2, max_steps=2),
     ("probe_residuals", "images"): lambda k, x: fmprobe.probe_residuals(k.model, x, steps=1),
@@ -92,15 +105,37 @@ KINDS = {
     "whole numbers": (lambda x: (255 * x).long(), "floats in|tensors of floats"),
     "truth": (lambda x: x > 0.5, "tensors of floats"),
     "complex": (lambda x: x + 1j, "tensors of floats"),
-    "one image": (lambda x: x[0], r"\[None\]"),
     "channels last": (lambda x: x.movedim(1, -1), "1, 16, 16"),
     "another size": (lambda x: x[..., :8], "1, 16, 16"),
     "another rank": (lambda x: x[:, None], "1, 16, 16"),
-    "a list": (list, "tensors of floats"),
-    "an array": (lambda x: x.numpy(), "tensors of floats"),
-    "pictures": (lambda x: [Image.fromarray(np.uint8(255 * row[0].numpy())) for row in x], "tensors of floats"),
 }
-SHAPES = ("one image", "channels last", "another size", "another rank")
+SHAPES = ("channels last", "another size", "another rank")
+BYTES = (255 * GOOD).round().byte()  # what pictures of 8 bits hold of them
+TAKEN = {  # other kinds of the same images
+    "a tensor": lambda: BYTES / 255,
+    "bytes": lambda: BYTES,
+    "an array": lambda: (BYTES / 255).numpy(),
+    "an array of bytes, channels last": lambda: BYTES.movedim(1, -1).numpy(),
+    "an array without channels": lambda: BYTES[:, 0].numpy(),
+    "doubles": lambda: (BYTES / 255).numpy().astype(np.float64),
+    "a list": lambda: list(BYTES / 255),
+    "pictures": lambda: pictures(),
+    "labelled pictures": lambda: [(picture, i % 3) for i, picture in enumerate(pictures())],
+    "an iterator": lambda: iter(pictures()),
+    "a DataLoader": lambda: DataLoader(TensorDataset(BYTES / 255, torch.arange(len(BYTES))), batch_size=7),
+    "a data set of torch": lambda: TensorDataset(BYTES / 255),
+    "dicts": lambda: [{"pixel_values": part, "label": 3} for part in (BYTES / 255).split(11)],
+    "a data set": lambda: datasets.Dataset.from_dict({"label": [*range(len(BYTES))], "photo": pictures()}).cast_column(
+        "photo", datasets.Image()
+    ),
+}
+STRICT = {("Autoencoder.check_images", "images"), ("train_autoencoder", "images")} | {
+    ("AttractorTracker", name) for name in ("train", "test")
+}
+
+
+def pictures():
+    return [Image.fromarray(row[0].numpy()) for row in BYTES]
 
 
 def test_every_door_is_tried():
@@ -139,6 +174,93 @@ def test_rounding_at_the_ends_of_the_range_is_let_through(door, known):
 def test_a_detector_takes_bytes_as_the_floats_that_they_are(known):
     bytes_ = (255 * GOOD).round().byte()
     assert torch.equal(known.detector.score(bytes_), known.detector.score(bytes_.float() / 255))
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_every_kind_of_images_is_the_same_images(kind, known):
+    expected = BYTES / 255
+    assert torch.equal(known.model.take_images(TAKEN[kind]()), expected)
+    latents = known.model.encode(TAKEN[kind](), batch_size=16)
+    assert torch.allclose(latents, known.model.encode(expected), atol=1e-6)
+    blocks = list(known.model.image_batches(TAKEN[kind](), block=16))
+    assert max(map(len, blocks)) <= 16
+    assert torch.equal(torch.cat(blocks), expected)
+
+
+@pytest.mark.parametrize("door", sorted(set(CALLS) - STRICT), ids=" ".join)
+def test_every_door_takes_pictures(door, known):
+    """Held-out images of the detector must not be fit images, and the report ends at the set without images."""
+    images = [Image.fromarray(255 - row[0].numpy()) for row in BYTES]
+    if door == ("surrogate_report", "images"):
+        with pytest.raises(fmprobe.InputError, match="there are no images in 'none'"):
+            fmprobe.surrogate_report(known.bare, images={"mine": images, "none": GOOD[:0]}, null=known.bare)
+        return
+    CALLS[door](known, images)
+
+
+@pytest.mark.parametrize("door", sorted(STRICT), ids=" ".join)
+def test_what_trains_a_network_takes_tensors_alone(door, known):
+    with pytest.raises(fmprobe.InputError, match="tensors of floats"):
+        CALLS[door](known, pictures())
+
+
+def test_one_image_is_a_batch_of_one(known, tmp_path):
+    expected = known.model.encode(BYTES[:1] / 255)
+    pictures()[0].save(tmp_path / "one.png")
+    pictures()[1].save(tmp_path / "two.png")
+    one = str(tmp_path / "one.png")
+    for image in (
+        BYTES[0] / 255,
+        BYTES[0, 0].numpy(),
+        pictures()[0],
+        one,
+        tmp_path / "one.png",
+        [one],
+        f"{one[:-7]}o*",
+    ):
+        assert torch.equal(known.model.encode(image), expected)
+    assert torch.equal(known.model.transform(pictures()[0]), BYTES[0] / 255)
+    assert len(fmprobe.load_images(tmp_path / "*.png", image_shape=SHAPE)) == 2
+    both = fmprobe.load_images([tmp_path / "two.png", one], image_shape=SHAPE)
+    assert torch.equal(both, BYTES[[1, 0]] / 255)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (3, "an object of type int is no image"),
+        (None, "an object of type NoneType is no image"),
+        ([3, 4], r"images \[0\]: an object of type int is no image"),
+        (np.zeros((2, 2, 2, 2, 2)), r"has shape \(2, 2, 2, 2, 2\)"),
+        (np.zeros((3, 9, 3)), "channels may be first or last"),
+        (np.zeros((4, 4), dtype=int), "is an array of int64"),
+        (np.full((4, 4), 3.0), "floats lie in 3 to 3, expected 0 to 1"),
+        (np.full((4, 4), np.nan), "floats lie in nan to nan"),
+        ({"pictures": 3}, "is a dict of pictures: expected its images under one of pixel_values"),
+        ("missing.png", "missing.png does not exist"),
+        (Path("missing"), "missing does not exist"),
+        (["missing.png"], "missing.png cannot be read"),
+        ([], "there are no images"),
+        (iter(()), "there are no images"),
+        (datasets.Dataset.from_dict({"text": ["a"]}), "has no column of images, but text"),
+        ([[BYTES[:2], BYTES[:2]]], "expected one image in each place"),
+    ],
+    ids=str,
+)
+def test_what_is_no_image_is_refused_in_one_line(given, said, known):
+    with pytest.raises(fmprobe.InputError, match=said) as caught:
+        known.model.encode(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_image_in_the_middle_is_named(known, tmp_path):
+    for i, picture in enumerate(pictures()[:3]):
+        picture.save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    for images in (tmp_path, str(tmp_path / "*.png"), sorted(tmp_path.iterdir())):
+        with pytest.raises(fmprobe.InputError, match=r"1\.png cannot be read as an image"):
+            known.model.encode(images)
+    assert len(known.model.load_images(tmp_path, skip_damaged=True)) == 2
 
 
 def test_from_functions_takes_any_range():

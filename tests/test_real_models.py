@@ -3,6 +3,7 @@
 import json
 
 import _taef2 as taef2
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -66,7 +67,10 @@ def test_a_photo_reaches_a_real_dinov2_as_its_own_processor_hands_it_over(assets
 
     photo = datasets.load_dataset(str(assets / "data" / "photos"))["test"][0]["image"].convert("RGB")
     assert photo.width != photo.height
-    pixels = AutoImageProcessor.from_pretrained(folder)(photo, return_tensors="pt")["pixel_values"]
+    processor = AutoImageProcessor.from_pretrained(folder)
+    raw = processor(photo, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(model.transform(photo), raw)  # f normalises after this
+    pixels = processor(photo, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         library = Dinov2Model.from_pretrained(folder, dtype=torch.float32).eval()
         expected = library(pixels).last_hidden_state[:, 1:]
@@ -74,3 +78,18 @@ def test_a_photo_reaches_a_real_dinov2_as_its_own_processor_hands_it_over(assets
     # The processor rescales and normalises in one operation: the last bit of a pixel differs, and twelve layers pass
     # it on. Tokens reach 11 here.
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["dinov2-small", "efficientnet-lite1"])
+def test_a_real_photo_is_the_same_by_every_way_in(name, assets):
+    import datasets
+
+    model = fmprobe.load(assets / "models" / name)
+    photos = datasets.load_dataset(str(assets / "data" / "photos"))["test"].select([0, 7])
+    pictures = [row["image"] for row in photos]
+    expected = torch.stack([model.transform(picture) for picture in pictures])
+    arrays = [np.asarray(picture.convert("RGB")) for picture in pictures]
+    for images in (pictures, arrays, photos, iter(pictures)):
+        assert torch.equal(model.take_images(images), expected)
+    batch = model.load_images(f"{assets / 'data' / 'photos'}:test", 200)
+    assert torch.equal(batch[[0, 7]], expected)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fmprobe.autoencoder import Autoencoder
+    from fmprobe.inputs import ImagesLike
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 STARTS, STEPS = 32, 100  # by default
@@ -142,7 +143,7 @@ class Residuals(Result):
 
 def probe_residuals(
     model: "Autoencoder",
-    images: "Tensor | None" = None,
+    images: "ImagesLike | None" = None,
     *,
     n: int | None = None,
     steps: int = STEPS,
@@ -153,7 +154,8 @@ def probe_residuals(
 
     Args:
         model: the model.
-        images: images `(n, *image_shape)` whose latents are the starts; by default starts are drawn from N(0, I).
+        images: images `(n, *image_shape)`, or anything else that `Autoencoder.take_images` takes, whose latents are the
+            starts; by default starts are drawn from N(0, I).
         n: number of starts, by default 32.
         steps: number of steps that every start takes, settled or not.
         seed: seed of the starts.
@@ -168,7 +170,7 @@ def probe_residuals(
     from fmprobe.dynamics.curves import norms_along
 
     if images is not None:
-        model.check_images(images)
+        images = model.take_images(images)
         if n not in (None, len(images)):
             raise InputError(f"{len(images)} images are given, and n={n}: leave out one of them")
         n = len(images)

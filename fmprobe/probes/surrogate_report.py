@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmprobe.attractors import AttractorSet, find_attractors
-from fmprobe.autoencoder import Autoencoder, check_images
+from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.distances import chamfer
 from fmprobe.errors import InputError
 from fmprobe.images import as_pixels
+from fmprobe.inputs import ImagesLike
 from fmprobe.surrogates.artefact import Surrogate
 from fmprobe.surrogates.cache import cached_decoder
 from fmprobe.surrogates.data import HELD_OUT, HELD_OUT_FIRST, procedural
@@ -78,7 +79,7 @@ class SurrogateReport:
 def surrogate_report(
     model: Autoencoder,
     *,
-    images: Mapping[str, Tensor] | None = None,
+    images: Mapping[str, ImagesLike] | None = None,
     settings: FitSettings | None = None,
     n: int = 24,
     max_steps: int | None = None,
@@ -112,8 +113,8 @@ def surrogate_report(
         check_null(null, model)
     rule = model.protocol.chosen(None, None, max_steps)
     check_counts(n=n, max_steps=rule["max_steps"])
-    for name, block in (images or {}).items():
-        check_images(block, model.image_shape, what=f"images {name!r}")
+    images = {name: model.take_images(block, f"images {name!r}") for name, block in (images or {}).items()}
+    for name, block in images.items():
         if not len(block):
             raise InputError(f"there are no images in {name!r}: expected at least one")
     variants = {

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fmprobe.autoencoder import Autoencoder, check_images
+from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.images import as_pixels, spread
+from fmprobe.inputs import ImagesLike
 from fmprobe.procedural import power_noise, procedural_images
 from fmprobe.seeding import generator
 from fmprobe.surrogates.features import as_bytes, in_blocks
@@ -46,7 +47,7 @@ class TrainingData:
     data_free: bool
 
 
-def training_data(model: Autoencoder, settings: Settings, images: Tensor | str | Path | None) -> TrainingData:
+def training_data(model: Autoencoder, settings: Settings, images: ImagesLike | None) -> TrainingData:
     """Collect the images for a fit.
 
     A source is read twice and never held as a whole. Of given images every tenth is held out.
@@ -54,7 +55,7 @@ def training_data(model: Autoencoder, settings: Settings, images: Tensor | str |
     Args:
         model: The encoder, which decides the images' shape.
         settings: `n_images` limits given images, which are then spread evenly over the tensor or source.
-        images: A tensor, a source, or None for procedural images.
+        images: Images as `Autoencoder.take_images` takes them, or None for procedural images.
 
     Raises:
         InputError: If there are too few images, if they are all the same, or if they do not fit the model.
@@ -164,8 +165,8 @@ def _procedural_blocks(model: Autoencoder, n: int, first: int, mixture: str, see
         yield as_bytes(block if model.image_shape[0] == 3 else block.mean(dim=1, keepdim=True))
 
 
-def _from_tensor(model: Autoencoder, images: Tensor, limit: int | None) -> Callable[[], Iterator[Tensor]]:
-    check_images(images, model.image_shape, model.name)
+def _from_tensor(model: Autoencoder, images: ImagesLike, limit: int | None) -> Callable[[], Iterator[Tensor]]:
+    images = model.take_images(images)
     if limit is not None and limit < len(images):
         images = images[spread(len(images), limit)]
     if len(images) < FEWEST:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.images import as_pixels
+from fmprobe.inputs import ImagesLike
 from fmprobe.sharing import team
 from fmprobe.surrogates.artefact import Surrogate
 from fmprobe.surrogates.data import (
@@ -56,7 +57,7 @@ class FitSettings(PixelSettings, LatentSettings):
 
 def fit_decoder(
     model: Autoencoder,
-    images: Tensor | str | None = None,
+    images: ImagesLike | None = None,
     kind: str = "pixel",
     *,
     seed: int = 0,
@@ -76,7 +77,8 @@ def fit_decoder(
     Args:
         model: The encoder.
         images: None for procedural images (Baradad et al. 2021), so that no photograph is needed. Else floats
-            `(n, C, H, W)` in `[0, 1]`, or a source as `fmprobe.load_images` takes it. Every tenth of these is held out.
+            `(n, C, H, W)` in `[0, 1]`, or anything else that `Autoencoder.take_images` takes. A source is read in
+            parts. Every tenth of these is held out.
         kind: "pixel", a decoder to images, "latent", an autoencoder on features, or another name in
             `fmprobe.surrogates.kinds.KINDS`.
         seed: Seed of everything that is drawn.
@@ -93,7 +95,7 @@ def fit_decoder(
 
 
 def chosen_settings(
-    model: Autoencoder, images: Tensor | str | None = None, kind: str = "pixel", **settings: Any
+    model: Autoencoder, images: ImagesLike | None = None, kind: str = "pixel", **settings: Any
 ) -> FitSettings:
     """The settings of a fit, as `fit_decoder` takes them: those given, and the kind's defaults on the model's device.
 
@@ -114,7 +116,7 @@ def chosen_settings(
 def fit_with(
     model: Autoencoder,
     settings: Settings,
-    images: Tensor | str | None = None,
+    images: ImagesLike | None = None,
     *,
     progress: bool = True,
     trackers: str | None = None,

@@ -4,10 +4,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from torch import Tensor
-
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.inputs import ImagesLike
 from fmprobe.surrogates.fit import fit_with
 from fmprobe.surrogates.settings import TrainedSettings
 
@@ -37,7 +36,7 @@ class Pace:
         )
 
 
-def pace_of(model: Autoencoder, settings: TrainedSettings, images: Tensor | str | None = None) -> list[Pace]:
+def pace_of(model: Autoencoder, settings: TrainedSettings, images: ImagesLike | None = None) -> list[Pace]:
     """Take a few steps of each stage of a fit, on as many images as a batch has, and keep nothing.
 
     Args:

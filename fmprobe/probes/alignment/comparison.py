@@ -17,6 +17,7 @@ from fmprobe.dynamics.distances import chamfer
 from fmprobe.dynamics.fields import cosine_of, field_at
 from fmprobe.dynamics.protocols import protocol_for
 from fmprobe.errors import InputError
+from fmprobe.inputs import ImagesLike
 from fmprobe.probes.alignment.latent_maps import FITS, ORTHOGONAL, LatentMap, Relative, fit_relative
 from fmprobe.probes.result import Result
 from fmprobe.seeding import generator
@@ -79,9 +80,9 @@ def one_by_one(pairs: Pairs) -> dict[str, dict[str, Any]]:
 def compare(
     model_a: Autoencoder,
     model_b: Autoencoder,
-    images: Tensor,
+    images: ImagesLike,
     *,
-    images_b: Tensor | None = None,
+    images_b: ImagesLike | None = None,
     null: Autoencoder | None = None,
     ceiling: Autoencoder | None = None,
     maps: Sequence[str] | None = None,
@@ -105,8 +106,8 @@ def compare(
     Args:
         model_a: the network A.
         model_b: the network B.
-        images: images `(n, *image_shape)` of A.
-        images_b: the same pictures as B takes them, where it takes others.
+        images: images `(n, *image_shape)` of A, or anything else that `Autoencoder.take_images` of A takes.
+        images_b: the same pictures for B; by default the very tensor that A is given.
         null: a network like B with random weights.
         ceiling: one like A with a little weight noise (`fmprobe.probes.alignment.perturbation`).
         maps: some of "orthogonal" (left out by default where dimensions differ), "linear" and "relative".
@@ -127,7 +128,11 @@ def compare(
             orthogonal map is asked for between different dimensions, or a latent is not finite.
         ValueError: a number makes no sense.
     """
-    _check(model_a, model_b, images, images_b, maps)
+    _check_models(model_a, model_b)
+    images = model_a.take_images(images)
+    images_b = None if images_b is None else model_b.take_images(images_b)
+    model_b.check_images(images if images_b is None else images_b)
+    _check(images, images_b, maps)
     check_counts(2, anchors=anchors)
     check_seed(seed)
     check_counts(0, **{f"drift_steps[{i}]": step for i, step in enumerate(drift_steps)})
@@ -340,14 +345,15 @@ def _mean(values: Tensor) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def _check(a: Autoencoder, b: Autoencoder, images: Tensor, images_b: Tensor | None, maps: Sequence[str] | None) -> None:
+def _check_models(a: Autoencoder, b: Autoencoder) -> None:
     for model in (a, b):
         if not model.has_latent_map:
             raise InputError(f"{model.name} has no latent map: give it a decoder (`fmprobe fit-decoder`)")
         if not model.image_shape:
             raise InputError(f"{model.name} takes no images, and shared images are what latents are matched by")
-    a.check_images(images)
-    b.check_images(images if images_b is None else images_b)
+
+
+def _check(images: Tensor, images_b: Tensor | None, maps: Sequence[str] | None) -> None:
     if len(images) < LEAST or (images_b is not None and len(images_b) != len(images)):
         given = len(images) if images_b is None else f"{len(images)} and {len(images_b)}"
         raise InputError(f"two networks are compared on {LEAST} images or more, the same for both: got {given}")

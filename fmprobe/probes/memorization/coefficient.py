@@ -16,6 +16,7 @@ from fmprobe.dynamics.distances import nearest
 from fmprobe.errors import InputError
 from fmprobe.files import write_atomically
 from fmprobe.images import spread
+from fmprobe.inputs import ImagesLike
 from fmprobe.pictures import to_picture
 from fmprobe.probes.result import Result
 from fmprobe.probes.weights.dictionaries import atoms_of
@@ -77,8 +78,8 @@ class Memorization(Result):
 
 def probe_memorization(
     model: Autoencoder,
-    train: Tensor,
-    test: Tensor | None = None,
+    train: ImagesLike,
+    test: ImagesLike | None = None,
     *,
     attractors: AttractorSet | None = None,
     n: int | None = None,
@@ -93,7 +94,7 @@ def probe_memorization(
 
     Args:
         model: the model that may have stored images.
-        train: training images `(N, *image_shape)` in [0, 1].
+        train: training images `(N, *image_shape)` in [0, 1], or anything else that `Autoencoder.take_images` takes.
         test: images that the model was not trained on.
         attractors: its attractors; by default they are found now.
         n: number of starts of the search, drawn from N(0, I).
@@ -106,7 +107,9 @@ def probe_memorization(
         InputError: there are no images, a latent of them is not finite, the model has no decoder, the attractors lie in
             another latent space, or a search is asked for although attractors are given.
     """
-    _check(model, train, test, attractors is not None, asked=[*(["n"] if n is not None else []), *search])
+    train = model.take_images(train, "training images")
+    test = None if test is None else model.take_images(test, "test images")
+    _check(train, test, attractors is not None, asked=[*(["n"] if n is not None else []), *search])
     if attractors is None:
         attractors = find_attractors(model, n, seed=seed, batch_size=batch_size, **search)
     attractors.check_space(model)
@@ -149,11 +152,8 @@ def probe_memorization(
     ).about(model)
 
 
-def _check(model: Autoencoder, train: Tensor, test: Tensor | None, given: bool, asked: Sequence[str]) -> None:
-    """Raise InputError for images that the model does not take, or a search beside attractors that are given."""
-    model.check_images(train, "training images")
-    if test is not None:
-        model.check_images(test, "test images")
+def _check(train: Tensor, test: Tensor | None, given: bool, asked: Sequence[str]) -> None:
+    """Raise InputError where there are no images, or for a search beside attractors that are given."""
     if not len(train) or (test is not None and not len(test)):
         raise InputError("memorization needs training images, and test images where they are given: got none")
     if given and asked:

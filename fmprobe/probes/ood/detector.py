@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.digests import digest
 from fmprobe.errors import InputError
-from fmprobe.images import as_pixels
+from fmprobe.inputs import ImagesLike
 from fmprobe.probes.ood import artefact
 from fmprobe.probes.ood.calibration import Calibration, check_acceptance
 from fmprobe.probes.ood.features import feature_vectors
@@ -79,8 +79,8 @@ class TrajectoryDetector:
 
     def fit(
         self,
-        images: Tensor,
-        held_out: Tensor | float | None = None,
+        images: ImagesLike,
+        held_out: ImagesLike | float | None = None,
         *,
         seed: int = 0,
         progress: bool | None = None,
@@ -90,7 +90,8 @@ class TrajectoryDetector:
         Fit images whose latents are not finite are left out with a warning.
 
         Args:
-            images: In-distribution images `(n, *image_shape)`, floats in [0, 1] or bytes.
+            images: In-distribution images `(n, *image_shape)`, floats in [0, 1] or bytes; or anything else that
+                `Autoencoder.take_images` takes, such as a DataLoader, of which only the latents are kept.
             held_out: Further in-distribution images for `calibrate`; or the share of `images`, between 0 and 1, that
                 is held out and not fitted on, by the content of the images.
             seed: Random seed of that split.
@@ -99,28 +100,30 @@ class TrajectoryDetector:
         Raises:
             InputError: There are fewer than 2 different fit images, or 16 held-out ones, or all orbits diverge.
         """
-        self._check(images, "fit images")
-        if isinstance(held_out, Real):
+        if isinstance(held_out, float | int):
             check_acceptance(held_out, "held_out")
+            images = self.model.take_images(images, "fit images")
             (images, held_out), _ = split_by_content(images, (1 - held_out, held_out), seed)
         elif held_out is not None:
-            self._check(held_out, "held-out images")
-        content = content_hashes(images)
+            held_out = self.model.take_images(held_out, "held-out images")
+        content, blocks = [], []
+        for block in self.model.image_batches(images, "fit images", block=self.settings.batch_size):
+            content += content_hashes(block)
+            blocks.append(self._encode(block))
         if len(set(content)) < FEWEST:
             raise InputError(
-                f"cannot fit a detector on {len(images)} images, {len(set(content))} of them different: expected at "
+                f"cannot fit a detector on {len(content)} images, {len(set(content))} of them different: expected at "
                 f"least {FEWEST}"
             )
-        latents = torch.cat([self._encode(block) for block in images.split(self.settings.batch_size)])
-        latents = self._finite(latents)
+        latents = self._finite(torch.cat(blocks))
         reference = find_reference(self.model.latent_map, latents, self.settings, progress)
-        reference.facts["not_finite"] = len(images) - len(latents)
-        reference.facts["pixels"] = pixels_of(images)
+        reference.facts["not_finite"] = len(content) - len(latents)
+        reference.facts["pixels"] = digest(content)
         self._take(reference, feature_vectors(latents, len(latents)))
         self.calibration, self._seen = None, frozenset(content)
         return self if held_out is None else self.calibrate(held_out)
 
-    def calibrate(self, held_out: Tensor) -> "TrajectoryDetector":
+    def calibrate(self, held_out: ImagesLike) -> "TrajectoryDetector":
         """Learn from held-out images which scores are usual: two-sided and one-class scores, and all thresholds.
 
         Held-out images that are also fit images are left out with a warning, and so are duplicates.
@@ -132,8 +135,7 @@ class TrajectoryDetector:
             InputError: There are fewer than 16 images that are left.
         """
         self._fitted()
-        self._check(held_out, "held-out images")
-        held_out = self._fresh(held_out)
+        held_out = self._fresh(self.model.take_images(held_out, "held-out images"))
         scores = self._plain(held_out, self._plain_names)[0]
         if lost := int((scores["latent norm"] >= LARGEST).sum()):
             said = f"{lost} of {len(held_out)} held-out images have latents that are not finite and count as rejected"
@@ -142,11 +144,12 @@ class TrajectoryDetector:
         self._fitted().facts["held_out_pixels"] = pixels_of(held_out)
         return self
 
-    def score(self, images: Tensor) -> Tensor:
+    def score(self, images: ImagesLike) -> Tensor:
         """The score "trajectory": the published one, unless the setting `aggregate` names another statistic.
 
         Args:
-            images: Images `(N, *image_shape)`, floats in [0, 1] or bytes.
+            images: Images `(N, *image_shape)`, floats in [0, 1] or bytes; or anything else that
+                `Autoencoder.take_images` takes.
 
         Returns:
             Float32 `(N,)` on the CPU, low for images like the fit images; the largest float32 where an orbit diverged.
@@ -155,12 +158,12 @@ class TrajectoryDetector:
             InputError: The detector is not fitted.
         """
         self._fitted()
-        self._check(images)
-        if not len(images):
+        if isinstance(images, Tensor) and not len(images):
+            self.model.check_images(images)
             return torch.empty(0)
         return torch.from_numpy(self._plain(images, (self.settings.aggregate,))[0][self.settings.aggregate]).float()
 
-    def scores(self, images: Tensor) -> dict[str, Tensor]:
+    def scores(self, images: ImagesLike) -> dict[str, Tensor]:
         """Every score by name, float32 `(N,)` on the CPU.
 
         "trajectory" equals `score`. The others are its parts, the baselines, and, after `calibrate`, two-sided and
@@ -171,7 +174,7 @@ class TrajectoryDetector:
 
     def predict(
         self,
-        images: Tensor,
+        images: ImagesLike,
         *,
         acceptance: float | None = None,
         rule: str | None = None,
@@ -182,7 +185,7 @@ class TrajectoryDetector:
         Only the score that decides is computed.
 
         Args:
-            images: Images `(N, *image_shape)`.
+            images: Images `(N, *image_shape)`, or anything else that `Autoencoder.take_images` takes.
             acceptance: That share; None for the detector's.
             rule: Which of `scores` decides; None for the detector's.
             sklearn_labels: Whether to answer as scikit-learn's outlier detectors do: 1 inside and -1 outside.
@@ -197,13 +200,13 @@ class TrajectoryDetector:
         accepted = torch.from_numpy(self._of_rule(images, rule) <= threshold)
         return torch.where(accepted, 1, -1) if sklearn_labels else accepted
 
-    def score_samples(self, images: Tensor, *, rule: str | None = None) -> np.ndarray:
+    def score_samples(self, images: ImagesLike, *, rule: str | None = None) -> np.ndarray:
         """The score that decides, with the sign of scikit-learn: high for images like the in-distribution images.
 
         Only this score is computed.
 
         Args:
-            images: Images `(N, *image_shape)`.
+            images: Images `(N, *image_shape)`, or anything else that `Autoencoder.take_images` takes.
             rule: Which of `scores`; None for the detector's.
 
         Returns:
@@ -215,7 +218,7 @@ class TrajectoryDetector:
         return -self._of_rule(images, rule)
 
     def decision_function(
-        self, images: Tensor, *, acceptance: float | None = None, rule: str | None = None
+        self, images: ImagesLike, *, acceptance: float | None = None, rule: str | None = None
     ) -> np.ndarray:
         """How far the score lies below the threshold, with the same arguments as `predict`.
 
@@ -228,11 +231,11 @@ class TrajectoryDetector:
         threshold = self.threshold(acceptance, rule)
         return threshold - self._of_rule(images, rule)
 
-    def p_values(self, images: Tensor, *, rule: str | None = None) -> np.ndarray:
+    def p_values(self, images: ImagesLike, *, rule: str | None = None) -> np.ndarray:
         """How usual each image is: the conformal p-value of its score among those of the held-out images.
 
         Args:
-            images: Images `(N, *image_shape)`.
+            images: Images `(N, *image_shape)`, or anything else that `Autoencoder.take_images` takes.
             rule: Which of `scores`; None for the detector's.
 
         Returns:
@@ -258,11 +261,11 @@ class TrajectoryDetector:
         known = ("trajectory", *(self.calibration.names if self.calibration else self._plain_names))
         return tuple(name for name in OFFERED if name in known)
 
-    def examine(self, images: Tensor, names: Sequence[str] | None = None) -> tuple[Scores, np.ndarray]:
+    def examine(self, images: ImagesLike, names: Sequence[str] | None = None) -> tuple[Scores, np.ndarray]:
         """Scores by name, float64 `(N,)`, and the `Status` of each orbit, int64 `(N,)`.
 
         Args:
-            images: Images `(N, *image_shape)`.
+            images: Images `(N, *image_shape)`, or anything else that `Autoencoder.take_images` takes.
             names: Which of `offered`; None for all. Only these are computed, and their orbits have a status where one
                 of these needs them, else the status is empty.
 
@@ -270,7 +273,6 @@ class TrajectoryDetector:
             InputError: A score is unknown, or is learned from held-out images that were not given.
         """
         self._fitted()
-        self._check(images)
         asked = self.offered if names is None else names
         parts = dict.fromkeys(part for name in asked for part in self._made_of(name))
         plain, status = self._plain(images, tuple(parts))
@@ -355,8 +357,8 @@ class TrajectoryDetector:
         self._fitted()
         if self.calibration is None:
             raise InputError(
-                "no threshold without held-out in-distribution images: calibrate(images), or fit(images, held_out=0.25), "
-                "which holds out a quarter of them"
+                "no threshold without held-out in-distribution images: calibrate(images), or fit(images, "
+                "held_out=0.25), which holds out a quarter of them"
             )
         return self.calibration
 
@@ -381,7 +383,7 @@ class TrajectoryDetector:
         name = rule or self.rule
         return self.settings.aggregate if name == "trajectory" else name
 
-    def _of_rule(self, images: Tensor, rule: str | None) -> np.ndarray:
+    def _of_rule(self, images: ImagesLike, rule: str | None) -> np.ndarray:
         """The score `(N,)` by which a rule decides."""
         name = rule or self.rule
         return self.examine(images, (name,))[0][name]
@@ -415,37 +417,30 @@ class TrajectoryDetector:
             warnings.warn(said, stacklevel=3)
         return latents[whole]
 
-    def _check(self, images: Tensor, what: str = "images") -> None:
-        """Raise InputError for images that the model does not take. Bytes are taken, and scaled block by block."""
-        scaled = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim > 0
-        self.model.check_images(as_pixels(images[:1]) if scaled else images, what)
-
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
         """Latents z_0 of checked images, in at least float32."""
-        latents = self.model.encode_unchecked(as_pixels(images))
+        latents = self.model.encode_unchecked(images)
         return latents if latents.dtype in (torch.float32, torch.float64) else latents.float()
 
-    def _plain(self, images: Tensor, names: Sequence[str]) -> tuple[Scores, np.ndarray]:
+    def _plain(self, images: ImagesLike, names: Sequence[str]) -> tuple[Scores, np.ndarray]:
         """Scores that are not learned from held-out images, and the status of each orbit.
 
         An image is decoded, and its orbit followed, only where one of the scores needs it.
 
         Args:
-            images: Images `(N, *image_shape)`, at least one.
+            images: Images, at least one.
             names: The scores to compute.
 
         Returns:
             The scores `(N,)` by name, and the status `(N,)`, which is empty where no score needs the orbits.
         """
-        if not len(images):
-            raise InputError("there are no images to score: expected at least one")
         size = self.settings.batch_size
         of_latent = _needing(names, Needs.LATENT)
         of_orbit = [name for name in names if name not in of_latent]
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*of_orbit, *of_latent)}
         status = [np.empty(0, dtype=np.int64)]
-        for block in images.split(4 * size):
+        for block in self.model.image_batches(images, block=4 * size):
             latents = []
             for part in block.split(size):
                 latents.append(self._encode(part))
@@ -460,6 +455,8 @@ class TrajectoryDetector:
                 seen = FirstPoint(torch.cat([self._nearest(part) for part in latents]).double())
             for name in of_orbit:
                 found[name].append(BY_NAME[name](seen, self._known(name)))
+        if not all(found.values()):
+            raise InputError("there are no images to score: expected at least one")
         return {name: np.concatenate(values) for name, values in found.items()}, np.concatenate(status)
 
     def _known(self, name: str) -> Any:
@@ -474,7 +471,7 @@ class TrajectoryDetector:
         finite = latents.flatten(1).isfinite().all(1)
         known = torch.where(finite.reshape(-1, *[1] * (latents.ndim - 1)), latents, 0)  # scikit-learn takes finite rows
         features = feature_vectors(known, self._fitted().facts["images"])
-        seen = Encoded(as_pixels(images), known, self.model.decode, features)
+        seen = Encoded(images, known, self.model.decode, features)
         rows = finite.cpu().numpy()
         return {name: _or_largest(BY_NAME[name](seen, self._known(name)), rows) for name in names}
 

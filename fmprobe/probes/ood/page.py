@@ -20,7 +20,7 @@ LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000
 
 
 def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """AUROC in percent of the rule that decides and of the published score, beside the best baseline; the acceptance."""
+    """AUROC in percent of the rule that decides, the published score and the best baseline; and the acceptance."""
     rows = []
     for name in others(found):
         best = _best_baseline(found, name)

@@ -16,6 +16,7 @@ from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.dynamics.matching_pursuit import orthogonal_matching_pursuit
 from fmprobe.errors import InputError
 from fmprobe.images import spread
+from fmprobe.inputs import ImagesLike
 from fmprobe.pictures import save_figure, save_frames, to_picture
 from fmprobe.probes.result import Result
 from fmprobe.probes.weights.dictionaries import Dictionaries, bootstrap, effective_rank, make_dictionaries
@@ -69,12 +70,12 @@ class WeightCurves(Result):
 def probe_weights(
     model: Autoencoder,
     attractors: AttractorSet,
-    images: Tensor,
+    images: ImagesLike,
     atoms: Sequence[int] | None = None,
     *,
     ends: bool = False,
     null_attractors: AttractorSet | None = None,
-    reference_images: Tensor | None = None,
+    reference_images: ImagesLike | None = None,
     seed: int = 0,
     batch_size: int = 32,
 ) -> WeightCurves:
@@ -89,7 +90,7 @@ def probe_weights(
     Args:
         model: the model whose latents are reconstructed.
         attractors: its attractors.
-        images: images `(B, *image_shape)` in [0, 1].
+        images: images `(B, *image_shape)` in [0, 1], or anything else that `Autoencoder.take_images` takes.
         atoms: numbers of atoms, by default powers of two. Numbers beyond the count of atoms become that count.
         ends: whether the atoms are the distinct last latents of all finite orbits, settled or not.
         null_attractors: attractors of the same architecture with random weights.
@@ -103,7 +104,10 @@ def probe_weights(
             space or were found under another seed.
         ValueError: a number is below 1.
     """
-    _check(model, images, atoms, reference_images, seed, batch_size)
+    images = model.take_images(images)
+    if reference_images is not None:
+        reference_images = model.take_images(reference_images, "reference images")
+    _check(images, atoms, seed, batch_size)
     with torch.no_grad():
         latents = model.encode(images, batch_size).flatten(1)
         if not bool(latents.isfinite().all()):
@@ -149,17 +153,12 @@ def probe_weights(
 
 
 def _check(
-    model: Autoencoder,
     images: Tensor,
     atoms: Sequence[int] | None,
-    reference_images: Tensor | None,
     seed: int,
     batch_size: int,
 ) -> None:
     """Raise InputError or ValueError for arguments of `probe_weights` that make no sense."""
-    model.check_images(images)
-    if reference_images is not None:
-        model.check_images(reference_images, "reference images")
     if not len(images) or (atoms is not None and (not atoms or min(atoms) < 1)):
         raise InputError(f"weight probing needs images and numbers of atoms from 1 up, got {len(images)} and {atoms}")
     check_counts(batch_size=batch_size)
