@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fmprobe.dynamics.readings import read_orbits
     from fmprobe.errors import InputError
     from fmprobe.images import load_images
-    from fmprobe.loading import load
+    from fmprobe.loading import demo_model, load
     from fmprobe.probes.alignment.comparison import compare
     from fmprobe.probes.capacity import probe_capacity
     from fmprobe.probes.contraction import probe_contraction
@@ -57,6 +57,7 @@ _HOMES = {
     "Orbits": "fmprobe.dynamics.orbits",
     "Status": "fmprobe.dynamics.orbits",
     "load": "fmprobe.loading",
+    "demo_model": "fmprobe.loading",
     "lyapunov_exponents": "fmprobe.dynamics.lyapunov",
     "orthogonal_matching_pursuit": "fmprobe.dynamics.matching_pursuit",
     "read_orbits": "fmprobe.dynamics.readings",
@@ -85,6 +86,7 @@ __all__ = [
     "Status",
     "TrajectoryDetector",
     "compare",
+    "demo_model",
     "find_attractors",
     "fit_decoder",
     "from_functions",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
     from fmprobe.inputs import ImagesLike
 
+SHOWN = 6  # basins in a repr
 WRITTEN_AT_ONCE = 2**24  # bytes
 # The tensors and the numbers of a saved set, and those of its orbits.
 TENSORS = ("latents", "labels", "sizes", "errors", "spectral_radius", "spectral_norm")
@@ -57,6 +58,20 @@ class AttractorSet(Attractors):
     def of(cls, found: Attractors, warning: str | None = None) -> "AttractorSet":
         """The attractors that `dynamics` found, and what speaks against the surrogate that f was made with."""
         return cls(**{field.name: getattr(found, field.name) for field in fields(Attractors)}, warning=warning)
+
+    def __repr__(self) -> str:
+        starts, settled = len(self.orbits), int(self.orbits.converged.sum())
+        number = "an unknown number of" if self.count is None else self.count
+        lines = [
+            f"AttractorSet: {number} attractors, from {settled} of {starts} starts that settled",
+            f"  merged by {self.merge['measure']} distance {self.merge['threshold']:g}",
+        ]
+        if len(self):
+            known = self.spectral_radius[self.spectral_radius.isfinite()]
+            radius = f"{known.min():.3f} to {known.max():.3f}" if len(known) else "not known"
+            more = ", …" if len(self) > SHOWN else ""
+            lines.append(f"  basins {', '.join(map(str, self.sizes[:SHOWN].tolist()))}{more}; spectral radius {radius}")
+        return "\n".join([*lines, *([f"  warning: {self.warning}"] if self.warning else [])])
 
     def save(self, folder: str | Path) -> None:
         """Write `attractors.safetensors`, then `attractors.json`, which carries its hash and so completes it."""

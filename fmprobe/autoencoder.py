@@ -73,6 +73,18 @@ class Autoencoder:
         self.surrogate: Surrogate | None = None  # the surrogate decoder that this model uses, if any
         self.evaluate_by(Execution())
 
+    def __repr__(self) -> str:
+        from fmprobe.validation import decoder_in_words
+
+        family = self.provenance.get("family")
+        return "\n".join(
+            [
+                f"Autoencoder {self.name}{f', {family}' if family else ''}",
+                f"  images {_by(self.image_shape)}, latents {_by(self.latent_shape)}, {self.device}",
+                f"  decoder: {decoder_in_words(self.provenance.get('decoder'), self.has_latent_map)}",
+            ]
+        )
+
     @property
     def name(self) -> str:
         """What the model is called in results and messages."""
@@ -214,7 +226,9 @@ class Autoencoder:
             InputError: something is no image, is ambiguous or leaves [0, 1], or the model takes no images.
         """
         blocks = list(self.image_batches(images, what, block=2**31))
-        return torch.cat(blocks) if len(blocks) != 1 else blocks[0]
+        if not blocks:
+            return torch.zeros(0, *self.image_shape)
+        return torch.cat(blocks) if len(blocks) > 1 else blocks[0]
 
     @property
     def transform(self) -> Callable[[Any], Tensor]:
@@ -360,6 +374,11 @@ class Autoencoder:
             )
         # The last layer of a model that is spread over devices may lie on another device.
         return out.to(self.device, torch.float32 if out.element_size() < 4 else out.dtype)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    """A shape as people write it, such as 3 x 64 x 64."""
+    return " x ".join(map(str, shape)) or "none"
 
 
 def from_functions(

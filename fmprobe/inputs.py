@@ -72,7 +72,7 @@ def batches_of(
             yield torch.stack(pictures)
             pictures = []
         if found.ndim > len(take.shape):
-            yield from (as_pixels(part) for part in found.split(block))
+            yield from (as_pixels(part) for part in found.split(block) if len(part))
     if pictures:
         yield torch.stack(pictures)
 

@@ -125,6 +125,14 @@ def load(
     return model.with_decoder(load_surrogate(decoder, model))
 
 
+def demo_model() -> "Autoencoder":
+    """Load the model that fmprobe ships: a small ViT-MAE trained on scikit-learn's digits, offline, on the CPU."""
+    from importlib.resources import as_file, files
+
+    with as_file(files("fmprobe.demo") / "vit-mae-digits") as folder:
+        return load(str(folder), device="cpu")
+
+
 def _changes(execution: "Execution", deterministic: bool, device_map: Any, processor: Any) -> dict[str, Any]:
     """What provenance records of arguments that change the values of f; only those that were given."""
     changed = {

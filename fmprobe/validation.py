@@ -46,6 +46,18 @@ def errors_in_words(validation: Mapping[str, Any]) -> str:
     return "; ".join(f"{_words(name)}: {errors(row)}" for name, row in validation.items())
 
 
+def decoder_in_words(decoder: Mapping[str, Any] | None, exists: bool = True) -> str:
+    """What the decoder of a model's provenance is, and how well a surrogate does on held-out images."""
+    if not decoder:
+        return (
+            "none that is described" if exists else "none, so that there is no latent map: fmprobe.fit_decoder(model)"
+        )
+    if decoder.get("kind") != "surrogate":
+        return f"{decoder.get('kind', 'own')}{f', {name}' if (name := decoder.get('id')) else ''}"
+    rows = decoder.get("validation") or {}
+    return f"a surrogate; {errors_in_words(rows)}" if rows else "a surrogate, whose errors are not known"
+
+
 def warnings_in(results: Mapping[str, Any]) -> list[str]:
     """The warnings about the surrogates of a run, of both models if it compares two."""
     decoders = [results.get("decoder"), (results.get("other") or {}).get("decoder")]

@@ -210,12 +210,15 @@ def test_a_damaged_picture_is_left_out_and_counted_where_that_is_asked_for(tmp_p
         assert len(fmprobe.load_images(source, image_shape=(3, 8, 8), skip_damaged=True)) == 1
 
 
-def test_bytes_are_scaled_by_a_detector_and_refused_elsewhere(tiny_mae, tiny_dinov2):
+def test_bytes_are_scaled_by_everything_but_what_trains_a_network(tiny_mae, tiny_dinov2):
     model = fmprobe.load(tiny_mae)
     bytes_ = torch.randint(0, 256, (20, *model.image_shape), dtype=torch.uint8)
     detector = fmprobe.TrajectoryDetector(model, max_steps=3).fit(bytes_, progress=False)
     assert torch.equal(detector.score(bytes_), detector.score(bytes_.float() / 255))
     encoder = fmprobe.load(tiny_dinov2, image_size=28)
-    for door in (model.encode, lambda x: fmprobe.probe_memorization(model, x), lambda x: quick(encoder, x)):
-        with pytest.raises(InputError, match=r"bytes by 255|torch\.uint8"):
-            door(bytes_[:, : encoder.image_shape[0]])
+    assert torch.equal(model.encode(bytes_), model.encode(bytes_.float() / 255))
+    shaped = torch.randint(0, 256, (20, *encoder.image_shape), dtype=torch.uint8)
+    assert quick(encoder, shaped).fingerprint == quick(encoder, shaped.float() / 255).fingerprint
+    network = fmprobe.DenseAutoencoder(2, 4, (1, 4, 4))
+    with pytest.raises(InputError, match=r"bytes by 255|torch\.uint8"):
+        fmprobe.train_autoencoder(network, bytes_[:, :1, :4, :4], epochs=1)

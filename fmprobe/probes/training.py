@@ -140,6 +140,14 @@ class AttractorTracker:
 
         return TrackerCallback()
 
+    def __repr__(self) -> str:
+        said = f"{len(self.train)} training and {len(self.test)} test images, {self.starts} starts of a kind"
+        if not self.records:
+            return f"AttractorTracker: {said}; no records yet"
+        last = self.records[-1]
+        counts = ", ".join(f"{last[kind]['count']} from {kind}" for kind in KINDS if kind in last)
+        return f"AttractorTracker: {said}\n  {len(self.records)} records; at epoch {last['epoch']} attractors: {counts}"
+
     def measure(self, model: Autoencoder) -> dict[str, Any]:
         """One record, as JSON holds it. What cannot be said, since no orbit settled, is None.
 

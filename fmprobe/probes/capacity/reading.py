@@ -86,6 +86,8 @@ class CapacityReading:
     @property
     def surrogate(self) -> str:
         """Up to which number of components orbits settle, and whether the attractors are the encoder's."""
+        if not self.paints:
+            return "Up to which number of principal components orbits settle, and where, is the surrogates' as well."
         if self.settles_to is None:
             return "At no number of components do orbits settle in both sets of images."
         up_to = f"Orbits settle in both sets of images when a latent keeps up to {self.settles_to} principal components"

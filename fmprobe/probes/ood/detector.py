@@ -21,6 +21,7 @@ from fmprobe.probes.ood.score import LARGEST, Bank, Encoded, FirstPoint, Needs, 
 from fmprobe.probes.ood.split import content_hashes, pixels_of, split_by_content
 from fmprobe.probes.ood.table import BY_NAME, OFFERED, SCORES, joined_of
 from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, find_reference, follow
+from fmprobe.probes.ood.views import PytorchOOD
 
 RULE = "joined"  # the score that accepts and rejects, unless another is named
 ACCEPTANCE = 0.95
@@ -76,6 +77,18 @@ class TrajectoryDetector:
         self._reference: Reference | None = None
         self.calibration: Calibration | None = None
         self._seen: frozenset[str] = frozenset()  # digests of the fit images
+
+    def __repr__(self) -> str:
+        lines = [f"TrajectoryDetector of {self.model.name}: decides by {self.rule!r}, accepts {self.acceptance:.0%}"]
+        if self._reference is None:
+            return f"{lines[0]}; not fitted"
+        facts = self._reference.facts
+        lines.append(f"  {facts['images']} fit images, distances to {facts['points']} {facts['kind']}")
+        if self.calibration is None:
+            return "\n".join([*lines, "  no held-out images: it gives scores, and accepts or rejects nothing"])
+        low, high = (promised := self.calibration.acceptance(self.acceptance)).interval
+        said = f"{promised.expected:.1%} are accepted ({low:.1%} to {high:.1%})"
+        return "\n".join([*lines, f"  {self.calibration.n} held-out images: {said}"])
 
     def fit(
         self,
@@ -281,6 +294,46 @@ class TrajectoryDetector:
     def follows_orbits(self, rule: str | None = None) -> bool:
         """Whether a score, by default the one that decides, needs the trajectories."""
         return any(BY_NAME[part].needs is Needs.ORBIT for part in self._made_of(rule or self.rule))
+
+    def as_pytorch_ood(self, rule: str | None = None) -> PytorchOOD:
+        """This detector with the methods of pytorch-ood: `fit(loader)`, and `predict(x)`, which gives scores.
+
+        Args:
+            rule: Which of `scores`; by default the one that decides, or "trajectory" without held-out images.
+        """
+        rule = rule or (self.rule if self.calibration else "trajectory")
+        if rule not in OFFERED:
+            raise InputError(f"unknown score {rule!r}: expected one of {', '.join(OFFERED)}")
+        return PytorchOOD(self, rule)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments of this detector by name, as scikit-learn asks for them."""
+        return {"model": self.model, "rule": self.rule, "acceptance": self.acceptance, **asdict(self.settings)}
+
+    def set_params(self, **params: Any) -> "TrajectoryDetector":
+        """Change arguments by name; what was fitted is forgotten, unless only the rule or the acceptance changes."""
+        known = self.get_params()
+        if unknown := params.keys() - known.keys():
+            raise InputError(f"unknown parameter {min(unknown)!r}: expected one of {', '.join(known)}")
+        if params.keys() <= {"rule", "acceptance"}:
+            checked = type(self)(**{**known, **params})
+            self.rule, self.acceptance = checked.rule, checked.acceptance
+        else:
+            self.__init__(**{**known, **params})
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags
+
+        tags = InputTags(two_d_array=False, three_d_array=True)
+        return Tags(estimator_type="outlier_detector", target_tags=TargetTags(required=False), input_tags=tags)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._reference is not None
+
+    def __sklearn_clone__(self) -> "TrajectoryDetector":
+        """A detector with the same arguments that is not fitted; it shares the model."""
+        return type(self)(**self.get_params())
 
     def save(self, folder: str | Path) -> None:
         """Write the detector, and its model's surrogate decoder if it has one, into a folder.
