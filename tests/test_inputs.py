@@ -245,7 +245,7 @@ def test_one_image_is_a_batch_of_one(known, tmp_path):
         (datasets.Dataset.from_dict({"text": ["a"]}), "has no column of images, but text"),
         ([[BYTES[:2], BYTES[:2]]], "expected one image in each place"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_image_is_refused_in_one_line(given, said, known):
     with pytest.raises(fmprobe.InputError, match=said) as caught:

@@ -14,18 +14,26 @@ from fmprobe import __version__
 from fmprobe.digests import digest
 from fmprobe.errors import InputError, WriteError
 from fmprobe.files import write_atomically
-from fmprobe.report.sections import Section
+from fmprobe.report.page import write_report
+from fmprobe.report.rendering import render
+from fmprobe.report.sections import Section, plots
+from fmprobe.report.sections import tables as markup
 from fmprobe.runs import options as o
 from fmprobe.sharing import is_main, team
-from fmprobe.tables import Table
+from fmprobe.tables import Table, number
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
     from fmprobe.probes.ood.detector import TrajectoryDetector
+    from fmprobe.report.finished import FinishedRun
     from fmprobe.runs.run import Run
 
 TABLE = "scores.csv"
 COLUMNS = ("file", "accepted", "score", "trajectory", "first", "orbit", "problem", "pixels")
 NUMBERS = ("score", "trajectory", "first")
+FAR = 99.0  # deviations; a part that hardly varies among held-out images lies farther out at once
 NOT_FINITE = "the model gives it a latent that is not finite, so it is as far as can be"
 
 
@@ -85,6 +93,7 @@ def score_source(
     from fmprobe.hub import canonical
     from fmprobe.images import open_images, printable
     from fmprobe.probes.ood.artefact import FACTS
+    from fmprobe.probes.ood.scored import about_scores
     from fmprobe.runs.run import Run
 
     began = time.perf_counter()
@@ -101,12 +110,16 @@ def score_source(
         rows, again = _score_all(run, fitted, found, decides)
         counts = _counts(rows)
         about = {"detector": asked["detector"], "data": printable(data), **decides, "fmprobe": __version__}
-        run.put({**decoder, "ood_scores": {**counts, **about}})
+        seen = about_scores(fitted, rows, dict(found), decides["rule"], run.path) if is_main() else {}
+        run.put({**decoder, "ood_scores": {**counts, **about, **seen}})
         if is_main() and parquet:
             _write_parquet((run.path / TABLE).with_suffix(".parquet"), rows)
         typer.echo(f"{len(found)} images, {again} scored already")
         typer.echo(f"accepted    {counts['accepted']} of {len(found)}{_beside(counts)}")
         typer.echo(f"scores      {run.path / TABLE}{' and .parquet' if parquet else ''}")
+        if is_main():
+            write_report(run.path)
+        typer.echo(f"report      {run.path / 'report.html'}")
         return run.path
 
 
@@ -297,10 +310,47 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("accepted", f"{found['accepted']} of {found['images']} by {found['rule']!r}{unreadable}")]
 
 
-def counts(found: Mapping[str, Any]) -> list[Table]:
-    """What the detector said of the images."""
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """What the detector said of the images, and the most unusual of them."""
     names = ("images", "accepted", "unreadable", "not_finite", "rule", "threshold", "data")
-    return [Table("Scored images", [(name.replace("_", " "), found[name]) for name in names if name in found])]
+    scored = Table("Scored images", [(name.replace("_", " "), found[name]) for name in names if name in found])
+    unusual = found.get("unusual", ())
+    rows = [
+        [Path(one["file"]).name, number(one["score"], ".4g"), f"{one['p_value']:.3f}", _reason(one)] for one in unusual
+    ]
+    lead = (
+        "The images with the highest scores. A p-value is the share of held-out in-distribution images that are as "
+        "unusual. The reason is how far parts of the score lie from the held-out images' mean, in standard deviations."
+    )
+    return [
+        scored,
+        *([Table("The most unusual images", rows, ["file", "score", "p-value", "why"], lead)] if rows else []),
+    ]
+
+
+def _reason(one: Mapping[str, Any]) -> str:
+    """The parts of a score that lie farthest out."""
+    bounded = ((part["name"], max(-FAR, min(FAR, part["deviations"]))) for part in one["parts"])
+    return ", ".join(f"{name} {'beyond ' * (abs(value) == FAR)}{value:+.1f}" for name, value in bounded)
+
+
+def figures(found: Mapping[str, Any]) -> "dict[str, Figure]":
+    """The scores beside those of the held-out images, and the threshold."""
+    from fmprobe.probes.ood.page import histogram
+
+    if "histogram" not in found:
+        return {}
+    return {f"Scores by {found['rule']}": histogram(found["histogram"], found["threshold"])}
+
+
+def body(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
+    """The figure, the most unusual images and the tables."""
+    from fmprobe.probes.ood.scored import PICTURE
+
+    unusual = found.get("unusual", ())
+    sheet = run.sprite(PICTURE, rows=1, columns=len(unusual)) if unusual else None
+    rows = [{"file": Path(one["file"]).name, "reason": _reason(one)} for one in unusual]
+    return plots(figures(found), run) + render("unusual.html", sheet=sheet, rows=rows) + markup(tables(found))
 
 
 SECTIONS = (
@@ -309,7 +359,9 @@ SECTIONS = (
         "Scored images",
         "A fitted detector scored new images, and its rule accepted or rejected each of them.",
         lines=lines,
-        tables=counts,
+        tables=tables,
+        figures=figures,
+        body=body,
     ),
 )
 COMMANDS = {"score": score}

@@ -126,3 +126,20 @@ def test_held_out_images_are_kept_apart_from_fit_images_also_after_loading(model
 def test_one_image_is_no_set_however_often_it_is_there(model, few):
     with pytest.raises(InputError, match=f"{len(few)} images, 1 of them different: expected at least 2"):
         fmprobe.TrajectoryDetector(model).fit(few)
+
+
+def test_the_reason_of_a_score_is_the_part_that_lies_farthest_out(model):
+    """An image a hundred times as large has a latent norm beyond all others, and the published score is one part."""
+    detector = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9).fit(images(30), images(40, 1))
+    usual, large = images(5, 2), 100 * images(1, 3)
+    *others, last = detector.explain(torch.cat([usual, large]), "joined")
+    assert set(last) == {*others[0]} >= {"mean", "latent norm", "reconstruction error"}
+    assert list(last.values()) == sorted(last.values(), key=lambda value: -abs(value))
+    assert abs(last["latent norm"]) > 10
+    assert max(abs(value) for row in others for value in row.values()) < 10
+    (reason,) = detector.explain(usual[:1], "trajectory")
+    assert set(reason) == {"mean"}
+    held_out = np.log(detector.scores(images(40, 1))["mean"].double().numpy())
+    value = np.log(float(detector.score(usual[:1])))
+    assert reason["mean"] == pytest.approx((value - held_out.mean()) / held_out.std(), abs=0.1)
+    assert len(detector.held_out_scores("trajectory")) == 40

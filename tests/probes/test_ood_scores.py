@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pytorch_ood.detector import Mahalanobis as TheirMahalanobis
+from pytorch_ood.detector import ViM
 from safetensors.torch import load_file, save_file
 
 import fmprobe
 from fmprobe.digests import file_digest
 from fmprobe.probes.ood import scores
-from fmprobe.probes.ood.score import LARGEST, Bank
+from fmprobe.probes.ood.score import LARGEST, Bank, Encoded
 from fmprobe.probes.ood.table import AGGREGATES, FILES, GROUPS, OFFERED, SCORES, TWO_SIDED, joined_of, profile_of
 
 
@@ -126,3 +128,40 @@ def test_a_detector_saved_before_a_score_existed_scores_the_same_without_it(tmp_
     with pytest.raises(fmprobe.InputError, match="unknown score"):
         old.predict(fresh, rule=RATIO)
     assert RATIO in old.calibrate(images(20, seed=1)).scores(fresh)
+
+
+def features_of(n, seed, width=12, least=0.1):
+    """Rows with a spectrum, away from the origin."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((n, width)) * np.linspace(3, least, width) + 1).astype(np.float32)
+
+
+def by_name(name, rows, new):
+    (score,) = [score for score in SCORES if score.name == name]
+    known = Bank({"z": rows})
+    seen = Encoded(torch.empty(0), torch.from_numpy(new), lambda z: z, {"z": new})
+    return score(seen, score.fit(known))
+
+
+def test_the_vim_residual_is_that_of_pytorch_ood():
+    """With a classifier that says nothing, its score is the residual times a factor, plus a constant."""
+    rows, new = features_of(200, 0), features_of(50, 1)
+    theirs = ViM(None, d=6, w=torch.zeros(3, 12), b=torch.ones(3))
+    theirs.fit_features(torch.from_numpy(rows), torch.zeros(200, dtype=torch.long))
+    expected = theirs.predict_features(torch.from_numpy(new)).numpy()
+    found = by_name("vim residual z", rows, new)
+    slope, offset = np.polyfit(found, expected, 1)
+    assert slope > 0
+    assert found * slope + offset == pytest.approx(expected, rel=1e-3)
+
+
+def test_ssd_is_the_mahalanobis_distance_of_pytorch_ood_on_features_of_norm_1():
+    """Up to the shrinkage of the covariance, which vanishes with many images.
+
+    Its covariance is not divided by the number of images, and its score is half of the squared distance.
+    """
+    rows, new = features_of(4000, 0, least=1), features_of(50, 1, least=1)
+    unit = [torch.nn.functional.normalize(torch.from_numpy(part), dim=1) for part in (rows, new)]
+    theirs = TheirMahalanobis(None).fit_features(unit[0], torch.zeros(4000, dtype=torch.long))
+    expected = (2 * 4000 * theirs.predict_features(unit[1])).sqrt().numpy()
+    assert by_name("ssd z", rows, new) == pytest.approx(expected, rel=0.01)

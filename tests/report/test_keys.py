@@ -34,7 +34,7 @@ UNREAD = {
     "*.maps.*.basins.starts *.maps.*.cosine.mean *.maps.*.penalty *.maps.*.rank *.maps.*.scale *.orbits.*.status "
     "protocol",
     # Further metrics of each score, and what the detector was fitted to.
-    "ood": "detector.decision.held_out detector.decision.threshold detector.protocol detector.settings pixels "
+    "ood": "detector.decision.threshold detector.protocol detector.settings pixels "
     "detector.reference.converged_share detector.reference.distinct_ends detector.reference.held_out_pixels "
     "detector.reference.images detector.reference.in_an_attractor_share detector.reference.merge "
     "detector.reference.not_finite detector.reference.orbits detector.reference.pixels detector.reference.points "

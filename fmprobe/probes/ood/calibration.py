@@ -71,6 +71,11 @@ class Calibration:
         calibrated |= {name: self._typicality(of, held_out[of]) for name, of in self._two_sided.items()}
         self._calibrated = {name: values for name, values in calibrated.items() if name in OFFERED}
 
+    def held_out_scores(self, name: str) -> np.ndarray:
+        """The score of each held-out image, `(h,)`, by models that were fitted without it."""
+        self._check_known(name)
+        return self._calibrated[name]
+
     @property
     def names(self) -> tuple[str, ...]:
         """The scores that are offered."""
@@ -139,15 +144,16 @@ class Calibration:
         return Acceptance(asked, rank / (self.n + 1), (float(low), float(high)), self.n, needed)
 
     def p_values(self, name: str, values: np.ndarray) -> np.ndarray:
-        """The conformal p-value `(B,)` of each value of a score, between 1 / (h + 1) and 1.
+        """The conformal p-value `(B,)` of each value of a score. Raises InputError for an unknown score."""
+        return p_values(self.held_out_scores(name), values)
 
-        It is (1 + the number of held-out scores that are as high) / (h + 1). For a new in-distribution image it is at
-        most p with a probability of at most p (Bates et al., "Testing for outliers with conformal p-values", Annals of
-        Statistics 2023, sec. 2.1).
+    def deviations(self, name: str, plain: Scores) -> Scores:
+        """Of each part of a score `(B,)`, how far it lies from the held-out images' mean, in standard deviations.
+
+        Parts are taken as the one-class models take them, most of them by their logarithm.
         """
-        self._check_known(name)
-        held = np.sort(self._calibrated[name])
-        return (1 + self.n - np.searchsorted(held, values, "left")) / (self.n + 1)
+        parts = self.made_of(name)
+        return (self._models.get(_vector_of(name)) or _OneClass(self.held_out, parts)).deviations(plain)
 
     def _rank(self, acceptance: float) -> int:
         """Which of the held-out scores, ascending from 1, is the threshold."""
@@ -188,6 +194,21 @@ class Calibration:
                 for suffix, values in _OneClass(seen, names).scores(unseen).items():
                     out.setdefault(f"{vector}{suffix}", np.empty(self.n))[folds == fold] = values
         return out
+
+
+def p_values(held_out: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The conformal p-value `(B,)` of each score, between 1 / (h + 1) and 1.
+
+    It is (1 + the number of held-out scores that are as high) / (h + 1). For a new in-distribution image it is at most
+    p with a probability of at most p (Bates et al., "Testing for outliers with conformal p-values", Annals of
+    Statistics 2023, sec. 2.1).
+
+    Args:
+        held_out: scores of held-out in-distribution images, `(h,)`.
+        scores: scores of new images, `(B,)`.
+    """
+    n = len(held_out)
+    return (1 + n - np.searchsorted(np.sort(held_out), scores, "left")) / (n + 1)
 
 
 def _vector_of(name: str) -> str:
@@ -235,6 +256,10 @@ class _OneClass:
         gaussian = np.sqrt(self._gaussian.mahalanobis(rows).clip(min=0))
         svm = -self._svm.decision_function(rows)
         return dict(zip(MODELS, (np.where(lost, LARGEST, values) for values in (gaussian, svm)), strict=True))
+
+    def deviations(self, scores: Scores) -> Scores:
+        """The standardised columns `(B,)`, by name."""
+        return dict(zip(self._logs, self._scaler.transform(self._matrix(scores)).T, strict=True))
 
     def _matrix(self, scores: Scores) -> np.ndarray:
         """The columns of each image, `(B, c)`."""

@@ -259,6 +259,31 @@ class TrajectoryDetector:
         """
         return self._calibrated().p_values(self._name(rule), self._of_rule(images, rule))
 
+    def explain(self, images: ImagesLike, rule: str | None = None) -> list[dict[str, float]]:
+        """Why a score is what it is: how far each part of it lies from what is usual, for each image.
+
+        Args:
+            images: Images `(N, *image_shape)`, or anything else that `Autoencoder.take_images` takes.
+            rule: Which of `scores`; None for the detector's.
+
+        Returns:
+            Of each image the parts by name, the farthest first: distance from the mean of the held-out images, in their
+            standard deviations. Most parts are taken by their logarithm.
+
+        Raises:
+            InputError: No held-out images were given, or the score is unknown.
+        """
+        calibration, name = self._calibrated(), self._name(rule)
+        found = calibration.deviations(name, self._plain(images, calibration.made_of(name))[0])
+        rows = (
+            {part: float(values[i]) for part, values in found.items()} for i in range(len(next(iter(found.values()))))
+        )
+        return [dict(sorted(row.items(), key=lambda item: -abs(item[1]))) for row in rows]
+
+    def held_out_scores(self, rule: str | None = None) -> np.ndarray:
+        """The score of each held-out image, float64 `(h,)`. Raises InputError without held-out images."""
+        return self._calibrated().held_out_scores(self._name(rule))
+
     def threshold(self, acceptance: float | None = None, rule: str | None = None) -> float:
         """The highest score that `predict` accepts, with the same arguments."""
         asked = self.acceptance if acceptance is None else acceptance

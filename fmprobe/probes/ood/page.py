@@ -130,7 +130,7 @@ def body(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
     return render("ood.html", ood=found, tables=markup(tables(found)), plots=plots(figures(found), run))
 
 
-def histogram(content: Mapping[str, Any]) -> "Figure":
+def histogram(content: Mapping[str, Any], threshold: float | None = None) -> "Figure":
     """Share of each set's images a bin of the score: in-distribution filled, the others as lines."""
     figure, ax = axes("score (the end bins hold what lies beyond)", "share of the images")
     edges = content["edges"]
@@ -144,6 +144,10 @@ def histogram(content: Mapping[str, Any]) -> "Figure":
             ax.stairs(
                 shares, edges, color=LINES[i % len(LINES)], lw=1.4, ls="-" if i < len(LINES) else "--", label=name
             )
+    if edges[-1] - edges[-2] > 2 * (edges[1] - edges[0]):  # bins that grow are even in the logarithm
+        ax.set_xscale("log")
+    if threshold is not None and edges[0] <= threshold <= edges[-1]:
+        ax.axvline(threshold, color="#000000", lw=1.0, ls="--", label="threshold")
     figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8)
     return figure
 

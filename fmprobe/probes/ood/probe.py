@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
@@ -23,7 +22,7 @@ from fmprobe.probes.result import Result
 INSIDE = "in-distribution"
 SHARES = (2, 1, 1)  # of the in-distribution images: fit, held-out, test
 SHOWN = ("trajectory", "first", "joined")  # scores whose histograms are kept
-BINS = 30
+BINS, SPAN = 30, 30  # of histograms: bins, and the ratio of scores beyond which bins are even in the logarithm
 BOOTSTRAP = 500
 
 
@@ -156,7 +155,7 @@ def compare_scores(
             "groups": GROUPS,
             "scores": rows,
             "histograms": {
-                name: _histogram({key: of[name] for key, of in scores.items()}) for name in SHOWN if name in inside
+                name: histogram_of({key: of[name] for key, of in scores.items()}) for name in SHOWN if name in inside
             },
         },
     ).about(detector.model)
@@ -178,12 +177,16 @@ def _about(status: np.ndarray, detector: TrajectoryDetector, scores: Scores) -> 
     return {"images": len(status), "status": counts, "diverged": counts["diverged"], "accepted_share": accepted}
 
 
-def _histogram(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Counts of each set over common bins, from the 1st to the 99th percentile of all; the end bins count the rest."""
+def histogram_of(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Counts of each set over common bins, from the 1st to the 99th percentile of all; the end bins count the rest.
+
+    The bins are even in the logarithm where the scores span more than a factor of 30, so that every set is seen.
+    """
     every = np.concatenate(list(scores.values()))
     bounded = every[every < LARGEST]  # orbits that diverged are counted in the last bin
     low, high = np.quantile(bounded, [0.01, 0.99]) if len(bounded) else (0.0, 1.0)
     high = high if high > low else low + max(abs(low), 1.0) * 1e-6
-    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64).numpy() * (high - low) + low
+    edges = (np.geomspace if low > 0 and high > SPAN * low else np.linspace)(low, high, BINS + 1)
+    edges[[0, -1]] = low, high  # rounding must not leave a value outside
     counts = {name: np.histogram(values.clip(low, high), edges)[0].tolist() for name, values in scores.items()}
     return {"edges": edges.tolist(), "counts": counts}

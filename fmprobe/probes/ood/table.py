@@ -17,6 +17,7 @@ FILES = (
     "knn",
     "mahalanobis",
     "pca",
+    "vim",
 )
 
 # The groups of a table in their order, with their headings. Scores of the group "inner" are in no table: they are

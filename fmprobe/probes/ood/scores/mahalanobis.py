@@ -1,6 +1,10 @@
-"""Mahalanobis distance to the fit images' features, by a covariance with Ledoit-Wolf shrinkage."""
+"""Mahalanobis distance to the fit images' features, by a covariance with Ledoit-Wolf shrinkage.
+
+Of features of norm 1 it is the score of SSD without labels (Sehwag et al., ICLR 2021, sec. 3.1, with one cluster).
+"""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +21,11 @@ class Mahalanobis(Score):
 
     Attributes:
         feature: The kind of feature; the score exists for the kind with the fewest dimensions.
+        normalised: Whether feature vectors are scaled to norm 1 first.
     """
 
     feature: str
+    normalised: bool = False
 
     def exists(self, bank: Bank) -> bool:
         return self.feature == bank.smallest
@@ -27,14 +33,21 @@ class Mahalanobis(Score):
     def fit(self, bank: Bank) -> "LedoitWolf":
         from sklearn.covariance import LedoitWolf
 
-        return LedoitWolf().fit(bank.features[self.feature].astype(np.float64))
+        return LedoitWolf().fit(self._rows(bank.features))
 
     def __call__(self, seen: Encoded, fitted: "LedoitWolf") -> np.ndarray:
-        rows = seen.features[self.feature].astype(np.float64)
-        return np.sqrt(fitted.mahalanobis(rows).clip(min=0))
+        return np.sqrt(fitted.mahalanobis(self._rows(seen.features)).clip(min=0))
+
+    def _rows(self, features: dict[str, np.ndarray]) -> np.ndarray:
+        from sklearn.preprocessing import normalize
+
+        rows = features[self.feature].astype(np.float64)
+        return np.asarray(normalize(rows)) if self.normalised else rows
 
 
-SCORES = tuple(
-    Mahalanobis(name=f"mahalanobis {feature}", group="baseline", needs=Needs.LATENT, in_joined=1, feature=feature)
-    for feature in ("pooled", "z")
+_of = partial(Mahalanobis, group="baseline", needs=Needs.LATENT)
+
+SCORES = (
+    *(_of(name=f"mahalanobis {feature}", in_joined=1, feature=feature) for feature in ("pooled", "z")),
+    *(_of(name=f"ssd {feature}", feature=feature, normalised=True) for feature in ("pooled", "z")),
 )

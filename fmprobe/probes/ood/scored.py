@@ -1,0 +1,84 @@
+"""What a detector makes of new images: the distribution of their scores, and the most unusual of them with a reason."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmprobe.errors import InputError
+from fmprobe.pictures import save_frames
+from fmprobe.probes.ood.calibration import p_values
+from fmprobe.probes.ood.probe import INSIDE, histogram_of
+from fmprobe.probes.ood.score import LARGEST
+
+if TYPE_CHECKING:
+    from fmprobe.probes.ood.detector import TrajectoryDetector
+
+SHOWN = 6  # images
+PARTS = 3  # parts of the score that are named for each of them
+PICTURE = "unusual.png"
+
+Row = Mapping[str, str]  # a row of the table of scores
+
+
+def about_scores(
+    detector: "TrajectoryDetector",
+    rows: Sequence[Row],
+    read: Mapping[str, Callable[[], Tensor]],
+    rule: str,
+    folder: Path,
+) -> dict[str, Any]:
+    """The distribution of the scores beside that of the held-out images, and the most unusual images.
+
+    Their pictures are written into the folder.
+
+    Args:
+        detector: the detector.
+        rows: the rows of the table.
+        read: what reads each image, by its file.
+        rule: the score that decides.
+        folder: the run's folder.
+    """
+    known = [row for row in rows if row["score"]]
+    held_out = detector.held_out_scores(rule)
+    scores = np.array([float(row["score"]) for row in known])
+    found = {"histogram": histogram_of({INSIDE: held_out, "scored": scores})} if len(known) else {}
+    highest = sorted((row for row in known if float(row["score"]) < LARGEST), key=lambda row: -float(row["score"]))
+    return {**found, "unusual": _unusual(detector, highest[:SHOWN], held_out, read, rule, folder)}
+
+
+def _unusual(
+    detector: "TrajectoryDetector",
+    rows: Sequence[Row],
+    held_out: np.ndarray,
+    read: Mapping[str, Callable[[], Tensor]],
+    rule: str,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Of each image its score, p-value and the parts of the score that lie farthest out, as deviations."""
+    images, kept = [], []
+    for row in rows:
+        try:
+            images.append(read[row["file"]]())
+        except InputError:  # it can be read no longer
+            continue
+        kept.append(row)
+    if not images:
+        return []
+    batch = torch.stack(images)
+    save_frames(batch[None], folder / PICTURE)
+    scores = np.array([float(row["score"]) for row in kept])
+    return [
+        {
+            "file": row["file"],
+            "score": float(score),
+            "p_value": float(p),
+            "parts": [{"name": name, "deviations": value} for name, value in list(parts.items())[:PARTS]],
+        }
+        for row, score, p, parts in zip(
+            kept, scores, p_values(held_out, scores), detector.explain(batch, rule), strict=True
+        )
+    ]
