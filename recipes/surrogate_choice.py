@@ -55,6 +55,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "bottleneck": {"kind": "closed-form"},
     "ridge": {"kind": "closed-form"},
 }
+HEAD = ("candidate", "fits", "below the median colour", "photos", "feature error", "regimes", "settled", "attractors")
+HEAD += ("exponent", "null", "(d)", "s", "MB")
 PAINTS, CLOSE = 0.15, 0.1  # of the rule: share below the median colour, and what counts as a tie in separation
 EXPONENTS = {"cap": 4, "steps": 40, "burn_in": 20, "method": "twin orbits"}
 
@@ -84,8 +86,7 @@ def main() -> None:
     rows = {name: row_of([fit for fit in fits if fit["candidate"] == name]) for name in arguments.candidates}
     if not is_main():
         return
-    head = "candidate", "fits", "below the median colour", "photos", *("feature error", "regimes", "exponent", "null")
-    print(f"| {' | '.join((*head, '(d)', 's', 'MB'))} |\n|" + "---|" * 11)
+    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
     for name, row in rows.items():
         print(f"| {name} | {row['fits']} | " + " | ".join(cells(row)) + " |")
     chosen, reason = choose(rows)
@@ -184,6 +185,8 @@ def row_of(fits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "photos": min(photos, default=None),
         "feature_error": median(fit["feature_error"] for fit in own),
         "regimes": {regime: regimes.count(regime) for regime in dict.fromkeys(regimes)},
+        "settled": mean(fit["settled"] for fit in own),
+        "attractors": sorted({"unknown" if fit["attractors"] is None else str(fit["attractors"]) for fit in own}),
         "exponent": mean(exponents) if exponents else None,
         "spread": spread,
         "null": mean(nulls) if nulls else None,
@@ -218,6 +221,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         figure(row["photos"], ".0%"),
         f"{row['feature_error']:.2f}",
         ", ".join(f"{count} {regime}" for regime, count in row["regimes"].items()),
+        f"{row['settled']:.0%}",
+        ", ".join(row["attractors"]),
         f"{figure(row['exponent'], '.3f')} ± {row['spread']:.3f}",
         figure(row["null"], ".3f"),
         figure(row["separation"], ".1f"),

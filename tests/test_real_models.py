@@ -1,6 +1,7 @@
 """The main job on real weights."""
 
 import json
+from typing import Any
 
 import _taef2 as taef2
 import numpy as np
@@ -86,7 +87,8 @@ def test_a_real_photo_is_the_same_by_every_way_in(name, assets):
 
     model = fmprobe.load(assets / "models" / name)
     photos = datasets.load_dataset(str(assets / "data" / "photos"))["test"].select([0, 7])
-    pictures = [row["image"] for row in photos]
+    rows: Any = photos
+    pictures = [row["image"] for row in rows]
     expected = torch.stack([model.transform(picture) for picture in pictures])
     arrays = [np.asarray(picture.convert("RGB")) for picture in pictures]
     for images in (pictures, arrays, photos, iter(pictures)):

@@ -106,7 +106,7 @@ def test_the_rule_that_chooses_a_surrogate_is_the_one_that_its_recipe_states(can
     rule = runpy.run_path(str(ROOT / "recipes" / "surrogate_choice.py"))
     assert rule["choose"](candidates)[0] == chosen
     fit = {"null": False, "below_median": 0.2, "photos": None, "feature_error": 1.0}
-    fit |= {"regime": "chaotic", "exponent": 0.3, "seconds": 1.0, "megabytes": 1.0}
+    fit |= {"settled": 0.0, "attractors": 0, "regime": "chaotic", "exponent": 0.3, "seconds": 1.0, "megabytes": 1.0}
     row = rule["row_of"]([fit, {**fit, "exponent": 0.1}, {**fit, "null": True, "exponent": 0.0, "below_median": 0.0}])
     assert (row["fits"], row["failed"], row["separation"]) == (2, 0, pytest.approx(2))
     assert rule["row_of"]([fit, {**fit, "below_median": 0.14}, {**fit, "regime": "settled"}])["failed"] == 2

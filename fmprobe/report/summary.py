@@ -11,12 +11,16 @@ Lines = list[tuple[str, str]]
 
 
 def summary(results: Mapping[str, Any]) -> Lines:
-    """Names and values of what a run found, in the order of the keys of its results."""
+    """Names and values of what a run found, in the order of the keys of its results.
+
+    What survives leads: it is said of the encoder, and all below it of one surrogate.
+    """
     own = {"model": _model, "decoder": _decoder, "other": _other, "not_finite": _not_finite}
     by_key: dict[str, list[Any]] = {key: [lines] for key, lines in own.items()}
     for section in sections():
         by_key.setdefault(section.key, []).append(section.lines)
-    return [row for key, entry in results.items() if entry for lines in by_key.get(key, ()) for row in lines(entry)]
+    ordered = sorted(results, key=lambda key: key != "what_survives")
+    return [row for key in ordered if results[key] for lines in by_key.get(key, ()) for row in lines(results[key])]
 
 
 def tables(results: Mapping[str, Any], *keys: str) -> list[Table]:

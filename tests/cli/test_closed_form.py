@@ -38,6 +38,8 @@ def run(tiny_dinov2, tmp_path):
 def test_it_begins_with_what_survives_and_takes_the_largest_k_at_which_orbits_settle(run, tmp_path):
     output, results = run("probe")
     found = results["what_survives"]
+    summary = output[output.rindex("what survives ") :]
+    assert summary.index("\nmodel ") < summary.index("\ndecoder ") < summary.index("\norbits ")
     k = found["settles_to"] or 2
     assert found["sentence"] in output
     assert results["model"]["latent_shape"] == ([k] if k < 384 else [16, 24])

@@ -4,6 +4,8 @@ Of scikit-learn's `check_estimator` those checks run that pass no data. The othe
 width, while a detector takes the images of its model; what they ask for is tested here on images.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -60,7 +62,7 @@ def test_the_checks_of_scikit_learn_that_need_no_data(check, detector):
 
 def test_parameters_are_read_changed_and_cloned(detector, model):
     detector.fit(images(30), images(20, 1))
-    again = clone(detector)
+    again: Any = clone(detector)
     assert again.get_params() == detector.get_params()
     assert again.model is model
     check_is_fitted(detector)

@@ -145,7 +145,8 @@ def test_grey_encoders_are_trained_on_grey_images():
         ({"images": torch.rand(20, 3, 16, 16) * 2}, r"in \[0, 1\]"),
         ({"images": torch.full((20, 3, 16, 16), torch.nan)}, r"in \[0, 1\]"),
         ({"images": "/no/such/folder"}, "check the name"),
-        ({"images": torch.zeros(20, 3, 16, 16, dtype=torch.uint8)}, "divide bytes by 255"),
+        ({"images": torch.zeros(20, 3, 16, 16, dtype=torch.uint8)}, "the 20 training images are all the same"),
+        ({"images": torch.zeros(20, 3, 16, 16, dtype=torch.int64)}, "tensors of floats"),
     ],
 )
 def test_unusable_input_is_named(encoder, changes, message):

@@ -48,7 +48,7 @@ class Calibration:
     """Scores of held-out in-distribution images, and the models that are fitted to them.
 
     Scores that `held_out` lacks are not offered: a detector that was calibrated before a score existed is used without
-    it, and its profile keeps its columns.
+    it, and its profile keeps its columns. Models are fitted when a score of theirs is first asked for.
 
     Args:
         held_out: Values `(h,)` of each plain score, that is, each score that needs no held-out images, by name.
@@ -56,6 +56,7 @@ class Calibration:
 
     Raises:
         InputError: There are fewer than 16 held-out images.
+        ValueError: Scores have no value for each held-out image, or those of a column are missing.
     """
 
     def __init__(self, held_out: Scores, joined: tuple[str, ...]) -> None:
@@ -65,21 +66,27 @@ class Calibration:
             raise InputError(f"{self.n} held-out images calibrate nothing: expected at least {FEWEST}")
         profile = profile_of(held_out)
         self._vectors = {"profile": profile, "joined": (*profile, *joined)}
-        self._models = {vector: _OneClass(held_out, names) for vector, names in self._vectors.items()}
+        if missing := {"mean", "first", *self._vectors["joined"]} - held_out.keys():
+            raise ValueError(f"the score {min(missing)!r} of the held-out images is missing")
+        if any(values.shape != (self.n,) for values in held_out.values()):
+            raise ValueError("some score has no value for each held-out image")
         self._two_sided = {name: of for name, of in TWO_SIDED.items() if of in held_out}
-        calibrated = held_out | self._out_of_fold()
-        calibrated |= {name: self._typicality(of, held_out[of]) for name, of in self._two_sided.items()}
-        self._calibrated = {name: values for name, values in calibrated.items() if name in OFFERED}
+        one_class = (f"{vector}{model}" for vector in self._vectors for model in MODELS)
+        known = {*held_out, *self._two_sided, *one_class}
+        self.names = tuple(name for name in OFFERED if name in known)  # the scores that are offered
+        self._fitted: dict[tuple[str, ...], _OneClass] = {}
+        self._of_held_out: Scores = {}
 
     def held_out_scores(self, name: str) -> np.ndarray:
         """The score of each held-out image, `(h,)`, by models that were fitted without it."""
         self._check_known(name)
-        return self._calibrated[name]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The scores that are offered."""
-        return tuple(self._calibrated)
+        if name in self.held_out:
+            return self.held_out[name]
+        if name not in self._of_held_out:
+            vector = _vector_of(name)
+            found = self._out_of_fold(vector) if vector in self._vectors else {name: self.score(name, self.held_out)}
+            self._of_held_out |= found
+        return self._of_held_out[name]
 
     def made_of(self, name: str) -> tuple[str, ...]:
         """The plain scores that a score is made of.
@@ -94,8 +101,8 @@ class Calibration:
         """One score `(B,)`, of images whose plain scores `made_of(name)` are given."""
         if name in self._two_sided:
             return self._typicality(self._two_sided[name], plain[self._two_sided[name]])
-        if (vector := _vector_of(name)) in self._models:
-            return self._models[vector].scores(plain)[name.removeprefix(vector)]
+        if (vector := _vector_of(name)) in self._vectors:
+            return self._model(self._vectors[vector]).scores(plain)[name.removeprefix(vector)]
         return plain[name]
 
     def threshold(self, name: str, acceptance: float) -> float:
@@ -124,7 +131,7 @@ class Calibration:
                 f"{acceptance:.1%}: hold out at least {promised.needed}, or ask for less",
                 stacklevel=2,
             )
-        threshold = float(np.sort(self._calibrated[name])[self._rank(acceptance) - 1])
+        threshold = float(np.sort(self.held_out_scores(name))[self._rank(acceptance) - 1])
         if threshold >= LARGEST:
             warnings.warn(
                 f"more than {1 - acceptance:.0%} of the held-out images' orbits diverge or have no score, so {name!r} "
@@ -135,11 +142,11 @@ class Calibration:
 
     def acceptance(self, asked: float) -> Acceptance:
         """What the threshold for a share of in-distribution images promises. Raises InputError for no share."""
-        from scipy.stats import beta
+        from scipy.special import betaincinv
 
         check_acceptance(asked)
         rank = self._rank(asked)
-        low, high = beta.ppf([0.025, 0.975], rank, self.n + 1 - rank)
+        low, high = betaincinv(rank, self.n + 1 - rank, [0.025, 0.975])
         needed = math.ceil(asked / (1 - asked) - 1e-9)
         return Acceptance(asked, rank / (self.n + 1), (float(low), float(high)), self.n, needed)
 
@@ -152,16 +159,21 @@ class Calibration:
 
         Parts are taken as the one-class models take them, most of them by their logarithm.
         """
-        parts = self.made_of(name)
-        return (self._models.get(_vector_of(name)) or _OneClass(self.held_out, parts)).deviations(plain)
+        return self._model(self.made_of(name)).deviations(plain)
+
+    def _model(self, columns: tuple[str, ...]) -> "_OneClass":
+        """The one-class models of these columns, fitted to all held-out images."""
+        if columns not in self._fitted:
+            self._fitted[columns] = _OneClass(self.held_out, columns)
+        return self._fitted[columns]
 
     def _rank(self, acceptance: float) -> int:
         """Which of the held-out scores, ascending from 1, is the threshold."""
         return min(int(np.ceil((self.n + 1) * acceptance - 1e-9)), self.n)
 
     def _check_known(self, name: str) -> None:
-        if not isinstance(name, str) or name not in self._calibrated:
-            raise InputError(f"unknown score {name!r}: expected one of {', '.join(sorted(self._calibrated))}")
+        if not isinstance(name, str) or name not in self.names:
+            raise InputError(f"unknown score {name!r}: expected one of {', '.join(sorted(self.names))}")
 
     def _typicality(self, name: str, values: np.ndarray) -> np.ndarray:
         """The two-sided score: how far a value's rank among the held-out values is from the middle.
@@ -182,17 +194,16 @@ class Calibration:
         scale = high - low if high > low else 1 / RESOLUTION
         return np.minimum(np.abs(2 * share - 1) + beyond / scale, LARGEST)
 
-    def _out_of_fold(self) -> Scores:
-        """One-class scores of the held-out images, each by models that are fitted without it."""
+    def _out_of_fold(self, vector: str) -> Scores:
+        """One-class scores of the held-out images for a vector, each by models that are fitted without it."""
         # Thresholds of images that a model was fitted to would be too low for new ones.
         folds = np.arange(self.n) % FOLDS
         out: Scores = {}
         for fold in range(FOLDS):
             seen = {name: values[folds != fold] for name, values in self.held_out.items()}
             unseen = {name: values[folds == fold] for name, values in self.held_out.items()}
-            for vector, names in self._vectors.items():
-                for suffix, values in _OneClass(seen, names).scores(unseen).items():
-                    out.setdefault(f"{vector}{suffix}", np.empty(self.n))[folds == fold] = values
+            for suffix, values in _OneClass(seen, self._vectors[vector]).scores(unseen).items():
+                out.setdefault(f"{vector}{suffix}", np.empty(self.n))[folds == fold] = values
         return out
 
 
@@ -259,7 +270,7 @@ class _OneClass:
 
     def deviations(self, scores: Scores) -> Scores:
         """The standardised columns `(B,)`, by name."""
-        return dict(zip(self._logs, self._scaler.transform(self._matrix(scores)).T, strict=True))
+        return dict(zip(self._logs, np.asarray(self._scaler.transform(self._matrix(scores))).T, strict=True))
 
     def _matrix(self, scores: Scores) -> np.ndarray:
         """The columns of each image, `(B, c)`."""
