@@ -1,5 +1,6 @@
 """A key of results.json that a command renames fails here: every key is either shown, or listed as not shown."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
@@ -108,8 +109,14 @@ def noticed(content: Any, made: Callable[[Any], Iterator[Any]]) -> set[Place]:
 
 
 @pytest.fixture(autouse=True)
-def sketched(monkeypatch):
-    """Figures as their words and their lines, which cost less than drawing them."""
+def sketched(written, monkeypatch):
+    """Figures as their words and their lines, which cost less than drawing them.
+
+    What commands write for other tests too is written before, and `show` keeps the function that draws.
+    """
+    for name in written.pages():
+        written(name)
+    importlib.import_module("fmprobe.report.show")
 
     def sketch(figure, title, prefix=None):
         words = [(ax.get_title(), ax.get_xlabel(), ax.get_legend_handles_labels()[1]) for ax in figure.axes]
