@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.batches import Function, check_batch, check_images, check_mode, checked_shape, in_batches, in_words
+from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.protocols import SMALL, Protocol
 from fmprobe.errors import InputError
 from fmprobe.execution import Execution
@@ -139,9 +140,12 @@ class Autoencoder:
         Raises:
             InputError: there are no images, they have another type or range or are ambiguous, or the model takes no
                 images.
+            ValueError: `batch_size` is below 1.
         """
         from tqdm import tqdm
 
+        if batch_size is not None:
+            check_counts(batch_size=batch_size)
         whole = len(images) if isinstance(images, Tensor) and images.ndim else None
         quiet = None if progress is None else not progress
         blocks = self.image_batches(images, block=batch_size or whole or 64)

@@ -218,21 +218,35 @@ def _as_tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values if values.dtype == np.uint8 else values.astype(np.float32)))
 
 
-def _kind(item: Any) -> str | None:
-    """Which kind of image an item is: "array", "picture" or "path"; None for a label."""
-    if isinstance(item, Tensor | np.ndarray):
-        return "array" if item.ndim >= 2 else None
-    return "picture" if isinstance(item, Image.Image) else "path" if isinstance(item, str | Path) else None
-
-
 def _unlabelled(item: Any) -> Any:
-    """What a tuple or a list begins with, where something of another kind follows: an image before its label."""
-    if not isinstance(item, list | tuple) or len(item) < 2 or item[0] is None:
+    """The images of a record, without the labels behind them.
+
+    A record is a tuple, or a list that begins with a batch, as a DataLoader makes it. Any other list is one of images,
+    so that nothing in it is left out.
+    """
+    if not isinstance(item, list | tuple) or len(item) < 2:
         return item
-    first = item[0]
-    several = isinstance(first, list | tuple) and not isinstance(item[1], list | tuple)
-    labelled = _kind(first) is not None and _kind(item[1]) != _kind(first)
-    return first if several or labelled or (isinstance(first, Mapping) and not isinstance(item[1], Mapping)) else item
+    first, *others = item
+    batch = isinstance(first, list | tuple | Mapping) or (isinstance(first, Tensor | np.ndarray) and first.ndim > 3)
+    labelled = isinstance(item, tuple) or batch
+    return first if labelled and not any(_is_image(one, first) for one in others) else item
+
+
+def _is_image(item: Any, first: Any) -> bool:
+    """Whether an item beside a first one is an image too. None is no label but an image that is missing.
+
+    An array of a lower rank than the first is a label, such as a map of classes, and so is text behind what is no path.
+    """
+    if item is None or isinstance(item, Image.Image):
+        return True
+    if isinstance(item, Tensor | np.ndarray):
+        return item.ndim >= 2 and item.ndim >= getattr(first, "ndim", 0)
+    if isinstance(item, str | Path):
+        return isinstance(first, str | Path)
+    if isinstance(item, list | tuple):
+        inside = first[0] if isinstance(first, list | tuple) and first else first
+        return any(_is_image(one, inside) for one in item)
+    return isinstance(item, Mapping) and isinstance(first, Mapping)
 
 
 def _key(item: Mapping[str, Any], label: str) -> str:

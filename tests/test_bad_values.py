@@ -264,6 +264,7 @@ VALUES = {
     "from_functions(f, f, image_shape=(1, 2, 3), latent_shape=(0,))": "latent_shape (0,)",
     "from_functions(f, f, image_shape=(1, 2, 3), latent_shape=(2,)).decode(z)": "gave shape (4, 2) for latents",
     "model.encode(x.numpy() * 255)": "expected floats in [0, 1], as model.load_images reads them; divide them by 255",
+    "model.encode(x, batch_size=0)": "batch_size must be",
     "model.encode({})": "expected its images under one of pixel_values",
     "find_attractors(f, images=x)": "a bare f encodes no images",
     "find_attractors(model, images=x, starts=z)": "images and starts are both starts",

@@ -205,6 +205,35 @@ def test_what_trains_a_network_takes_tensors_alone(door, known):
         CALLS[door](known, pictures())
 
 
+MIXED = {  # what people hand in, and how many images it holds
+    "kinds in one list": (lambda p: [p[0], np.asarray(p[1]), BYTES[2]], 3),
+    "an array and a picture": (lambda p: [np.asarray(p[0]), p[1]], 2),
+    "a tensor and a picture": (lambda p: [BYTES[0] / 255, p[1], p[2]], 3),
+    "an image and its map of classes": (
+        lambda p: [(BYTES[i] / 255, np.zeros((16, 16), dtype=np.uint8)) for i in range(3)],
+        3,
+    ),
+    "a batch and one-hot labels": (lambda p: [BYTES[:4] / 255, torch.eye(4)], 4),
+    "a batch and names": (lambda p: [BYTES[:4] / 255, ("a", "b", "c", "d")], 4),
+    "lists of pictures and of labels": (lambda p: iter([[p[:3], [0, 1, 2]], [p[3:5], [0, 1]]]), 5),
+    "pictures and names": (lambda p: [(picture, "seven") for picture in p[:3]], 3),
+    "two views of each": (lambda p: [(BYTES[i] / 255, BYTES[i + 3] / 255) for i in range(3)], 6),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_labels_are_left_out_and_images_are_not(kind, known):
+    make, n = MIXED[kind]
+    assert len(known.model.take_images(make(pictures()))) == n
+
+
+@pytest.mark.parametrize("missing", [[0, None], [0, None, 1], [0, 3]], ids=str)
+def test_what_is_missing_from_a_list_of_images_is_named(missing, known):
+    images = [pictures()[i] if i in (0, 1) else i for i in missing]
+    with pytest.raises(fmprobe.InputError, match=r"images \[1\]: an object of type (NoneType|int) is no image"):
+        known.model.take_images(images)
+
+
 def test_one_image_is_a_batch_of_one(known, tmp_path):
     expected = known.model.encode(BYTES[:1] / 255)
     pictures()[0].save(tmp_path / "one.png")

@@ -6,29 +6,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from support.maps import linear
+from support.ood import SIDE, contraction, draw_images
 
 import fmprobe
 from fmprobe.errors import InputError
 from fmprobe.probes.ood.calibration import Calibration
 from fmprobe.probes.ood.table import SCORES
 
-SIDE = 3
-
-
-def images(n, seed=0):
-    return torch.rand(n, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-
 
 @pytest.fixture(scope="module")
 def model():
-    f = linear(*(0.2 + 0.05 * i for i in range(SIDE * SIDE)))
-    return fmprobe.from_functions(
-        lambda x: f(x.flatten(1)),
-        lambda z: z.reshape(-1, 1, SIDE, SIDE),
-        image_shape=(1, SIDE, SIDE),
-        latent_shape=(SIDE * SIDE,),
-    )
+    return contraction()
 
 
 def held_out_of(detector):
@@ -77,8 +65,8 @@ def test_p_values_are_uniform_for_images_like_those_held_out():
 
 
 def test_p_values_and_thresholds_say_the_same(model):
-    detector = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9).fit(images(30), images(39, 1))
-    new = torch.cat([images(10, 2), torch.ones(2, 1, SIDE, SIDE)])
+    detector = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9).fit(draw_images(30), draw_images(39, 1))
+    new = torch.cat([draw_images(10, 2), torch.ones(2, 1, SIDE, SIDE)])
     for rule in ("trajectory", "joined", "two-sided mean"):
         accepted = detector.predict(new, rule=rule, acceptance=0.9).numpy()
         assert np.array_equal(detector.p_values(new, rule=rule) > 0.1 + 1e-9, accepted), rule
@@ -88,23 +76,23 @@ def test_p_values_and_thresholds_say_the_same(model):
 
 
 def test_a_share_is_held_out_by_content(model):
-    whole = torch.cat([images(40), images(40)])  # every image twice
+    whole = torch.cat([draw_images(40), draw_images(40)])  # every image twice
     detector = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9)
     with pytest.warns(UserWarning, match="40 of 80 in-distribution images are duplicates"):
         detector.fit(whole, held_out=0.5, seed=1)
     assert (detector.describe()["reference"]["images"], held_out_of(detector)) == (20, 20)
-    other = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9).fit(images(40).flip(0), held_out=0.5, seed=1)
+    other = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9).fit(draw_images(40).flip(0), held_out=0.5, seed=1)
     assert other.threshold() == detector.threshold()  # the split does not depend on the order
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 2, math.nan])
 def test_a_share_that_is_none_is_refused(model, share):
     with pytest.raises(InputError, match="held_out must lie between 0 and 1"):
-        fmprobe.TrajectoryDetector(model).fit(images(40), held_out=share)
+        fmprobe.TrajectoryDetector(model).fit(draw_images(40), held_out=share)
 
 
 def test_held_out_images_are_kept_apart_from_fit_images_also_after_loading(model, tmp_path):
-    fit, fresh = images(30), images(20, 1)
+    fit, fresh = draw_images(30), draw_images(20, 1)
     detector = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9).fit(fit)
     detector.save(tmp_path)
     for one in (detector, fmprobe.TrajectoryDetector.load(tmp_path, model)):
@@ -122,7 +110,7 @@ def test_held_out_images_are_kept_apart_from_fit_images_also_after_loading(model
             one.calibrate(fit)
 
 
-@pytest.mark.parametrize("few", [images(1), images(1).expand(50, -1, -1, -1)])
+@pytest.mark.parametrize("few", [draw_images(1), draw_images(1).expand(50, -1, -1, -1)])
 def test_one_image_is_no_set_however_often_it_is_there(model, few):
     with pytest.raises(InputError, match=f"{len(few)} images, 1 of them different: expected at least 2"):
         fmprobe.TrajectoryDetector(model).fit(few)
@@ -130,8 +118,8 @@ def test_one_image_is_no_set_however_often_it_is_there(model, few):
 
 def test_the_reason_of_a_score_is_the_part_that_lies_farthest_out(model):
     """An image a hundred times as large has a latent norm beyond all others, and the published score is one part."""
-    detector = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9).fit(images(30), images(40, 1))
-    usual, large = images(5, 2), 100 * images(1, 3)
+    detector = fmprobe.TrajectoryDetector(model, steps=3, tol=1e-9).fit(draw_images(30), draw_images(40, 1))
+    usual, large = draw_images(5, 2), 100 * draw_images(1, 3)
     *others, last = detector.explain(torch.cat([usual, large]), "joined")
     assert set(last) == {*others[0]} >= {"mean", "latent norm", "reconstruction error"}
     assert list(last.values()) == sorted(last.values(), key=lambda value: -abs(value))
@@ -139,7 +127,7 @@ def test_the_reason_of_a_score_is_the_part_that_lies_farthest_out(model):
     assert max(abs(value) for row in others for value in row.values()) < 10
     (reason,) = detector.explain(usual[:1], "trajectory")
     assert set(reason) == {"mean"}
-    held_out = np.log(detector.scores(images(40, 1))["mean"].double().numpy())
+    held_out = np.log(detector.scores(draw_images(40, 1))["mean"].double().numpy())
     value = np.log(float(detector.score(usual[:1])))
     assert reason["mean"] == pytest.approx((value - held_out.mean()) / held_out.std(), abs=0.1)
     assert len(detector.held_out_scores("trajectory")) == 40

@@ -5,14 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from support.maps import linear
+from support.ood import SIDE, contraction, draw_images
 
 import fmprobe
 from fmprobe.probes.ood.score import Needs, Statistic
 from fmprobe.probes.ood.table import OFFERED, SCORES, TWO_SIDED
-
-SIDE = 3
-CONTRACTION = linear(*(0.2 + 0.05 * i for i in range(SIDE * SIDE)))
 
 
 @pytest.fixture(scope="module")
@@ -24,28 +21,19 @@ def calls():
 def detector(calls):
     """A detector of a model that counts the images it encodes and the latents it decodes."""
 
-    def encode(x):
-        calls["encoded"] += len(x)
-        return CONTRACTION(x.flatten(1))
+    def count(what, n):
+        calls[what] += n
 
-    def decode(z):
-        calls["decoded"] += len(z)
-        return z.reshape(-1, 1, SIDE, SIDE)
-
-    model = fmprobe.from_functions(encode, decode, image_shape=(1, SIDE, SIDE), latent_shape=(SIDE * SIDE,))
-    return fmprobe.TrajectoryDetector(model, steps=4, tol=1e-9, batch_size=5).fit(pictures(24), pictures(20, 1))
-
-
-def pictures(n, seed=0):
-    return torch.rand(n, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    model = contraction(count)
+    return fmprobe.TrajectoryDetector(model, steps=4, tol=1e-9, batch_size=5).fit(draw_images(24), draw_images(20, 1))
 
 
 def rules(detector):
-    return [name for name in OFFERED if name in detector.scores(pictures(1))]
+    return [name for name in OFFERED if name in detector.scores(draw_images(1))]
 
 
 def test_a_rule_decides_as_when_all_scores_are_computed(detector):
-    new = pictures(13, 2)
+    new = draw_images(13, 2)
     scores = detector.examine(new)[0]
     assert set(scores) == set(rules(detector))
     for name, values in scores.items():
@@ -56,7 +44,7 @@ def test_a_rule_decides_as_when_all_scores_are_computed(detector):
 
 def test_a_rule_computes_only_what_it_is_made_of(detector, calls):
     """4 steps: the orbit costs 4 encodings and 4 decodings an image beyond the first encoding."""
-    new, free, orbits, pictured = pictures(13, 2), set(), set(), set()
+    new, free, orbits, pictured = draw_images(13, 2), set(), set(), set()
     for name in rules(detector):
         calls.clear()
         detector.predict(new, rule=name)
@@ -83,12 +71,12 @@ def test_nothing_is_fitted_for_a_rule_that_does_not_use_it(detector, tmp_path, m
     again = fmprobe.TrajectoryDetector.load(tmp_path / "kept", detector.model)
     for kind in {type(score) for score in SCORES} - {Statistic}:
         monkeypatch.setattr(kind, "fit", lambda *_: pytest.fail("was fitted"))
-    new = pictures(6, 3)
+    new = draw_images(6, 3)
     assert torch.equal(again.predict(new, rule="latent norm"), detector.predict(new, rule="latent norm"))
 
 
 def test_the_signs_are_those_of_scikit_learn(detector):
-    inside, outside = pictures(20, 1), 50 * torch.ones(3, 1, SIDE, SIDE)
+    inside, outside = draw_images(20, 1), 50 * torch.ones(3, 1, SIDE, SIDE)
     new = torch.cat([inside, outside.clamp(0, 1)])
     accepted = detector.predict(new)
     labels = detector.predict(new, sklearn_labels=True)
@@ -105,8 +93,8 @@ def test_the_signs_are_those_of_scikit_learn(detector):
     ("rule", "said"), [("joined", "'joined' is learned from held-out images"), ("no", "'no' is no score")]
 )
 def test_without_held_out_images_a_plain_score_can_be_had(detector, rule, said):
-    bare = fmprobe.TrajectoryDetector(detector.model, steps=4, tol=1e-9).fit(pictures(24))
-    new = pictures(5, 4)
+    bare = fmprobe.TrajectoryDetector(detector.model, steps=4, tol=1e-9).fit(draw_images(24))
+    new = draw_images(5, 4)
     np.testing.assert_array_equal(-bare.score_samples(new, rule="trajectory"), bare.examine(new)[0]["trajectory"])
     with pytest.raises(fmprobe.InputError, match=said):
         bare.score_samples(new, rule=rule)

@@ -15,12 +15,11 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
-from support.maps import linear
+from support.ood import contraction, draw_images
 from torch.utils.data import DataLoader, TensorDataset
 
 import fmprobe
 
-SIDE = 3
 CHECKS = (
     "check_estimator_cloneable",
     "check_estimator_repr",
@@ -31,23 +30,13 @@ CHECKS = (
 )
 
 
-def images(n, seed=0):
-    return torch.rand(n, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-
-
 def loader(n, seed=0):
-    return DataLoader(TensorDataset(images(n, seed), torch.zeros(n)), batch_size=7)
+    return DataLoader(TensorDataset(draw_images(n, seed), torch.zeros(n)), batch_size=7)
 
 
 @pytest.fixture(scope="module")
 def model():
-    f = linear(*(0.2 + 0.05 * i for i in range(SIDE * SIDE)))
-    return fmprobe.from_functions(
-        lambda x: f(x.flatten(1)),
-        lambda z: z.reshape(-1, 1, SIDE, SIDE),
-        image_shape=(1, SIDE, SIDE),
-        latent_shape=(SIDE * SIDE,),
-    )
+    return contraction()
 
 
 @pytest.fixture
@@ -61,7 +50,7 @@ def test_the_checks_of_scikit_learn_that_need_no_data(check, detector):
 
 
 def test_parameters_are_read_changed_and_cloned(detector, model):
-    detector.fit(images(30), images(20, 1))
+    detector.fit(draw_images(30), draw_images(20, 1))
     again: Any = clone(detector)
     assert again.get_params() == detector.get_params()
     assert again.model is model
@@ -80,8 +69,8 @@ def test_parameters_are_read_changed_and_cloned(detector, model):
 
 
 def test_scores_depend_on_no_other_image_and_on_no_order(detector):
-    detector.fit(images(30))
-    new, order = images(23, 1), np.random.default_rng(0).permutation(23)
+    detector.fit(draw_images(30))
+    new, order = draw_images(23, 1), np.random.default_rng(0).permutation(23)
     whole = detector.score_samples(new)
     np.testing.assert_allclose(detector.score_samples(new[order]), whole[order], rtol=1e-6)
     np.testing.assert_allclose(np.concatenate([detector.score_samples(x[None]) for x in new]), whole, rtol=1e-6)
@@ -91,21 +80,21 @@ def test_the_view_has_the_methods_of_pytorch_ood(detector, model):
     view = detector.as_pytorch_ood().fit(loader(30))
     assert {"fit", "predict"} <= {name for name in vars(Detector) if hasattr(view, name)}
     assert view.requires_fit
-    scores = view(images(9, 1))
+    scores = view(draw_images(9, 1))
     assert scores.dtype == torch.float32
-    assert torch.equal(scores, detector.score(images(9, 1)))
-    features = detector.as_pytorch_ood().fit_features(model.encode(images(30)), torch.zeros(30))
-    assert torch.allclose(features.predict(images(9, 1)), scores)
-    assert torch.allclose(features.predict_features(model.encode(images(9, 1))), scores)
+    assert torch.equal(scores, detector.score(draw_images(9, 1)))
+    features = detector.as_pytorch_ood().fit_features(model.encode(draw_images(30)), torch.zeros(30))
+    assert torch.allclose(features.predict(draw_images(9, 1)), scores)
+    assert torch.allclose(features.predict_features(model.encode(draw_images(9, 1))), scores)
     with pytest.raises(fmprobe.InputError, match=r"call fit_features\(z\) first"):
-        view.predict_features(model.encode(images(9, 1)))
+        view.predict_features(model.encode(draw_images(9, 1)))
     with pytest.raises(fmprobe.InputError, match="unknown score 'no'"):
         detector.as_pytorch_ood("no")
 
 
 def test_the_metrics_of_pytorch_ood_are_those_of_fmprobe_by_their_names(detector):
     view = detector.as_pytorch_ood("last").fit(loader(30))
-    inside, outside = view(images(40, 1)), view(images(25, 2).square())
+    inside, outside = view(draw_images(40, 1)), view(draw_images(25, 2).square())
     found = fmprobe.ood_metrics(inside, outside)
     scores, labels = torch.cat([inside, outside]), torch.cat([torch.ones(40), -torch.ones(25)]).long()
 
