@@ -81,11 +81,12 @@ def find_pictures(text: "str | Path | Sequence[str | Path]") -> Pictures:
     """
     if not isinstance(text, str | Path):
         return _of_files([Path(path) for path in text], "the list of paths")
-    if (isinstance(text, Path) or Path(text).suffix.lower() in SUFFIXES) and not _exists(str(text)):
-        if not (files := _matching(str(text))):
-            raise InputError(f"{_said(text)} does not exist: expected an image, or a source of images")
-        return _of_files(files, str(text))
+    local = isinstance(text, Path) or Path(text).suffix.lower() in SUFFIXES  # no data set of the hub is meant
     text = str(text)
+    if not _exists(text) and (files := _matching(text)):
+        return _of_files(files, text)
+    if not _exists(text) and local:
+        raise InputError(f"{_said(text)} does not exist: expected an image, or a source of images")
     source = Source.parse(text)
     path = Path(source.name)
     if source.name == "procedural":
@@ -94,10 +95,8 @@ def find_pictures(text: "str | Path | Sequence[str | Path]") -> Pictures:
         found = _of_arrays(source)
     elif _is_folder(path):
         found = _of_folder(path, source)
-    elif path.suffix.lower() in SUFFIXES and _exists(text):
+    elif local and path.suffix.lower() in SUFFIXES:
         found = _of_files([path], text)
-    elif not _exists(source.name) and (files := _matching(text)):
-        found = _of_files(files, text)
     elif path.suffix.lower() == ".parquet" or not _exists(source.name):
         found = _of_dataset(source, local=_exists(source.name))
     else:

@@ -319,8 +319,9 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         [Path(one["file"]).name, number(one["score"], ".4g"), f"{one['p_value']:.3f}", _reason(one)] for one in unusual
     ]
     lead = (
-        "The images with the highest scores. A p-value is the share of held-out in-distribution images that are as "
-        "unusual. The reason is how far parts of the score lie from the held-out images' mean, in standard deviations."
+        "The images with the highest scores; those whose orbits diverge are left out. A p-value is the share of "
+        "held-out in-distribution images that are as unusual. The reason is how far parts of the score lie from the "
+        "held-out images' mean, in standard deviations."
     )
     return [
         scored,
