@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fmprobe.batches import Function, check_batch, check_images, check_mode, checked_shape, in_batches, in_words
+from fmprobe.devices import pick_device
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.protocols import SMALL, Protocol
 from fmprobe.errors import InputError
@@ -72,6 +74,7 @@ class Autoencoder:
         self.device = torch.device(device)
         self.protocol: Protocol = SMALL  # when orbits end, unless the caller says otherwise
         self.surrogate: Surrogate | None = None  # the surrogate decoder that this model uses, if any
+        self._reload: Callable[[torch.device], Autoencoder] | None = None
         self.evaluate_by(Execution())
 
     def __repr__(self) -> str:
@@ -242,6 +245,33 @@ class Autoencoder:
         """
         return Transform(**self.image_arguments)
 
+    def to(self, device: "str | torch.device") -> "Autoencoder":
+        """Move this model to a device, and return it. Its weights are read again there; all inputs follow it.
+
+        Args:
+            device: the device; "auto" is the accelerator that is there, else the CPU.
+
+        Raises:
+            InputError: the device is unknown or not there, or the model was made of functions or of a module in memory,
+                which its owner moves.
+        """
+        if (target := pick_device(device)) == self.device:
+            return self
+        if self._reload is None:
+            raise InputError(
+                f"{self.name} was made of what is in memory on {self.device}: move that to {target}, and make the model "
+                "again"
+            )
+        there, execution = self._reload(target), self.execution
+        self._encode, self._decode, self._latent_map = there._encode, there._decode, there._latent_map
+        self.device, self.surrogate = there.device, there.surrogate
+        return self.evaluate_by(execution)
+
+    def reload_by(self, reload: "Callable[[torch.device], Autoencoder]") -> "Autoencoder":
+        """Set the function that gives this same model on another device; return this model."""
+        self._reload = reload
+        return self
+
     def evaluate_by(self, execution: Execution) -> "Autoencoder":
         """Set how the latent map is evaluated from now on; return this model."""
         self.execution, self._evaluated = execution, execution.apply(self._map, self.device)
@@ -336,6 +366,8 @@ class Autoencoder:
         """The same encoder with a surrogate decoder. Its latents are standardised by the surrogate's own statistics."""
         whole = surrogate.attach(self)
         whole.surrogate = surrogate
+        if (reload := self._reload) is not None:
+            whole.reload_by(lambda device: reload(device).with_decoder(deepcopy(surrogate).to(device)))
         return whole
 
     def derived(self, *, latent_shape: tuple[int, ...] | None = None, **changes: Any) -> "Autoencoder":

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fmprobe.devices import pick_device
 from fmprobe.dynamics.protocols import FOUNDATION
 from fmprobe.errors import InputError
 from fmprobe.families import SMALL_IMAGE, TOKENS, Adapter, Published, Source, Tokens, adapters
 from fmprobe.published import is_published, load_published
-from fmprobe.sharing import take_device
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +118,11 @@ def load(
     model.protocol = FOUNDATION
     model.evaluate_by(execution)
     model.provenance |= _changes(execution, deterministic, device_map, processor)
+    if isinstance(name, str | Path) and device_map is None:
+        pinned = {"revision": model.provenance.get("revision") or revision, "image_size": _side_of(model, image_size)}
+        how = {"tokens": tokens, "dtype": dtype, "processor": processor, "random_weights": random_weights}
+        again = {**pinned, **how, "decoder": str(decoder) if published else None}
+        model.reload_by(lambda device: load(name, device=device, **again))
     if decoder is None or published:
         return model
     from fmprobe.surrogates.artefact import load_surrogate
@@ -133,6 +138,11 @@ def demo_model() -> "Autoencoder":
         return load(str(folder), device="cpu")
 
 
+def _side_of(model: "Autoencoder", asked: "int | Literal['fit'] | None") -> "int | Literal['fit'] | None":
+    """The image size that gives this model's on any device: "fit" depends on it."""
+    return model.image_shape[-1] if asked == "fit" and model.image_shape else asked
+
+
 def _changes(execution: "Execution", deterministic: bool, device_map: Any, processor: Any) -> dict[str, Any]:
     """What provenance records of arguments that change the values of f; only those that were given."""
     changed = {
@@ -143,29 +153,6 @@ def _changes(execution: "Execution", deterministic: bool, device_map: Any, proce
         "processor": None if processor is None else type(processor).__name__,  # one given in place of the checkpoint's
     }
     return {name: value for name, value in changed.items() if value not in (None, False)}
-
-
-def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
-    """The device asked for; for None or "auto" the accelerator that is there, else the CPU.
-
-    Raises:
-        InputError: the device is unknown or not there.
-    """
-    import torch
-
-    take_device()
-    if device is not None and device != "auto":
-        try:
-            chosen = torch.device(device)
-        except RuntimeError as error:
-            raise InputError(f"unknown device {device!r}: expected auto, cpu, cuda, cuda:N or mps") from error
-        there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "meta": 0}
-        if (chosen.index or 0) >= there.get(chosen.type, 1):
-            raise InputError(f"device {device} is not here: auto takes the accelerator that is here, else the CPU")
-        return chosen
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _execution(autocast: "str | torch.dtype | None", compile: str | None, deterministic: bool) -> "Execution":
