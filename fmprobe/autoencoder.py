@@ -259,8 +259,8 @@ class Autoencoder:
             return self
         if self._reload is None:
             raise InputError(
-                f"{self.name} was made of what is in memory on {self.device}: move that to {target}, and make the model "
-                "again"
+                f"{self.name} was made of what is in memory on {self.device}: move that to {target}, and make the "
+                "model again"
             )
         there, execution = self._reload(target), self.execution
         self._encode, self._decode, self._latent_map = there._encode, there._decode, there._latent_map
@@ -307,7 +307,13 @@ class Autoencoder:
         )
 
     def load_images(
-        self, source: "Given", n: int | None = None, *, seed: int = 0, skip_damaged: bool = False
+        self,
+        source: "Given",
+        n: int | None = None,
+        *,
+        seed: int = 0,
+        skip_damaged: bool = False,
+        streaming: bool = False,
     ) -> Tensor:
         """Load `n` images spread evenly over a source, resized and cropped by the model's own preprocessing.
 
@@ -316,7 +322,10 @@ class Autoencoder:
         Raises:
             InputError: the model takes no images, or as `fmprobe.load_images`.
         """
-        return torch.cat(list(self.stream_images(source, n, seed=seed, skip_damaged=skip_damaged)))
+        from fmprobe.images import load_images
+
+        how = {"seed": seed, "skip_damaged": skip_damaged, "streaming": streaming}
+        return load_images(source, n, **how, **self.image_arguments)
 
     def stream_images(
         self, source: "Given", n: int | None = None, *, block: int = 64, seed: int = 0, skip_damaged: bool = False

@@ -1,9 +1,11 @@
 """Images of any source as tensors: a hub data set, a folder, files, parquet, .npz, or procedural images.
 
 A source is written `SOURCE[:split][#column]`, and for an .npz file `FILE.npz:key`. It may also be one image file, or a
-pattern such as `folder/*.png`. By default the first split of a data
-set, its first column of images, and the first key that holds images are taken. A folder of images with several splits
-is refused unless one is named.
+pattern such as `folder/*.png`. By default the first split of a data set, its first column of images, and the first key
+that holds images are taken. A folder of images with several splits is refused unless one is named.
+
+`streaming:ORG/NAME[:split][#column]` downloads no more of a hub data set than the images that are asked for: the first
+ones of at most 16 of its files, which are spread evenly over all files.
 """
 
 import warnings
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fmprobe.errors import InputError
 from fmprobe.pixels import SUFFIXES, Prepare, printable, read
-from fmprobe.sources import Pictures, Source, find_pictures
+from fmprobe.sources import STREAMING, Pictures, Source, find_pictures, is_streamed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,12 +61,12 @@ def spread(total: int, n: int) -> list[int]:
 
 
 def count_images(source: Given) -> int | None:
-    """Number of images in a source, damaged ones included; None for "procedural", which is endless.
+    """Number of images in a source, damaged ones included; None for "procedural" and for streamed ones, without end.
 
     Raises:
         InputError: the source cannot be read or holds no images.
     """
-    return None if source == "procedural" else find_pictures(source).count
+    return None if source == "procedural" or is_streamed(source) else find_pictures(source).count
 
 
 def load_images(
@@ -75,6 +77,7 @@ def load_images(
     seed: int = 0,
     prepare: "Prepare | None" = None,
     skip_damaged: bool = False,
+    streaming: bool = False,
 ) -> "Tensor":
     """Load `n` images spread evenly over a source, in order.
 
@@ -92,6 +95,7 @@ def load_images(
             does.
         skip_damaged: whether damaged images are left out and counted in a warning. If `n` is given, each is replaced by
             a neighbour.
+        streaming: whether no more of a hub data set is downloaded than `n` images, as if "streaming:" stood before it.
 
     Returns:
         Images `(n, *image_shape)`, float32 in [0, 1].
@@ -102,6 +106,8 @@ def load_images(
     """
     import torch
 
+    if streaming and not is_streamed(source):
+        source = f"{STREAMING}{source}"
     blocks = stream_images(source, n, image_shape=image_shape, seed=seed, prepare=prepare, skip_damaged=skip_damaged)
     return torch.cat(list(blocks))
 
@@ -125,7 +131,7 @@ def stream_images(
     if source == "procedural":
         yield from _procedural(n, image_shape, block, seed)
         return
-    found = find_pictures(source)
+    found = find_pictures(source, n)
     if n is not None and n > found.count:
         raise InputError(f"{printable(source)} holds {found.count} images, {n} were asked for: ask for fewer")
     rows = []

@@ -71,7 +71,7 @@ def read(label: str, picture: Callable[[], Picture], shape: tuple[int, int, int]
     """
     try:
         return _tensor(picture(), shape, prepare)
-    except MemoryError:
+    except (MemoryError, InputError):  # a source that cannot be reached says so itself
         raise
     except Exception as error:  # for damaged files Pillow raises nearly every kind
         reason = printable(error) or type(error).__name__

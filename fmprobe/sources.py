@@ -4,9 +4,9 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from fmprobe.pixels import SUFFIXES, Picture, from_array, from_file, printable
 
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val"), "val": ("val", "validation")}
 SPLIT_FORM = "SOURCE[:split][#column]"
+STREAMING = "streaming:"  # before a data set of the hub of which only what is asked for is downloaded
+ENCODED = ("string", "large_string", "binary", "large_binary")  # values that can be paths or files of images
+SHARDS = 16  # files of a streamed data set that images are taken from, at most
 JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # left in folders by operating systems, beside names with a leading dot
 
 
@@ -70,11 +73,12 @@ class Pictures:
     decode: Callable[[int], Picture]
 
 
-def find_pictures(text: "str | Path | Sequence[str | Path]") -> Pictures:
+def find_pictures(text: "str | Path | Sequence[str | Path]", n: int | None = None) -> Pictures:
     """Find the pictures of a source, without decoding any of them.
 
     Args:
         text: a source, as `fmprobe.images` describes it; or the paths of image files.
+        n: how many pictures a streamed source has; it needs it, and others do without.
 
     Raises:
         InputError: the source cannot be read or holds no images; the message names it.
@@ -83,6 +87,8 @@ def find_pictures(text: "str | Path | Sequence[str | Path]") -> Pictures:
         return _of_files([Path(path) for path in text], "the list of paths")
     local = isinstance(text, Path) or Path(text).suffix.lower() in SUFFIXES  # no data set of the hub is meant
     text = str(text)
+    if is_streamed(text):
+        return _of_stream(Source.parse(text.removeprefix(STREAMING)), n)
     if not _exists(text) and (files := _matching(text)):
         return _of_files(files, text)
     if not _exists(text) and local:
@@ -104,6 +110,11 @@ def find_pictures(text: "str | Path | Sequence[str | Path]") -> Pictures:
     if not found.count:
         raise InputError(_nothing(text))
     return found
+
+
+def is_streamed(source: object) -> bool:
+    """Whether a source is a data set of the hub that is streamed."""
+    return isinstance(source, str) and source.startswith(STREAMING) and not _exists(source)
 
 
 def _of_files(files: list[Path], text: str) -> Pictures:
@@ -299,11 +310,68 @@ def _rows(name: str, array: np.ndarray) -> np.ndarray:
 
 def _of_dataset(source: Source, local: bool) -> Pictures:
     """The pictures of a data set: of the hub, of parquet files, or of a folder that `datasets` reads."""
+    name, (split, column, encoded) = _said(source.name), _column_of(source, _loaded(source, local))
+    return Pictures(len(encoded), lambda i: f"{name}:{split}[{i}]", lambda i: _cell(encoded[i][column]))
+
+
+def _of_stream(source: Source, n: int | None) -> Pictures:
+    """The first pictures of files of a hub data set, which are spread evenly over all its files."""
+    name = _said(source.name)
+    if n is None:
+        raise InputError(f"{name} is streamed and may be endless: say how many images, with --images or n")
+    if _exists(source.name) or Path(source.name).suffix.lower() in (*SUFFIXES, ".npz", ".parquet"):
+        raise InputError(f"{name} is no data set of the hub, and only these are streamed: leave {STREAMING!r} out")
+    split, column, encoded = _column_of(source, _loaded(source, local=False, streaming=True))
+    return Pictures(n, lambda i: f"{name}:{split}[streamed {i}]", _Streamed(encoded, name, column, n))
+
+
+class _Streamed:
+    """Decodes picture i of n, which are downloaded while they are asked for in order.
+
+    Args:
+        data: the streamed data set, of one column.
+        name: what it is called in messages.
+        column: the column.
+        n: how many pictures there are. Each of at most `SHARDS` files gives as many of its first.
+    """
+
+    def __init__(self, data: Any, name: str, column: str, n: int) -> None:
+        self.data, self.name, self.column = data, name, column
+        count = min(data.num_shards, SHARDS, n)
+        self.shards = [i * data.num_shards // count for i in range(count)]
+        self.bounds = [i * n // count for i in range(count + 1)]
+        self.at: tuple[int, int] = (-1, 0)  # the file that is open, and which of its pictures comes next
+        self.rows: Iterator[Any] = iter(())
+
+    def __call__(self, place: int) -> Picture:
+        part = bisect_right(self.bounds, place) - 1
+        row = place - self.bounds[part]
+        cell = None
+        try:
+            if self.at[0] != part or self.at[1] > row:
+                shard = self.data.shard(self.data.num_shards, self.shards[part])
+                self.at, self.rows = (part, 0), iter(shard)
+            while self.at[1] <= row:
+                cell = next(self.rows, None)
+                self.at = (part, self.at[1] + 1)
+        except Exception as error:  # the library and the connection raise many kinds here
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{self.name} cannot be streamed ({printable(reason[:200])}): check the connection"
+            ) from error
+        if cell is None:
+            raise InputError(
+                f"{self.name} has a file of {row} images, and more of each were asked for: ask for fewer, or leave "
+                f"{STREAMING!r} out"
+            )
+        return _cell(cell[self.column])
+
+
+def _column_of(source: Source, data: Any) -> tuple[str, str, Any]:
+    """The split that a source means, the name of its column of images, and the data of that column, still encoded."""
     import datasets
 
-    name = _said(source.name)
-    data = _loaded(source, local)
-    splits = list(data)
+    name, splits = _said(source.name), list(data)
     split = source.split or splits[0]
     if split not in splits:
         raise InputError(f"{name} has no split {_said(repr(split))}: expected one of {', '.join(splits)}")
@@ -315,15 +383,18 @@ def _of_dataset(source: Source, local: bool) -> Pictures:
     if column not in data.column_names:
         there = ", ".join(data.column_names)
         raise InputError(f"{name} has no image column {_said(repr(column))}: name one of {there} after #")
+    kind = data.features[column]
     try:
+        if isinstance(kind, datasets.Value) and kind.dtype not in ENCODED:  # a stream would notice only when it is read
+            raise TypeError(kind.dtype)
         encoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except Exception as error:  # the library and pyarrow raise many kinds here
-        kind = printable(str(data.features[column])[:100])
+        kind = printable(str(kind)[:100])
         raise InputError(f"{name}#{_said(column)} holds {kind}, not images: name another column after #") from error
-    return Pictures(len(encoded), lambda i: f"{name}:{split}[{i}]", partial(_cell, encoded, column))
+    return split, column, encoded
 
 
-def _loaded(source: Source, local: bool) -> Any:
+def _loaded(source: Source, local: bool, streaming: bool = False) -> Any:
     """Load the splits of a data set by name."""
     import datasets
 
@@ -333,7 +404,7 @@ def _loaded(source: Source, local: bool) -> Any:
     try:
         if local and Path(name).is_file():
             return datasets.load_dataset("parquet", data_files=_literal(name))
-        return datasets.load_dataset(name)
+        return datasets.load_dataset(name, streaming=streaming)
     except Exception as error:  # the library raises many kinds here
         what = "cannot be read" if local else "is no folder or file here, and the hub gave no such data set"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -348,9 +419,8 @@ def _literal(name: str) -> str:
     return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
-def _cell(data: Any, column: str, row: int) -> Picture:
+def _cell(cell: Any) -> Picture:
     """An image as a data set keeps it, as bytes or as the path of a file."""
-    cell = data[row][column]
     if not isinstance(cell, dict) or (cell.get("bytes") is None and cell.get("path") is None):
         raise ValueError("its cell is empty")
     return from_file(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]))

@@ -28,7 +28,7 @@ import fmprobe
 from fmprobe.sharing import alone
 
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
-RULES = ("latent norm", "knn-10 pooled", "mahalanobis pooled", "first", "trajectory", "joined")
+RULES = ("latent norm", "knn-10 pooled", "mahalanobis pooled", "first", "features", "trajectory", "joined")
 HELD_OUT = 32
 LOAD = "import fmprobe; began = time.perf_counter(); {}; print(time.perf_counter() - began)"
 SCORE = (

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from support.checkpoints import save_dinov2
 
 import fmprobe
 from fmprobe import loading
-from support.checkpoints import save_dinov2
 
 THERE = torch.device("cpu:0")  # a device of another name than the CPU's, that every machine has
 

@@ -26,8 +26,9 @@ for line in sys.stdin:
     asked = json.loads(line)
     try:
         if "data" in asked:
-            images = fmprobe.load_images(asked["data"], 2, image_shape=(3, 8, 8))
-            print(json.dumps({"sum": float(images.sum())}))
+            how = {"streaming": asked.get("streaming", False)}
+            images = fmprobe.load_images(asked["data"], asked.get("n", 2), image_shape=(3, 8, 8), **how)
+            print(json.dumps({"sum": float(images.sum()), "firsts": (images[:, 0, 0, 0] * 255).round().tolist()}))
             continue
         model = fmprobe.load(asked.pop("name"), image_size=asked.pop("image_size", None), **asked)
         with torch.no_grad():
@@ -131,6 +132,58 @@ def test_by_name_then_offline_then_with_the_hub_down(root, tiny, tmp_path):
         with torch.no_grad():
             local = float(model.encode(torch.full((1, *model.image_shape), 0.3)).sum())
         assert answer["code"] == pytest.approx(local, abs=1e-3)
+
+
+SHARDS, ROWS = 20, 6
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """A hub with a data set of 20 files, whose picture r of file s is of the one value 10 s + r."""
+    import datasets
+
+    root = tmp_path_factory.mktemp("sharded-hub")
+    folder = root / "datasets" / "acme" / "many" / "data"
+    folder.mkdir(parents=True)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    for s in range(SHARDS):
+        pictures = [Image.fromarray(np.full((8, 8, 3), 10 * s + r, dtype=np.uint8)) for r in range(ROWS)]
+        rows = datasets.Dataset.from_dict({"image": pictures, "label": list(range(ROWS))}, features=features)
+        rows.to_parquet(folder / f"train-{s:05d}-of-{SHARDS:05d}.parquet")
+    return root
+
+
+def test_a_streamed_set_gives_the_first_pictures_of_files_spread_evenly_and_fetches_no_others(sharded, tmp_path):
+    with Hub(sharded) as hub:
+        questions = [
+            {"data": "streaming:acme/many:train#image", "n": 32},
+            {"data": "acme/many", "n": 3, "streaming": True},
+        ]
+        many, few = ask(questions, tmp_path, hub.url)
+        fetched = {name.rpartition("/")[2] for name in hub.asked if "GET" in name and name.endswith(".parquet")}
+    files = [i * SHARDS // 16 for i in range(16)]
+    assert many["firsts"] == [10 * s + r for s in files for r in range(2)]
+    assert few["firsts"] == [0, 60, 130]
+    # The first file is also looked at for the columns.
+    assert fetched == {f"train-{s:05d}-of-{SHARDS:05d}.parquet" for s in files}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"data": "streaming:acme/many", "n": None}, "acme/many is streamed and may be endless: say how many images"),
+        ({"data": "streaming:acme/many", "n": 16 * ROWS + 1}, f"has a file of {ROWS} images, and more of each"),
+        ({"data": "streaming:acme/many:nope"}, "acme/many has no split 'nope': expected one of train"),
+        ({"data": "streaming:acme/many#label"}, "acme/many#label holds"),
+        ({"data": "streaming:acme/none"}, "acme/none is no folder or file here, and the hub gave no such data set"),
+        ({"data": "streaming:.", "n": 3}, "is no data set of the hub, and only these are streamed"),
+    ],
+)
+def test_what_cannot_be_streamed_says_why_in_one_line(sharded, tmp_path, asked, said):
+    with Hub(sharded) as hub:
+        (answer,) = ask([asked], tmp_path, hub.url)
+    assert said in answer["error"]
+    assert "\n" not in answer["error"]
 
 
 def test_what_cannot_be_had_says_why_in_one_line(root, tmp_path):

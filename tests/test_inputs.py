@@ -74,6 +74,7 @@ CALLS = {
     ("TrajectoryDetector.decision_function", "images"): lambda k, x: k.detector.decision_function(x),
     ("TrajectoryDetector.p_values", "images"): lambda k, x: k.detector.p_values(x),
     ("TrajectoryDetector.explain", "images"): lambda k, x: k.detector.explain(x),
+    ("TrajectoryDetector.shift", "images"): lambda k, x: k.detector.shift(x),
     ("AttractorTracker", "train"): lambda k, x: fmprobe.AttractorTracker(x, GOOD),
     ("AttractorTracker", "test"): lambda k, x: fmprobe.AttractorTracker(GOOD, x),
     ("compare", "images"): lambda k, x: fmprobe.compare(k.model, k.model, x, max_steps=2),

@@ -11,6 +11,8 @@ import fmprobe
 from fmprobe.probes.ood.score import Needs, Statistic
 from fmprobe.probes.ood.table import OFFERED, SCORES, TWO_SIDED
 
+WITH_PICTURES = {"features", "features svm", "joined", "joined svm"}
+
 
 @pytest.fixture(scope="module")
 def calls():
@@ -55,7 +57,7 @@ def test_a_rule_computes_only_what_it_is_made_of(detector, calls):
         pictured |= {name} if decoded in (1, 5) else set()
     plain = {of: name for name, of in TWO_SIDED.items()}
     needing = {need: {score.name for score in SCORES if score.needs is need} for need in Needs}
-    assert pictured == {*_with_two_sided({"reconstruction error"}), "joined", "joined svm"}
+    assert pictured == {*_with_two_sided({"reconstruction error"}), *WITH_PICTURES}
     assert orbits == {name for name in rules(detector) if name not in free | pictured} | {"joined", "joined svm"}
     assert {name for name in rules(detector) if name.startswith(("knn", "maha", "pca", "latent"))} <= free
     assert {"first", plain["first"]} <= free

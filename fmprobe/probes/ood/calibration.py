@@ -12,13 +12,15 @@ import numpy as np
 
 from fmprobe.errors import InputError
 from fmprobe.probes.ood.score import LARGEST, Scores
-from fmprobe.probes.ood.table import BY_NAME, MODELS, OFFERED, TWO_SIDED, profile_of
+from fmprobe.probes.ood.table import BY_NAME, MODELS, OFFERED, TWO_SIDED, features_of, profile_of
 
 FEWEST = 16  # held-out images
 FOLDS = 5
 AT_ATTRACTOR = 0.01  # below this share of the median first distance, a point is at the attractor
 RESOLUTION = 1e-5  # relative; scores that differ by less are equal
 LEAST_SPREAD = 1e-3  # of a logarithm; what varies less is constant up to rounding
+BETWEEN_QUARTILES = 1.349  # of N(0, 1)
+BOUND = 6.0  # deviations; a column counts no more, so that a rare value does not lift a threshold beyond use
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,27 @@ class Calibration:
 
     Args:
         held_out: Values `(h,)` of each plain score, that is, each score that needs no held-out images, by name.
-        joined: Names of the baselines that the joined vector appends to the profile.
+        joined: Names of the columns of the joined vector.
+        earlier: Whether to decide as detectors of an earlier version do, which keep their thresholds: the joined vector
+            begins with the profile, and columns count on both sides, in standard deviations
+            and without a bound.
 
     Raises:
         InputError: There are fewer than 16 held-out images.
         ValueError: Scores have no value for each held-out image, or those of a column are missing.
     """
 
-    def __init__(self, held_out: Scores, joined: tuple[str, ...]) -> None:
-        self.held_out, self.joined = held_out, joined
+    def __init__(self, held_out: Scores, joined: tuple[str, ...], earlier: bool = False) -> None:
+        self.held_out, self.joined, self.earlier = held_out, joined, earlier
         self.n = len(held_out["mean"])
         if self.n < FEWEST:
             raise InputError(f"{self.n} held-out images calibrate nothing: expected at least {FEWEST}")
         profile = profile_of(held_out)
-        self._vectors = {"profile": profile, "joined": (*profile, *joined)}
+        self._vectors = {"profile": profile}
+        if earlier:
+            self._vectors["joined"] = (*profile, *joined)
+        else:
+            self._vectors |= {"features": features_of(joined), "joined": joined}
         if missing := {"mean", "first", *self._vectors["joined"]} - held_out.keys():
             raise ValueError(f"the score {min(missing)!r} of the held-out images is missing")
         if any(values.shape != (self.n,) for values in held_out.values()):
@@ -155,16 +164,17 @@ class Calibration:
         return p_values(self.held_out_scores(name), values)
 
     def deviations(self, name: str, plain: Scores) -> Scores:
-        """Of each part of a score `(B,)`, how far it lies from the held-out images' mean, in standard deviations.
+        """Of each part of a score `(B,)`, how far it lies from the held-out images' median, in their deviations.
 
-        Parts are taken as the one-class models take them, most of them by their logarithm.
+        The deviation is the standard deviation of a normal distribution with the held-out images' quartiles. Parts are
+        taken as the one-class models take them, most of them by their logarithm.
         """
         return self._model(self.made_of(name)).deviations(plain)
 
     def _model(self, columns: tuple[str, ...]) -> "_OneClass":
         """The one-class models of these columns, fitted to all held-out images."""
         if columns not in self._fitted:
-            self._fitted[columns] = _OneClass(self.held_out, columns)
+            self._fitted[columns] = _OneClass(self.held_out, columns, self.earlier)
         return self._fitted[columns]
 
     def _rank(self, acceptance: float) -> int:
@@ -202,7 +212,7 @@ class Calibration:
         for fold in range(FOLDS):
             seen = {name: values[folds != fold] for name, values in self.held_out.items()}
             unseen = {name: values[folds == fold] for name, values in self.held_out.items()}
-            for suffix, values in _OneClass(seen, self._vectors[vector]).scores(unseen).items():
+            for suffix, values in _OneClass(seen, self._vectors[vector], self.earlier).scores(unseen).items():
                 out.setdefault(f"{vector}{suffix}", np.empty(self.n))[folds == fold] = values
         return out
 
@@ -233,44 +243,64 @@ def check_acceptance(share: float, name: str = "acceptance") -> None:
         raise InputError(f"{name} must lie between 0 and 1, got {share!r}")
 
 
+def _quartiles(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The median of each column, and the standard deviation of a normal distribution with its quartiles."""
+    low, middle, high = np.quantile(rows, [0.25, 0.5, 0.75], axis=0)
+    return middle, (high - low) / BETWEEN_QUARTILES
+
+
 class _OneClass:
-    """A Gaussian with Ledoit-Wolf shrinkage and a one-class SVM (scikit-learn) on standardised columns of scores.
+    """A Gaussian with Ledoit-Wolf shrinkage and a one-class SVM (scikit-learn) on columns of scores in deviations.
 
     Args:
         scores: Values `(h,)` of the held-out images, by name.
         names: The scores that are columns.
+        earlier: As `Calibration` has it.
     """
 
-    def __init__(self, scores: Scores, names: tuple[str, ...]) -> None:
+    def __init__(self, scores: Scores, names: tuple[str, ...], earlier: bool) -> None:
         from sklearn.covariance import LedoitWolf
-        from sklearn.preprocessing import StandardScaler
         from sklearn.svm import OneClassSVM
 
+        lowest = [0.0 if BY_NAME[name].one_sided else -BOUND for name in names]
+        self._limits = (-np.inf, np.inf) if earlier else (np.array(lowest), BOUND)
         # The last digits of a point at the attractor are rounding: the logarithm must not magnify them.
         near = AT_ATTRACTOR * float(np.median(scores["first"]))
         self._logs = {name: BY_NAME[name].log for name in names}
         self._least = {
             name: near if log == "first" else 1e-6 * float(np.median(scores[name])) for name, log in self._logs.items()
         }
-        kept = scores["mean"] < LARGEST  # the largest float of diverged orbits would widen what is usual
+        kept = ~self._lost(scores)  # the largest float of diverged orbits would widen what is usual
         raw = self._matrix(scores)[kept if kept.sum() > 1 else slice(None)]
-        self._scaler = StandardScaler().fit(raw)
-        self._scaler.scale_ = np.maximum(raw.std(0), LEAST_SPREAD)
-        rows = self._scaler.transform(raw)
+        # Quartiles, because one rare value would widen a standard deviation so much that little else is unusual.
+        middle, spread = (raw.mean(0), raw.std(0)) if earlier else _quartiles(raw)
+        self._middle, self._spread = middle, np.maximum(spread, LEAST_SPREAD)
+        rows = self._bounded(raw)
         self._gaussian = LedoitWolf().fit(rows)
         self._svm = OneClassSVM(nu=0.1, gamma="scale").fit(rows)
 
     def scores(self, scores: Scores) -> Scores:
         """Mahalanobis distances and negative decision values of the SVM, `(B,)` each, by the suffixes of `MODELS`."""
-        rows = self._scaler.transform(self._matrix(scores))
-        lost = scores["mean"] >= LARGEST
+        rows = self._bounded(self._matrix(scores))
+        lost = self._lost(scores)
         gaussian = np.sqrt(self._gaussian.mahalanobis(rows).clip(min=0))
         svm = -self._svm.decision_function(rows)
         return dict(zip(MODELS, (np.where(lost, LARGEST, values) for values in (gaussian, svm)), strict=True))
 
     def deviations(self, scores: Scores) -> Scores:
         """The standardised columns `(B,)`, by name."""
-        return dict(zip(self._logs, np.asarray(self._scaler.transform(self._matrix(scores))).T, strict=True))
+        return dict(zip(self._logs, self._standardised(self._matrix(scores)).T, strict=True))
+
+    def _bounded(self, raw: np.ndarray) -> np.ndarray:
+        """Columns in deviations from the middle of the held-out images, `(B, c)`, within their limits."""
+        return self._standardised(raw).clip(*self._limits)
+
+    def _standardised(self, raw: np.ndarray) -> np.ndarray:
+        return (raw - self._middle) / self._spread
+
+    def _lost(self, scores: Scores) -> np.ndarray:
+        """Whether a column of an image has no value, because its orbit diverged or its latent is not finite, `(B,)`."""
+        return np.any([scores[name] >= LARGEST for name in self._logs], axis=0)
 
     def _matrix(self, scores: Scores) -> np.ndarray:
         """The columns of each image, `(B, c)`."""

@@ -1,5 +1,6 @@
 """TrajectoryDetector: fit on in-distribution images, score new ones, accept or reject them, save and load."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from fmprobe.probes.ood.table import BY_NAME, OFFERED, SCORES, joined_of
 from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, find_reference, follow
 from fmprobe.probes.ood.views import PytorchOOD
 
-RULE = "joined"  # the score that accepts and rejects, unless another is named
+AUTO = "auto"  # the rule that is chosen by what it costs
 ACCEPTANCE = 0.95
 STOPPING_RULE = ("tol", "measure", "max_steps")
 FEWEST = 2  # fit images
@@ -36,18 +37,20 @@ class TrajectoryDetector:
     attractor of the fit images. The trajectory starts at z_0 = E(x) and iterates f(z) = E(D(z)). `score` gives this
     score, `scores` gives every other score beside it.
 
-    `predict` accepts or rejects. It needs held-out images: in-distribution images that were not fitted on. Its default
-    score, "joined", is a one-class model of statistics of the trajectory (the profile), joined with baselines.
+    `predict` accepts or rejects. It needs held-out images: in-distribution images that were not fitted on. The score
+    "joined" is a one-class model of the published score and of baselines. "features" is the same without what follows
+    orbits. It takes one encoding and one decoding of an image; recipes/README.md compares the two.
 
     Args:
         model: An autoencoder, as `fmprobe.load` gives it.
-        rule: The score by which `predict` decides.
+        rule: The score by which `predict` decides. "auto" is "features" where the model takes pictures in
+            [0, 1], else "joined".
         acceptance: The share of in-distribution images that `predict` accepts.
         **settings: Fields of `TrajectorySettings`. By default orbits end as the paper's protocol for the kind of model
             has it (`fmprobe.dynamics.protocols`).
 
     Attributes:
-        rule: As given.
+        rule: The score by which `predict` decides; never "auto".
         acceptance: As given.
         settings: The `TrajectorySettings`.
         calibration: What was learned from held-out images; None without them.
@@ -57,15 +60,15 @@ class TrajectoryDetector:
     """
 
     def __init__(
-        self, model: Autoencoder, *, rule: str = RULE, acceptance: float = ACCEPTANCE, **settings: Any
+        self, model: Autoencoder, *, rule: str = AUTO, acceptance: float = ACCEPTANCE, **settings: Any
     ) -> None:
         if not isinstance(model, Autoencoder):
             raise InputError(
                 f"a detector is of a model: expected what fmprobe.load gives, got a {type(model).__name__}"
             )
         check_acceptance(acceptance)
-        if not isinstance(rule, str) or rule not in OFFERED:
-            raise InputError(f"unknown score {rule!r}: expected one of {', '.join(OFFERED)}")
+        if not isinstance(rule, str) or rule not in (AUTO, *OFFERED):
+            raise InputError(f"unknown score {rule!r}: expected {AUTO} or one of {', '.join(OFFERED)}")
         stopping = model.protocol.chosen(*(settings.get(name) for name in STOPPING_RULE))
         try:
             self.settings = TrajectorySettings(**{**settings, **stopping})
@@ -73,10 +76,35 @@ class TrajectoryDetector:
             known = ", ".join(TrajectorySettings.__dataclass_fields__)
             raise InputError(f"{str(error).split('__init__() ')[-1]}: expected settings among {known}") from error
         self.model = model
-        self.rule, self.acceptance = rule, acceptance
+        self._asked_rule, self.acceptance = rule, acceptance
         self._reference: Reference | None = None
         self.calibration: Calibration | None = None
         self._seen: frozenset[str] = frozenset()  # digests of the fit images
+
+    @property
+    def rule(self) -> str:
+        if self._asked_rule != AUTO:
+            return self._asked_rule
+        return "features" if self._takes_pictures else "joined"
+
+    @property
+    def _takes_pictures(self) -> bool:
+        """Whether images are pictures, with values in [0, 1], so that statistics of pixels mean something."""
+        return len(self.model.image_shape) == 3 and not self.model.any_range
+
+    def cost(self, rule: str | None = None) -> str:
+        """What a score of an image takes, in words, by default of the one that decides: encodings, and steps of f.
+
+        Raises:
+            InputError: The detector is not fitted, or the score is unknown or not offered.
+        """
+        needs = {BY_NAME[part].needs for part in self._made_of(rule or self.rule)}
+        said = ["one encoding"]
+        if Needs.DECODED in needs:
+            said.append("one decoding")
+        if Needs.ORBIT in needs:
+            said.append(f"at most {self.settings.horizon} steps of f")
+        return " and ".join(said)
 
     def __repr__(self) -> str:
         lines = [f"TrajectoryDetector of {self.model.name}: decides by {self.rule!r}, accepts {self.acceptance:.0%}"]
@@ -88,13 +116,14 @@ class TrajectoryDetector:
             return "\n".join([*lines, "  no held-out images: it gives scores, and accepts or rejects nothing"])
         low, high = (promised := self.calibration.acceptance(self.acceptance)).interval
         said = f"{promised.expected:.1%} are accepted ({low:.1%} to {high:.1%})"
-        return "\n".join([*lines, f"  {self.calibration.n} held-out images: {said}"])
+        return "\n".join([*lines, f"  an image takes {self.cost()}", f"  {self.calibration.n} held-out images: {said}"])
 
     def fit(
         self,
         images: ImagesLike,
         held_out: ImagesLike | float | None = None,
         *,
+        labels: Sequence[int] | None = None,
         seed: int = 0,
         progress: bool | None = None,
     ) -> "TrajectoryDetector":
@@ -107,12 +136,19 @@ class TrajectoryDetector:
                 `Autoencoder.take_images` takes, such as a DataLoader, of which only the latents are kept.
             held_out: Further in-distribution images for `calibrate`; or the share of `images`, between 0 and 1, that
                 is held out and not fitted on, by the content of the images.
+            labels: The class of each of `images`, in their order; with them there are scores that compare with the
+                classes. None for no classes.
             seed: Random seed of that split.
             progress: Whether to show a progress bar; None shows one on a terminal.
 
         Raises:
-            InputError: There are fewer than 2 different fit images, or 16 held-out ones, or all orbits diverge.
+            InputError: There are fewer than 2 different fit images, or 16 held-out ones, or all orbits diverge; or
+                there is not one label, a whole number, for each image.
         """
+        classes: dict[str, int] | None = None
+        if labels is not None:
+            images = self.model.take_images(images, "fit images")
+            classes = _by_content(labels, images)
         if isinstance(held_out, float | int):
             check_acceptance(held_out, "held_out")
             images = self.model.take_images(images, "fit images")
@@ -128,11 +164,12 @@ class TrajectoryDetector:
                 f"cannot fit a detector on {len(content)} images, {len(set(content))} of them different: expected at "
                 f"least {FEWEST}"
             )
-        latents = self._finite(torch.cat(blocks))
+        latents, kept = self._finite(torch.cat(blocks))
         reference = find_reference(self.model.latent_map, latents, self.settings, progress)
         reference.facts["not_finite"] = len(content) - len(latents)
         reference.facts["pixels"] = digest(content)
-        self._take(reference, feature_vectors(latents, len(latents)))
+        known = None if classes is None else np.array([classes[name] for name in content])[kept]
+        self._take(reference, feature_vectors(latents, len(latents)), known)
         self.calibration, self._seen = None, frozenset(content)
         return self if held_out is None else self.calibrate(held_out)
 
@@ -267,8 +304,8 @@ class TrajectoryDetector:
             rule: Which of `scores`; None for the detector's.
 
         Returns:
-            Of each image the parts by name, the farthest first: distance from the mean of the held-out images, in their
-            standard deviations. Most parts are taken by their logarithm.
+            Of each image the parts by name, the farthest first: distance from the median of the held-out images, in
+            deviations that are scaled from their quartiles. Most parts are taken by their logarithm.
 
         Raises:
             InputError: No held-out images were given, or the score is unknown.
@@ -320,6 +357,32 @@ class TrajectoryDetector:
         """Whether a score, by default the one that decides, needs the trajectories."""
         return any(BY_NAME[part].needs is Needs.ORBIT for part in self._made_of(rule or self.rule))
 
+    def shift(self, images: ImagesLike) -> float:
+        """How far the mean features of images lie from those of the fit images, in root mean square deviations.
+
+        The features are those of the smallest kind. What finite numbers of images add to the squared distance is
+        subtracted, so that other images of the fit images' source have a shift near 0.
+
+        Args:
+            images: Two images or more, `(N, *image_shape)` or anything else that `Autoencoder.take_images` takes.
+
+        Returns:
+            The distance over the fit images' root mean square distance from their mean; infinite where that is 0.
+
+        Raises:
+            InputError: The detector is not fitted, or there are fewer than two images.
+        """
+        n_fit, kind = self._fitted().facts["images"], self._bank.smallest
+        blocks = self.model.image_batches(images, block=self.settings.batch_size)
+        parts = [feature_vectors(self._encode(block), n_fit)[kind] for block in blocks]
+        if sum(map(len, parts)) < FEWEST:
+            raise InputError(f"the shift of {sum(map(len, parts))} images is not known: expected at least {FEWEST}")
+        known, rows = self._bank.features[kind].astype(np.float64), np.concatenate(parts).astype(np.float64)
+        within = known.var(0, ddof=1).sum()
+        by_chance = within / len(known) + rows.var(0, ddof=1).sum() / len(rows)
+        apart = max(float(np.square(known.mean(0) - rows.mean(0)).sum() - by_chance), 0.0)
+        return math.sqrt(apart / within) if within else math.inf if apart else 0.0
+
     def as_pytorch_ood(self, rule: str | None = None) -> PytorchOOD:
         """This detector with the methods of pytorch-ood: `fit(loader)`, and `predict(x)`, which gives scores.
 
@@ -333,7 +396,7 @@ class TrajectoryDetector:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments of this detector by name, as scikit-learn asks for them."""
-        return {"model": self.model, "rule": self.rule, "acceptance": self.acceptance, **asdict(self.settings)}
+        return {"model": self.model, "rule": self._asked_rule, "acceptance": self.acceptance, **asdict(self.settings)}
 
     def set_params(self, **params: Any) -> "TrajectoryDetector":
         """Change arguments by name; what was fitted is forgotten, unless only the rule or the acceptance changes."""
@@ -342,7 +405,7 @@ class TrajectoryDetector:
             raise InputError(f"unknown parameter {min(unknown)!r}: expected one of {', '.join(known)}")
         if params.keys() <= {"rule", "acceptance"}:
             checked = type(self)(**{**known, **params})
-            self.rule, self.acceptance = checked.rule, checked.acceptance
+            self._asked_rule, self.acceptance = checked._asked_rule, checked.acceptance
         else:
             self.__init__(**{**known, **params})
         return self
@@ -369,11 +432,14 @@ class TrajectoryDetector:
         described = self.describe()
         facts: dict[str, Any] = {key: described[key] for key in ("settings", "reference", "decision")}
         facts["joined"] = list(self.calibration.joined) if self.calibration else []
+        facts["earlier"] = self.calibration is not None and self.calibration.earlier
         reference = self._fitted()
         arrays = {"reference": reference.points.cpu().numpy(), "deviation": reference.deviation.cpu().numpy()}
         if self._seen:
             arrays["seen"] = np.array([[*bytes.fromhex(name)] for name in sorted(self._seen)], dtype=np.uint8)
         arrays |= {f"bank.{kind}": rows for kind, rows in self._bank.features.items()}
+        if self._bank.labels is not None:
+            arrays["labels"] = self._bank.labels
         if self.calibration is not None:
             arrays |= {f"held_out.{name}": values for name, values in self.calibration.held_out.items()}
         artefact.save(Path(folder), self.model, facts, arrays)
@@ -398,11 +464,13 @@ class TrajectoryDetector:
                 raise TypeError(f"{facts['reference']['images']!r} images")
             device = saved.model.device
             points, deviation = (torch.from_numpy(saved.arrays[key]).to(device) for key in ("reference", "deviation"))
-            detector._take(Reference(points, deviation, facts["reference"]), saved.under("bank."))
+            reference = Reference(points, deviation, facts["reference"])
+            detector._take(reference, saved.under("bank."), saved.arrays.get("labels"))
             # A detector that was saved by an earlier version does not know its fit images.
             detector._seen = frozenset(bytes(row).hex() for row in saved.arrays.get("seen", ()))
             held_out = saved.under("held_out.")
-            detector.calibration = Calibration(held_out, tuple(facts["joined"])) if held_out else None
+            earlier = bool(facts.get("earlier", True))  # an earlier version did not say so
+            detector.calibration = Calibration(held_out, tuple(facts["joined"]), earlier) if held_out else None
         return detector
 
     def describe(self) -> dict[str, Any]:
@@ -413,13 +481,14 @@ class TrajectoryDetector:
         if self.calibration:
             promised = self.calibration.acceptance(self.acceptance)
             decision |= {"threshold": self.threshold(), "expected": promised.expected, "interval": promised.interval}
+            decision["cost"] = self.cost()
         stopping = {name: getattr(self.settings, name) for name in STOPPING_RULE}
         protocol = self.model.protocol.named(**stopping)
         return {"settings": asdict(self.settings), "protocol": protocol, "reference": facts, "decision": decision}
 
-    def _take(self, reference: Reference, features: dict[str, np.ndarray]) -> None:
+    def _take(self, reference: Reference, features: dict[str, np.ndarray], labels: np.ndarray | None) -> None:
         """Take over what was found in the fit images. A score is fitted to them when it is first computed."""
-        self._reference, self._bank = reference, Bank(features)
+        self._reference, self._bank = reference, Bank(features, labels, self._takes_pictures)
         self._nearest = Nearest(reference, self.settings.distance)
         self._plain_names = tuple(score.name for score in SCORES if score.exists(self._bank))
 
@@ -480,8 +549,8 @@ class TrajectoryDetector:
         name = self._name(rule)
         return plain[name] if self.calibration is None else self.calibration.score(name, plain)
 
-    def _finite(self, latents: Tensor) -> Tensor:
-        """The latents of fit images that are finite. Raises InputError where fewer than two are."""
+    def _finite(self, latents: Tensor) -> tuple[Tensor, np.ndarray]:
+        """The latents of fit images that are finite, and which these are. Raises InputError for fewer than two."""
         whole = latents.flatten(1).isfinite().all(1)
         lost = len(latents) - int(whole.sum())
         if lost > len(latents) - FEWEST:
@@ -492,7 +561,7 @@ class TrajectoryDetector:
         if lost:
             said = f"{lost} of {len(latents)} fit images have latents that are not finite and were left out"
             warnings.warn(said, stacklevel=3)
-        return latents[whole]
+        return latents[whole], whole.cpu().numpy()
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
@@ -513,7 +582,7 @@ class TrajectoryDetector:
             The scores `(N,)` by name, and the status `(N,)`, which is empty where no score needs the orbits.
         """
         size = self.settings.batch_size
-        of_latent = _needing(names, Needs.LATENT)
+        of_latent = _needing(names, Needs.LATENT, Needs.DECODED)
         of_orbit = [name for name in names if name not in of_latent]
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*of_orbit, *of_latent)}
         status = [np.empty(0, dtype=np.int64)]
@@ -553,9 +622,27 @@ class TrajectoryDetector:
         return {name: _or_largest(BY_NAME[name](seen, self._known(name)), rows) for name in names}
 
 
-def _needing(names: Sequence[str], need: Needs) -> list[str]:
-    """The scores with this need."""
-    return [name for name in names if BY_NAME[name].needs is need]
+def _by_content(labels: Sequence[int], images: Tensor) -> dict[str, int]:
+    """The label of each image by the digest of its pixels; of equal images the first one's.
+
+    Raises:
+        InputError: There is not one label, a whole number, for each image.
+    """
+    given = np.asarray(labels)
+    if given.shape != (len(images),) or given.dtype.kind not in "iub":
+        raise InputError(
+            f"labels are an array {given.shape} of {given.dtype}: expected one whole number for each of {len(images)} "
+            "fit images"
+        )
+    found: dict[str, int] = {}
+    for name, label in zip(content_hashes(images), given.tolist(), strict=True):
+        found.setdefault(name, int(label))
+    return found
+
+
+def _needing(names: Sequence[str], *needs: Needs) -> list[str]:
+    """The scores with one of these needs."""
+    return [name for name in names if BY_NAME[name].needs in needs]
 
 
 def _or_largest(values: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The section of `fmprobe ood`: histograms and the table of every score on every set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.report.plots import axes
@@ -20,12 +21,12 @@ LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000
 
 
 def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """AUROC in percent of the rule that decides, the published score and the best baseline; and the acceptance."""
+    """AUROC in percent of the rule that decides, the published score and the best single one; and the acceptance."""
     rows = []
     for name in others(found):
-        best = _best_baseline(found, name)
+        best = _best_alone(found, name)
         scores = [f"{_auroc(found, score, name):.1f} by {score!r}" for score in _deciding(found)]
-        scores.append(f"{100 * best['sets'][name]['auroc']:.1f} by the best baseline afterwards, {best['name']!r}")
+        scores.append(f"{100 * best['sets'][name]['auroc']:.1f} by the best single score afterwards, {best['name']!r}")
         rows.append((f"ood, {name}", f"AUROC {', '.join(scores)}"))
     return [*rows, ("acceptance", acceptance_in_words(found["detector"]["decision"]))]
 
@@ -46,15 +47,18 @@ def others(found: Mapping[str, Any]) -> list[str]:
     return [name for name in found["sets"] if name != "in-distribution"]
 
 
-def _best_baseline(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return max(
-        (row for row in found["scores"] if row["group"] == "baseline"), key=lambda row: row["sets"][name]["auroc"]
-    )
+def _best_alone(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The row of the score with the highest AUROC on a set, of those that are neither published nor one-class models.
+
+    Nobody who has only in-distribution images knows which it is.
+    """
+    alone = (row for row in found["scores"] if row["group"] not in ("trajectory", "profile"))
+    return max(alone, key=lambda row: row["sets"][name]["auroc"])
 
 
 def _deciding(found: Mapping[str, Any]) -> list[str]:
-    """The rule that decides, and the published score."""
-    names = dict.fromkeys((found["detector"]["decision"]["rule"], "trajectory"))
+    """The rule that decides, the one that also follows orbits, and the published score."""
+    names = dict.fromkeys((found["detector"]["decision"]["rule"], "joined", "trajectory"))
     return [name for name in names if any(row["name"] == name for row in found["scores"])]
 
 
@@ -65,7 +69,7 @@ def _auroc(found: Mapping[str, Any], score: str, name: str) -> float:
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """The sets and what of them is accepted, every score on every set, and what the trajectory adds."""
-    return [_sets(found), _scores(found), _added(found)]
+    return [_sets(found), _scores(found), _added(found), *_ranges(found)]
 
 
 def _sets(found: Mapping[str, Any]) -> Table:
@@ -74,12 +78,19 @@ def _sets(found: Mapping[str, Any]) -> Table:
     for name, about in found["sets"].items():
         dropped = f" ({about['dropped']} dropped: in-distribution as well)" if about.get("dropped") else ""
         status = ", ".join(f"{count} {kind}" for kind, count in about["status"].items() if count)
-        rows.append([name, f"{about['images']}{dropped}", status, f"{percent(about['accepted_share'])}%"])
+        shift = "" if about.get("range") is None else f"{about['range']} ({about['shift']:.2f})"
+        rows.append([name, f"{about['images']}{dropped}", shift, status, f"{percent(about['accepted_share'])}%"])
     lead = (
         f"Images are accepted by the score {decision['rule']!r}; its threshold comes from the held-out images alone. "
         f"It accepts {acceptance_in_words(decision)}."
     )
-    return Table("The sets", rows, ["set", "images", "orbits", f"accepted at {decision['acceptance']:.0%}"], lead)
+    if "near" in found:
+        lead += (
+            " A set is near-OOD where the mean of its features lies less than "
+            f"{found['near']} root mean square deviations of the fit images from theirs, and far-OOD elsewhere."
+        )
+    head = ["set", "images", "near or far", "orbits", f"accepted at {decision['acceptance']:.0%}"]
+    return Table("The sets", rows, head, lead)
 
 
 def _scores(found: Mapping[str, Any]) -> Table:
@@ -109,15 +120,36 @@ def _cell(measured: Mapping[str, Any], best: float) -> Cell:
 
 
 def _added(found: Mapping[str, Any]) -> Table:
-    """The rule that decides and the published score, beside its first point alone and the best baseline."""
+    """The rule that decides and the published score, beside its first point alone and the best single score."""
     names = list(dict.fromkeys((*_deciding(found), "first")))
     rows = []
     for name in others(found):
-        best = _best_baseline(found, name)
+        best = _best_alone(found, name)
         values = [Cell(_auroc(found, score, name), ".1f") for score in names]
         rows.append([name, *values, Cell(100 * best["sets"][name]["auroc"], ".1f"), best["name"]])
-    lead = "AUROC in percent. Which baseline is best is known only afterwards."
-    return Table("What the trajectory adds", rows, ["set", *names, "best baseline", "which"], lead)
+    lead = "AUROC in percent. Which single score is best is known only afterwards."
+    return Table("What the trajectory adds", rows, ["set", *names, "best single score", "which"], lead)
+
+
+def _ranges(found: Mapping[str, Any]) -> list[Table]:
+    """Mean AUROC over the near- and over the far-OOD sets; no table where a run of an earlier version knows neither."""
+    of = {
+        where: [name for name, about in found["sets"].items() if about.get("range") == where]
+        for where in ("near", "far")
+    }
+    known = {where: names for where, names in of.items() if names}
+    if not known:
+        return []
+
+    def means(auroc: Callable[[str], float]) -> list[Cell]:
+        return [Cell(sum(map(auroc, names)) / len(names), ".1f") for names in known.values()]
+
+    rows = [[score, *means(partial(_auroc, found, score))] for score in _deciding(found)]
+    best = means(lambda name: 100 * _best_alone(found, name)["sets"][name]["auroc"])
+    rows.append(["the best single score of each set", *best])
+    head = ["score", *(f"{where}-OOD: {', '.join(names)}" for where, names in known.items())]
+    lead = "Mean AUROC in percent. Which single score is best is known only afterwards."
+    return [Table("Near- and far-OOD", rows, head, lead)]
 
 
 def figures(found: Mapping[str, Any]) -> "dict[str, Figure]":

@@ -1,5 +1,6 @@
 """The comparison of `fmprobe ood`: how well each score tells sets of images from the in-distribution images."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,9 +22,12 @@ from fmprobe.probes.result import Result
 
 INSIDE = "in-distribution"
 SHARES = (2, 1, 1)  # of the in-distribution images: fit, held-out, test
-SHOWN = ("trajectory", "first", "joined")  # scores whose histograms are kept
+SHOWN = ("trajectory", "first", "features", "joined")  # scores whose histograms are kept
 BINS, SPAN = 30, 30  # of histograms: bins, and the ratio of scores beyond which bins are even in the logarithm
 BOOTSTRAP = 500
+# Near-OOD is a set whose mean features lie closer to those of the fit images than this share of the fit images' root
+# mean square deviation: it moves the second moment by less than a quarter. It was fixed before any set was compared.
+NEAR = 0.5
 
 
 @dataclass(frozen=True)
@@ -122,13 +126,15 @@ def compare_scores(
         bootstrap: Number of resamples for the intervals.
         seed: Random seed for the resamples.
     """
-    facts = {
-        name: {
-            **_about(status, detector, scores),
-            **({"control": name in sets.controls, "dropped": sets.dropped.get(name, 0)} if name != INSIDE else {}),
+    facts = {name: _about(status, detector, scores) for name, (scores, status) in found.items()}
+    for name, images in sets.others.items():
+        shift = detector.shift(images) if name not in sets.controls else None
+        facts[name] |= {
+            "control": name in sets.controls,
+            "dropped": sets.dropped.get(name, 0),
+            "shift": shift if shift is None or math.isfinite(shift) else LARGEST,
+            "range": None if shift is None else "near" if shift < NEAR else "far",
         }
-        for name, (scores, status) in found.items()
-    }
     scores = {name: of for name, (of, _) in found.items()}
     inside, outside = scores[INSIDE], {name: scores[name] for name in sets.others}
     rows = [
@@ -149,6 +155,7 @@ def compare_scores(
             "convention": CONVENTION,
             "split": {**split, "duplicates_dropped": sets.duplicates},
             "sets": facts,
+            "near": NEAR,
             "detector": described,
             "distances_to": describe_reference(described["reference"]),
             "bootstrap": bootstrap,

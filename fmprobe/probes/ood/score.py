@@ -24,7 +24,8 @@ Scores = dict[str, np.ndarray]  # values (B,) of several scores, by name
 class Needs(Enum):
     """What must be computed of an image before a score of it can be."""
 
-    LATENT = "the latent z_0 = E(x), its features, and D(z_0)"
+    LATENT = "the latent z_0 = E(x) and its features"
+    DECODED = "the latent and the image D(z_0)"
     FIRST_POINT = "the distance from z_0 to the nearest attractor"
     ORBIT = "the trajectory from z_0"
 
@@ -47,10 +48,14 @@ class Bank(Shared):
     """Feature vectors of the fit images, which the baselines compare with.
 
     Attributes:
-        features: Rows `(n, d)`, float32, by kind of feature: "z", "pooled" or both.
+        features: Rows `(n, d)`, float32, by kind of feature, as `feature_vectors` gives them.
+        labels: The class of each fit image `(n,)`, int64, where it is known.
+        pictures: Whether the images are pictures `(C, H, W)` in [0, 1].
     """
 
     features: dict[str, np.ndarray]
+    labels: np.ndarray | None = None
+    pictures: bool = False
 
     @property
     def n(self) -> int:
@@ -141,9 +146,10 @@ def bounded(values: Tensor) -> Tensor:
 class Score(ABC):
     """One out-of-distribution score: what it is called, how it is used, and how it is computed.
 
-    The profile is a vector of statistics of one trajectory, and the joined vector appends baselines to it. One-class
-    models, which are fitted to the held-out images' vectors alone, give the scores "profile" and "joined". Columns keep
-    their places in the vectors: a model of permuted columns would differ in the last digits.
+    Three vectors are made of scores: the profile, all statistics of one trajectory; the joined vector, the published
+    score beside the baselines that help; and the features, the part of the joined vector that follows no orbit.
+    One-class models, which are fitted to the held-out images' vectors alone, give the scores "profile", "joined" and
+    "features". Columns keep their places: a model of permuted columns would differ in the last digits.
 
     Attributes:
         name: The name in tables, artefacts and `--rule`.
@@ -151,7 +157,9 @@ class Score(ABC):
         needs: What must be computed of an image first; this decides what `__call__` is given.
         two_sided: Whether the score is also offered as its distance from the held-out median, on either side.
         in_profile: Column of the trajectory profile; None for no column.
-        in_joined: Column among the baselines of the joined vector; None for no column.
+        in_joined: Column of the joined vector; None for no column.
+        one_sided: Whether a column counts only where it is larger than is usual. A small distance to the fit images
+            does not make an image unusual.
         log: A column is the logarithm of the value plus a small share of the median, over the held-out images, of the
             value itself ("own") or of the first point's distance ("first"). None: the column is the value.
     """
@@ -162,6 +170,7 @@ class Score(ABC):
     two_sided: bool = False
     in_profile: int | None = None
     in_joined: int | None = None
+    one_sided: bool = False
     log: Literal["own", "first"] | None = "own"
 
     def exists(self, bank: Bank) -> bool:
@@ -173,8 +182,8 @@ class Score(ABC):
         return ()
 
     def joins(self, bank: Bank) -> bool:
-        """Whether the score is a column of the joined vector, for these fit images."""
-        return self.in_joined is not None
+        """Whether the score may be a column of the joined vector, for these fit images."""
+        return True
 
     @abstractmethod
     def __call__(self, seen: Any, fitted: Any) -> np.ndarray:

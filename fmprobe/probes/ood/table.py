@@ -3,7 +3,7 @@
 A new score is one file in `scores/`, which holds a tuple `SCORES`, and one line in `FILES`.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from importlib import import_module
 
 from fmprobe.probes.ood.score import Bank, Needs, Score
@@ -18,6 +18,8 @@ FILES = (
     "mahalanobis",
     "pca",
     "vim",
+    "relative",
+    "pixels",
 )
 
 # The groups of a table in their order, with their headings. Scores of the group "inner" are in no table: they are
@@ -26,8 +28,9 @@ GROUPS = {
     "trajectory": "the published score",
     "part": "parts of it, each alone",
     "baseline": "baselines on the same features",
+    "image": "statistics of the images alone, without the model",
     "two-sided": "distance from what is usual, on either side",
-    "profile": "one-class models of the trajectory profile, alone and joined with baselines",
+    "profile": "one-class models of baselines, of the trajectory profile, and of baselines with the published score",
 }
 
 SCORES: tuple[Score, ...] = tuple(
@@ -39,9 +42,10 @@ BY_NAME = {score.name: score for score in SCORES}
 AGGREGATES = tuple(score.name for score in SCORES if score.group == "part")
 
 # Scores that are learned from held-out images: "two-sided NAME" by the name of the score that it is made of, and two
-# one-class models, a Gaussian and a support vector machine, of each vector of columns.
+# one-class models, a Gaussian and a support vector machine, of each vector of columns. "joined" has the published
+# score and the baselines that help, "features" those of its columns that follow no orbit.
 TWO_SIDED = {f"two-sided {score.name}": score.name for score in SCORES if score.two_sided}
-VECTORS = ("profile", "joined")
+VECTORS = ("features", "profile", "joined")
 MODELS = ("", " svm")
 
 
@@ -52,9 +56,14 @@ def profile_of(names: Container[str]) -> tuple[str, ...]:
 
 
 def joined_of(names: Container[str], bank: Bank) -> tuple[str, ...]:
-    """The columns that the joined vector appends to the profile, among the scores with these names."""
-    columns = [score for score in SCORES if score.name in names and score.joins(bank)]
+    """The columns of the joined vector, among the scores with these names."""
+    columns = [score for score in SCORES if score.name in names and score.in_joined is not None and score.joins(bank)]
     return tuple(score.name for score in sorted(columns, key=lambda score: score.in_joined or 0))
+
+
+def features_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The columns of the vector of features: those of the joined vector that follow no orbit."""
+    return tuple(name for name in names if BY_NAME[name].needs is not Needs.ORBIT)
 
 
 def _offered() -> dict[str, str]:

@@ -18,13 +18,13 @@ def reconstruction_error(seen: Encoded) -> Tensor:
 
 
 SCORES = (
-    Statistic(name="latent norm", group="baseline", needs=Needs.LATENT, two_sided=True, in_joined=3, of=norm),
+    Statistic(name="latent norm", group="baseline", needs=Needs.LATENT, two_sided=True, of=norm),
     Statistic(
         name="reconstruction error",
         group="baseline",
-        needs=Needs.LATENT,
+        needs=Needs.DECODED,
         two_sided=True,
-        in_joined=5,
+        in_joined=7,
         of=reconstruction_error,
     ),
 )

@@ -7,7 +7,9 @@ from fmprobe.probes.ood.score import Needs, Statistic, bounded
 _part = partial(Statistic, group="part", two_sided=True, log="first")
 
 # The published score: 1/N sum_i d(z_i, A) over the points of the trajectory, z_0 included (sec. 4, fig. 5).
-MEAN = _part(name="mean", needs=Needs.ORBIT, in_profile=2, of=lambda t: t.bounded(t.total / (t.counted + 1)))
+MEAN = _part(
+    name="mean", needs=Needs.ORBIT, in_profile=2, in_joined=0, of=lambda t: t.bounded(t.total / (t.counted + 1))
+)
 # What is left of it without a trajectory. It exists for an orbit that diverged from a finite start.
 FIRST = _part(name="first", needs=Needs.FIRST_POINT, in_profile=0, of=lambda t: bounded(t.first))
 LAST = _part(name="last", needs=Needs.ORBIT, in_profile=1, of=lambda t: t.bounded(t.last))

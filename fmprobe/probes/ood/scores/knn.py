@@ -18,7 +18,7 @@ class KNN(Score):
     Attributes:
         k: How many neighbours; None for all fit images. The score exists for more than k fit images.
         mean: Whether the score is the mean over the k nearest.
-        feature: The kind of feature, "z" or "pooled".
+        feature: The kind of feature.
         normalised: Whether feature vectors are scaled to norm 1 first.
     """
 
@@ -38,8 +38,10 @@ class KNN(Score):
         return bank.once(key, lambda: NearestNeighbors(algorithm="brute").fit(self._scaled(rows)))
 
     def joins(self, bank: Bank) -> bool:
-        """One of them joins, chosen before any result: 10 neighbours by the smallest features, or 1 of few images."""
-        return super().joins(bank) and self.feature == bank.smallest and self.k == (10 if bank.n > 10 else 1)
+        """10 neighbours join, or 1 of few images: by the smallest features, and by their spread where it exists."""
+        return (
+            super().joins(bank) and self.feature in (bank.smallest, "spread") and self.k == (10 if bank.n > 10 else 1)
+        )
 
     def __call__(self, seen: Encoded, fitted: "NearestNeighbors") -> np.ndarray:
         rows, n = seen.features[self.feature], fitted.n_samples_fit_
@@ -60,7 +62,8 @@ def _knn(k: int | None, mean: bool, feature: str, normalised: bool) -> KNN:
         name=name,
         group="baseline",
         needs=Needs.LATENT,
-        in_joined=0 if normalised and not mean else None,
+        in_joined=(3 if feature == "spread" else 2) if normalised and not mean else None,
+        one_sided=True,
         k=k,
         mean=mean,
         feature=feature,
@@ -70,7 +73,7 @@ def _knn(k: int | None, mean: bool, feature: str, normalised: bool) -> KNN:
 
 SCORES = tuple(
     _knn(k, mean, feature, normalised)
-    for feature in ("pooled", "z")
+    for feature in ("pooled", "z", "spread")
     for normalised in (False, True)
     for k, mean in ((1, False), (10, False), (10, True), (50, False), (50, True), (None, True))
 )

@@ -20,7 +20,7 @@ class Mahalanobis(Score):
     """Distance from the mean of the fit images in units of their covariance (scikit-learn's `LedoitWolf`).
 
     Attributes:
-        feature: The kind of feature; the score exists for the kind with the fewest dimensions.
+        feature: The kind of feature; the score exists for the kind with the fewest dimensions, and for "spread".
         normalised: Whether feature vectors are scaled to norm 1 first.
     """
 
@@ -28,7 +28,7 @@ class Mahalanobis(Score):
     normalised: bool = False
 
     def exists(self, bank: Bank) -> bool:
-        return self.feature == bank.smallest
+        return self.feature in bank.features and self.feature in (bank.smallest, "spread")
 
     def fit(self, bank: Bank) -> "LedoitWolf":
         from sklearn.covariance import LedoitWolf
@@ -45,9 +45,10 @@ class Mahalanobis(Score):
         return np.asarray(normalize(rows)) if self.normalised else rows
 
 
-_of = partial(Mahalanobis, group="baseline", needs=Needs.LATENT)
+_of = partial(Mahalanobis, group="baseline", needs=Needs.LATENT, one_sided=True)
 
 SCORES = (
-    *(_of(name=f"mahalanobis {feature}", in_joined=1, feature=feature) for feature in ("pooled", "z")),
+    *(_of(name=f"mahalanobis {feature}", feature=feature) for feature in ("pooled", "z")),
     *(_of(name=f"ssd {feature}", feature=feature, normalised=True) for feature in ("pooled", "z")),
+    _of(name="ssd spread", feature="spread", normalised=True),
 )

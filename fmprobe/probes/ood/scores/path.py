@@ -30,7 +30,7 @@ LENGTH = _of(name="length", group="part", two_sided=True, in_profile=4, log="fir
 # Steps until the orbit ended. An orbit that soon diverged did not settle soon: it gets the largest float.
 STEPS = _of(name="steps", group="part", two_sided=True, in_profile=6, of=lambda t: t.bounded(t.steps.double()))
 # ||f(z_0) - z_0||
-RESIDUAL = _of(name="residual", group="baseline", two_sided=True, in_joined=4, of=lambda t: t.bounded(t.first_step))
+RESIDUAL = _of(name="residual", group="baseline", two_sided=True, in_joined=1, of=lambda t: t.bounded(t.first_step))
 # ||z_T - z_0||
 MOVED = _of(name="moved", group="inner", in_profile=5, log="first", of=lambda t: t.bounded(t.moved))
 RATE = _of(name="rate", group="inner", in_profile=7, log=None, of=mean_log_change)

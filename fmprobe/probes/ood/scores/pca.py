@@ -42,6 +42,6 @@ class PCAResidual(Score):
 
 
 SCORES = tuple(
-    PCAResidual(name=f"pca residual {feature}", group="baseline", needs=Needs.LATENT, in_joined=2, feature=feature)
+    PCAResidual(name=f"pca residual {feature}", group="baseline", needs=Needs.LATENT, one_sided=True, feature=feature)
     for feature in ("pooled", "z")
 )
