@@ -43,7 +43,9 @@ TERMS = {
     "in-distribution": "Said of images like those that a detector was fitted on.",
     "out-of-distribution": "Said of images that are not like those that a detector was fitted on.",
     "profile": "All that a detector measures along the trajectory of one image, as one vector.",
-    "joined": "Said of a score that combines the profile with the baselines.",
+    "features": "Said of a score that combines baselines which follow no orbit.",
+    "joined": "Said of a score that combines the published score with the baselines.",
+    "near-OOD": "Said of a set whose mean features lie close to those of in-distribution images; far-OOD is the rest.",
     "two-sided": "Said of a score that is high where a quantity is unusually high or unusually low.",
     "control": "A set of images that any detector should tell from in-distribution ones, such as constant images.",
     "AUROC": "Area under the ROC curve: the chance that an out-of-distribution image scores higher than an "

@@ -2,8 +2,8 @@
 
     python recipes/ood_detection.py                                        # the demo model, offline
     python recipes/ood_detection.py --model M --data ID --ood A --ood B    # anything else
-    python recipes/ood_detection.py --train-mae ../shared/data             # a small ViT-MAE, trained first
-    python recipes/ood_detection.py --dinov2 ../shared                     # an encoder with a surrogate decoder
+    python recipes/ood_detection.py --train-mae ../shared/data --seeds 3   # a small ViT-MAE, trained first
+    python recipes/ood_detection.py --encoder ../shared/models/dinov2-small --sets ../shared/data --seeds 3
     python recipes/ood_detection.py --full                                 # the published protocol; an accelerator
 
 1. The in-distribution images are split by content into fit, held-out and test images. Out-of-distribution sets and
@@ -12,6 +12,9 @@
    nearest of them.
 3. A table gives AUROC and FPR95 of that score, of each part alone, of every baseline on the same features, and of
    two-sided and one-class scores that are fitted on the held-out images. No out-of-distribution set decides anything.
+4. With `--seeds` the images are split anew for each seed, into a run folder each, and a table over all seeds follows.
+   Beside the rules it shows the single score that is best on all other sets, which is what one can know beforehand,
+   and the one that is best on the set itself, which is known only afterwards.
 
 `--out` is a run folder with results.json, report.html and the detector, ready for `fmprobe score`.
 """
@@ -23,6 +26,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
+from fmprobe.files import read_json
 from fmprobe.probes.ood import run_ood
 from fmprobe.seeding import generator
 from fmprobe.sharing import is_main, team, together
@@ -82,26 +86,91 @@ def small_mae(folder: Path, data: Path, minutes: float, seed: int) -> dict[str, 
     return {
         "model": str(folder),
         "data": f"{data / 'cifar10'}:test",  # held out from the training
-        "ood": [
-            f"mnist={data / 'mnist.npz'}:x_test",
-            f"fashion={data / 'fashion_mnist.npz'}:x_test",
-            f"textures={data / 'textures'}",
-        ],
+        "ood": named_sets(data, without="cifar10"),
         "images": 480,
         "steps": 30,
     }
 
 
-def dinov2(shared: Path) -> dict[str, Any]:
-    """A DINOv2 backbone at 112 px with a surrogate of procedural images, with photos against three sets."""
-    data = shared / "data"
+def encoder(name: Path, data: Path, folder: Path) -> dict[str, Any]:
+    """An encoder with a surrogate in closed form of procedural images, with photos against every other set."""
+    import fmprobe
+
+    if not folder.is_dir():
+        model = fmprobe.load(str(name), image_size="fit", device="cpu")
+        fmprobe.fit_decoder(model, kind="linear", n_images=1000).save(folder)
     return {
-        "model": str(shared / "models/dinov2-small"),
+        "model": str(name),
+        "decoder": str(folder),
         "data": f"{data / 'photos'}:train",
-        "ood": [f"textures={data / 'textures'}", f"scenes={data / 'scenes'}", f"cifar10={data / 'cifar10'}:test"],
-        "images": 200,
-        "steps": 20,
+        "ood": named_sets(data, without="photos"),
+        "images": 240,
+        "ood_images": 60,
+        "steps": 8,
+        "max_steps": 8,
     }
+
+
+def named_sets(data: Path, without: str) -> list[str]:
+    """Every set of a folder of small and large images as NAME=SOURCE, but one."""
+    sources = {
+        "mnist": f"{data / 'mnist.npz'}:x_test",
+        "fashion": f"{data / 'fashion_mnist.npz'}:x_test",
+        "cifar10": f"{data / 'cifar10'}:test",
+        "photos": f"{data / 'photos'}:test",
+        "textures": f"{data / 'textures'}",
+        "scenes": f"{data / 'scenes'}",
+    }
+    return [f"{name}={source}" for name, source in sources.items() if name != without]
+
+
+def print_over_seeds(runs: list[dict[str, Any]]) -> None:
+    """Print the AUROC of the rules and of the single scores on each set, in percent, over all seeds.
+
+    An interval is from the lowest to the highest end of the seeds' own bootstrap intervals.
+    """
+    sets = [name for name, about in runs[0]["sets"].items() if about.get("range")]
+    rows = [{row["name"]: row for row in run["scores"]} for run in runs]
+    names = [name for name in rows[0] if all(name in of for of in rows)]
+    alone = [name for name in names if rows[0][name]["group"] not in ("trajectory", "profile")]
+    auroc = {(n, s): 100 * float(np.mean([of[n]["sets"][s]["auroc"] for of in rows])) for n in names for s in sets}
+
+    def chosen_elsewhere(name: str) -> str:
+        others = [other for other in sets if other != name]
+        return max(alone, key=lambda score: sum(auroc[score, other] for other in others))
+
+    table: dict[str, dict[str, float]] = {
+        rule: {name: auroc[rule, name] for name in sets} for rule in ("features", "joined", "trajectory", "first")
+    }
+    table["best single score on all other sets"] = {name: auroc[chosen_elsewhere(name), name] for name in sets}
+    table["best single score on this set"] = {name: max(auroc[score, name] for score in alone) for name in sets}
+    ranges = {name: [run["sets"][name]["range"] for run in runs] for name in sets}
+    where = {name: max(("near", "far"), key=of.count) for name, of in ranges.items()}
+    print(f"\nAUROC in percent, mean over {len(runs)} seeds\n")
+    print(f"| score | {' | '.join(f'{name} ({where[name]})' for name in sets)} | near | far | all |")
+    print("|---" * (len(sets) + 4) + "|")
+    for name, values in table.items():
+        means = [_mean([values[s] for s in sets if where[s] in of]) for of in ({"near"}, {"far"}, {"near", "far"})]
+        cells = [f"{values[s]:.1f}{_interval(rows, name, s)}" for s in sets]
+        print(f"| {name} | {' | '.join(cells)} | {' | '.join(means)} |")
+    rule = runs[0]["detector"]["decision"]["rule"]
+    shares = {s: float(np.mean([run["sets"][s]["accepted_share"] for run in runs])) for s in runs[0]["sets"]}
+    said = ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items() if not name.startswith("control"))
+    print(f"\naccepted at 95% by {rule!r}: {said}; mean of the sets {_mean([100 * shares[s] for s in sets])}%")
+    choices = sorted({chosen_elsewhere(name) for name in sets})
+    print(f"the single scores that were best on all other sets: {', '.join(choices)}")
+
+
+def _mean(values: list[float]) -> str:
+    return f"{np.mean(values):.1f}" if values else "–"
+
+
+def _interval(rows: list[dict[str, Any]], name: str, of: str) -> str:
+    """The interval of a score on a set over all seeds; of a choice among scores there is none."""
+    if name not in rows[0]:
+        return ""
+    ends = [row[name]["sets"][of]["intervals"]["auroc"] for row in rows]
+    return f" ({100 * min(low for low, _ in ends):.0f} to {100 * max(high for _, high in ends):.0f})"
 
 
 @together()
@@ -112,8 +181,10 @@ def main() -> None:
     which.add_argument(
         "--train-mae", type=Path, metavar="DATA", help="Folder with cifar10/, mnist.npz, …: train a ViT-MAE."
     )
-    which.add_argument("--dinov2", type=Path, metavar="SHARED", help="Folder with models/dinov2-small and data/.")
+    which.add_argument("--dinov2", type=Path, metavar="SHARED", help="The same as --encoder, of a folder of both.")
+    which.add_argument("--encoder", type=Path, help="Folder of an encoder without a decoder; with --sets.")
     which.add_argument("--full", action="store_true", help="Use the published protocol, by hub names.")
+    parser.add_argument("--sets", type=Path, metavar="DATA", help="Folder with photos/, textures/, mnist.npz, ….")
     parser.add_argument("--data", help="In-distribution images, SOURCE[:split][#column].")
     parser.add_argument("--ood", action="append", default=[], help="Out-of-distribution images, NAME=SOURCE or SOURCE.")
     parser.add_argument("--images", type=int, help="Number of in-distribution images; half of them to fit.")
@@ -122,16 +193,21 @@ def main() -> None:
     parser.add_argument("--decoder", help="Folder of a decoder that fit-decoder wrote.")
     parser.add_argument("--device", default="auto", help="Device to compute on.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the splits, the controls and a training.")
+    parser.add_argument("--seeds", type=int, default=1, help="Number of seeds, from --seed on.")
     parser.add_argument("--out", type=Path, default=Path("runs/ood"), help="Run folder.")
     args = parser.parse_args()
+    if args.dinov2:
+        args.encoder, args.sets = args.dinov2 / "models/dinov2-small", args.dinov2 / "data"
+    if args.encoder and not args.sets:
+        parser.error("--encoder needs --sets")
     if args.model and not args.data:
         parser.error("--model needs --data, and --ood for each out-of-distribution set")
 
     with team().main_first():  # it prepares data and models on disk, which the others then read
         if args.train_mae:
             run = small_mae(args.out.with_name(args.out.name + "-model"), args.train_mae, args.minutes, args.seed)
-        elif args.dinov2:
-            run = dinov2(args.dinov2)
+        elif args.encoder:
+            run = encoder(args.encoder, args.sets, args.out.with_name(args.out.name + "-decoder"))
         elif args.full:
             run = dict(FULL)
         elif args.model:
@@ -139,17 +215,23 @@ def main() -> None:
         else:
             run = demo(args.out.with_name(args.out.name + "-data"), args.seed)
     run |= {key: value for key in ("data", "ood", "images", "steps") if (value := getattr(args, key))}
-    load = {"revision": None, "decoder": args.decoder, "image_size": None, "device": args.device, "dtype": None}
-    run_ood(
-        run["model"],
-        run["data"],
-        run["ood"],
-        args.out,
-        load=load,
-        settings={"steps": run.get("steps"), "max_steps": run.get("max_steps")},
-        images=run.get("images"),
-        seed=args.seed,
-    )
+    decoder = args.decoder or run.get("decoder")
+    load = {"revision": None, "decoder": decoder, "image_size": None, "device": args.device, "dtype": None}
+    seeds = range(args.seed, args.seed + args.seeds)
+    for seed in seeds:
+        run_ood(
+            run["model"],
+            run["data"],
+            run["ood"],
+            args.out / f"seed-{seed}" if args.seeds > 1 else args.out,
+            load=load,
+            settings={"steps": run.get("steps"), "max_steps": run.get("max_steps")},
+            images=run.get("images"),
+            ood_images=run.get("ood_images"),
+            seed=seed,
+        )
+    if args.seeds > 1 and is_main():
+        print_over_seeds([read_json(args.out / f"seed-{seed}" / "results.json")["ood"] for seed in seeds])
 
 
 if __name__ == "__main__":

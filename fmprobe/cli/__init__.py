@@ -1,7 +1,11 @@
 """The command line. Nothing heavy is imported before a command runs."""
 
+from typing import Annotated
+
 import typer
 
+from fmprobe import __version__
+from fmprobe.cli.cache import cache
 from fmprobe.cli.demo import demo
 from fmprobe.cli.fit_decoder import fit_decoder
 from fmprobe.cli.models import models
@@ -12,15 +16,30 @@ from fmprobe.sharing import together
 from fmprobe.stopping import listen
 
 app = typer.Typer(
-    help="Vision foundation models as dynamical systems: attractors of the latent map encode(decode(z)).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Vision foundation models as dynamical systems: attractors of the latent map encode(decode(z))."""
+
+
 asked = {name: command for probe in probes() for name, command in probe.COMMANDS.items()}
 for name, command in (
-    {"demo": demo} | asked | {"fit-decoder": fit_decoder, "report": report, "models": models}
+    {"demo": demo} | asked | {"fit-decoder": fit_decoder, "report": report, "models": models, "cache": cache}
 ).items():
     app.command(name)(with_output(command))
 

@@ -103,7 +103,7 @@ def score_source(
         typer.echo(f"\nwarning     {warning}")
     found = open_images(data, **fitted.model.image_arguments)
     _check_names([name for name, _ in found])
-    decides = {"rule": rule or fitted.rule, "threshold": fitted.threshold(acceptance, rule)}
+    decides = {"rule": fitted.rule_of(rule), "threshold": fitted.threshold(acceptance, rule)}
     asked = {"detector": file_digest(folder / FACTS), "data": canonical(data), **decides}
     out = out or Path("runs") / "ood-scores"
     with Run.open(out, asked, began=began, resume=resume, verbose=verbose) as run:
@@ -146,6 +146,7 @@ def _score_all(
         known = {row["pixels"]: row for row in _kept(table)}
     crew.barrier()  # all have read the table before one adds to it
     typer.echo(f"{len(found)} images; {decides['rule']!r} up to {decides['threshold']:.6g} is accepted")
+    typer.echo(f"an image takes {detector.cost(decides['rule'])}")
     size, draw, again = 4 * detector.settings.batch_size, crew.counter(), crew.counter()
     while (first := (draw(1) - 1) * size) < len(found):
         rows = _score(detector, found[first : first + size], known, **decides)

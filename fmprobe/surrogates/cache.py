@@ -7,7 +7,7 @@ from dataclasses import asdict
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.surrogates.artefact import Surrogate, load_surrogate
-from fmprobe.surrogates.features import cache_folder, features_key
+from fmprobe.surrogates.features import cache_folder, features_key, used
 from fmprobe.surrogates.fit import FitSettings, fit_with
 from fmprobe.surrogates.settings import Settings
 
@@ -38,7 +38,9 @@ def cached_decoder(
     entry = cache_folder("decoders") / key
     if entry.is_dir():
         try:
-            return load_surrogate(entry, model), True
+            found = load_surrogate(entry, model)
+            used(entry)
+            return found, True
         except InputError:
             shutil.rmtree(entry, ignore_errors=True)
     decoder = fit_with(model, settings, progress=progress)

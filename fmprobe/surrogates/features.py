@@ -101,6 +101,7 @@ def features_of(
     key = features_key(model, data_key, [disturb_key, draws])
     entry = cache_folder("features") / key if key else None
     if entry is not None and (found := _open(entry)) is not None:
+        used(entry)
         advance(len(found))
         yield found
         return
@@ -157,6 +158,12 @@ def cache_folder(name: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification ignores relative paths.
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "fmprobe" / name
+
+
+def used(entry: Path) -> None:
+    """Note that an entry of the cache was used just now, so that `fmprobe cache --max-size` keeps it for longer."""
+    with contextlib.suppress(OSError):  # a disk that takes nothing
+        os.utime(entry)
 
 
 def in_blocks(function: Function, x: Tensor, size: int = AT_ONCE) -> Tensor:

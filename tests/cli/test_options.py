@@ -41,7 +41,7 @@ BESIDE = {
     "field": ("resolution", "basins"),
     "score": ("device", "parquet"),
 }
-WITHOUT_COMPUTATION = {"models", "report"}  # nothing but arguments and what is shown
+WITHOUT_COMPUTATION = {"cache", "models", "report"}  # nothing but arguments and what is shown
 GIVEN = {  # a value by name, where one of its type alone would not do
     "data": "E",
     "test": "E",

@@ -30,6 +30,7 @@ RUNS = {  # every command once, small; D, E: images; ENCODER: a model that needs
     "score": "DETECTOR --data D",
     "fit-decoder": "ENCODER --images 16 --steps 2 --size tiny --image-size 28",
     "models": "",
+    "cache": "",
     "report": "RUN",
 }
 WITH = {name: [command for command in RUNS if name in options_of(command)] for name in sorted(OUTPUT)}

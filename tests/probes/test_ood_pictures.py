@@ -175,6 +175,7 @@ def test_auto_decides_by_what_follows_no_orbit_and_says_what_it_takes(detector, 
     detector.save(tmp_path)
     again = fmprobe.TrajectoryDetector.load(tmp_path, detector.model)
     new = pictures(7, 4)
+    assert torch.equal(detector.predict(new, rule="auto"), detector.predict(new, rule="features"))
     np.testing.assert_array_equal(again.decision_function(new), detector.decision_function(new))
     assert (again.rule, again.threshold()) == (detector.rule, detector.threshold())
 

@@ -241,6 +241,7 @@ def _detector(
             fit_detector(model, sets, acceptance, _settings(model, settings, sets)).save(kept)
         detector = TrajectoryDetector.load(kept, model)
     typer.echo(f"distances to {describe_reference(detector.describe()['reference'])}")
+    typer.echo(f"decides by {detector.rule!r}: an image takes {detector.cost()}")
     return detector
 
 

@@ -83,9 +83,13 @@ class TrajectoryDetector:
 
     @property
     def rule(self) -> str:
-        if self._asked_rule != AUTO:
-            return self._asked_rule
-        return "features" if self._takes_pictures else "joined"
+        return self.rule_of(self._asked_rule)
+
+    def rule_of(self, asked: str | None) -> str:
+        """The name of the rule that somebody asks for: None is the detector's, and "auto" follows the model."""
+        if asked == AUTO:
+            return "features" if self._takes_pictures else "joined"
+        return asked or self.rule
 
     @property
     def _takes_pictures(self) -> bool:
@@ -98,7 +102,7 @@ class TrajectoryDetector:
         Raises:
             InputError: The detector is not fitted, or the score is unknown or not offered.
         """
-        needs = {BY_NAME[part].needs for part in self._made_of(rule or self.rule)}
+        needs = {BY_NAME[part].needs for part in self._made_of(self.rule_of(rule))}
         said = ["one encoding"]
         if Needs.DECODED in needs:
             said.append("one decoding")
@@ -355,7 +359,7 @@ class TrajectoryDetector:
 
     def follows_orbits(self, rule: str | None = None) -> bool:
         """Whether a score, by default the one that decides, needs the trajectories."""
-        return any(BY_NAME[part].needs is Needs.ORBIT for part in self._made_of(rule or self.rule))
+        return any(BY_NAME[part].needs is Needs.ORBIT for part in self._made_of(self.rule_of(rule)))
 
     def shift(self, images: ImagesLike) -> float:
         """How far the mean features of images lie from those of the fit images, in root mean square deviations.
@@ -389,7 +393,7 @@ class TrajectoryDetector:
         Args:
             rule: Which of `scores`; by default the one that decides, or "trajectory" without held-out images.
         """
-        rule = rule or (self.rule if self.calibration else "trajectory")
+        rule = self.rule_of(rule) if rule or self.calibration else "trajectory"
         if rule not in OFFERED:
             raise InputError(f"unknown score {rule!r}: expected one of {', '.join(OFFERED)}")
         return PytorchOOD(self, rule)
@@ -526,12 +530,12 @@ class TrajectoryDetector:
 
     def _name(self, rule: str | None) -> str:
         """The name of a score, or of the one that decides; "trajectory" is a name of the aggregate."""
-        name = rule or self.rule
+        name = self.rule_of(rule)
         return self.settings.aggregate if name == "trajectory" else name
 
     def _of_rule(self, images: ImagesLike, rule: str | None) -> np.ndarray:
         """The score `(N,)` by which a rule decides."""
-        name = rule or self.rule
+        name = self.rule_of(rule)
         return self.examine(images, (name,))[0][name]
 
     def _made_of(self, rule: str) -> tuple[str, ...]:

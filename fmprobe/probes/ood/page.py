@@ -106,8 +106,9 @@ def _scores(found: Mapping[str, Any]) -> Table:
         rows.append([row["name"], *(_cell(row["sets"][name], best[name]) for name in sets)])
     lead = (
         "AUROC / FPR95 in percent; the best AUROC of a set is marked. Small print on the page: the AUROC's "
-        f"{found['bootstrap']}-resample 95% interval. Convention: {found['convention']}. An AUROC below 50 means that "
-        "the score points the other way."
+        f"{found['bootstrap']}-resample 95% interval. In-distribution is the positive class. FPR95 is the share of "
+        "out-of-distribution images that are accepted by the threshold that accepts 95% of in-distribution images. An "
+        "AUROC below 50 means that the score points the other way."
     )
     return Table("Every score on every set", rows, ["score", *sets], lead)
 
@@ -153,8 +154,15 @@ def _ranges(found: Mapping[str, Any]) -> list[Table]:
 
 
 def figures(found: Mapping[str, Any]) -> "dict[str, Figure]":
-    """The distribution of each score that is shown."""
-    return {f"Histogram of {name}": histogram(content) for name, content in found["histograms"].items()}
+    """The distribution of each score that is shown, the one that decides first and with its threshold."""
+    decision = found["detector"]["decision"]
+    names = sorted(found["histograms"], key=lambda name: name != decision["rule"])
+    return {
+        f"Histogram of {name}": histogram(
+            found["histograms"][name], decision.get("threshold") if name == decision["rule"] else None, repr(name)
+        )
+        for name in names
+    }
 
 
 def body(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
@@ -162,9 +170,16 @@ def body(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
     return render("ood.html", ood=found, tables=markup(tables(found)), plots=plots(figures(found), run))
 
 
-def histogram(content: Mapping[str, Any], threshold: float | None = None) -> "Figure":
-    """Share of each set's images a bin of the score: in-distribution filled, the others as lines."""
-    figure, ax = axes("score (the end bins hold what lies beyond)", "share of the images")
+def histogram(content: Mapping[str, Any], threshold: float | None = None, name: str = "") -> "Figure":
+    """Share of each set's images a bin of the score: in-distribution filled, the others as lines.
+
+    Args:
+        content: What `histogram_of` gave.
+        threshold: Up to which an image is accepted; None draws no line.
+        name: What the score is called at the axis.
+    """
+    said = f"score {name}".strip()
+    figure, ax = axes(f"{said} (the end bins hold what lies beyond)", "share of the images")
     edges = content["edges"]
     others = [name for name in content["counts"] if name != "in-distribution"]
     for name, counts in content["counts"].items():
