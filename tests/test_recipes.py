@@ -156,6 +156,46 @@ def unknown_flags(text: str) -> list[str]:
     return found
 
 
+def ood_run(auroc, shift=0.0):
+    """What `fmprobe ood` finds of three sets, by the AUROC of each score on each."""
+    sets = ("a", "b", "c")
+    groups = {"features": "profile", "joined": "profile", "trajectory": "trajectory", "first": "part"}
+
+    def measured(value):
+        ends = [value / 100 - 0.1 - shift, min(1.0, value / 100 + 0.1 + shift)]
+        return {"auroc": value / 100, "intervals": {"auroc": ends}}
+
+    return {
+        "sets": {"in-distribution": {"accepted_share": 0.95}}
+        | {name: {"range": "near" if name == "a" else "far", "accepted_share": 0.4} for name in sets},
+        "scores": [
+            {
+                "name": name,
+                "group": groups.get(name, "baseline"),
+                "sets": dict(zip(sets, map(measured, of), strict=True)),
+            }
+            for name, of in auroc.items()
+        ],
+        "detector": {"decision": {"rule": "features"}},
+    }
+
+
+def test_the_score_that_is_shown_for_a_set_is_chosen_on_the_others(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    print_over_seeds = runpy.run_path(str(ROOT / "recipes" / "ood_detection.py"))["print_over_seeds"]
+    auroc = {"features": (90, 80, 70), "joined": (60, 60, 60), "trajectory": (50, 50, 50), "first": (40, 40, 40)}
+    alone = {"good on a": (99, 10, 10), "good on b and c": (20, 95, 91)}
+    lower = {name: tuple(value - 2 for value in of) for name, of in (auroc | alone).items()}
+    print_over_seeds([ood_run(auroc | alone), ood_run(lower, shift=0.05)])
+    cells = [row.strip("| ").split(" | ") for row in capsys.readouterr().out.split("\n")]
+    rows = {first: others for first, *others in cells}
+    assert rows["score"] == ["a (near)", "b (far)", "c (far)", "near", "far", "all"]
+    assert rows["features"] == ["89.0 (73 to 100)", "79.0 (63 to 93)", "69.0 (53 to 83)", "89.0", "74.0", "79.0"]
+    # For a the best of b and c; for b and for c alike the other of them decides, beside a.
+    assert rows["best single score on all other sets"] == ["19.0", "94.0", "90.0", "19.0", "92.0", "67.7"]
+    assert rows["best single score on this set"] == ["98.0", "94.0", "90.0", "98.0", "92.0", "94.0"]
+
+
 @pytest.mark.parametrize("name", ["README.md", "recipes/README.md"])
 def test_every_flag_that_the_texts_name_exists(name):
     text = (ROOT / name).read_text()
