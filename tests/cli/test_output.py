@@ -66,7 +66,8 @@ def test_the_table_holds_what_was_found_and_no_more(written):
     scores = results["ood"]["ood"]["scores"]
     auroc = {score["name"]: 100 * score["sets"]["<u>far"]["auroc"] for score in scores}
     assert dict(summary(results["ood"]))["ood, <u>far"].startswith(
-        f"AUROC {auroc['joined']:.1f} by 'joined', {auroc['trajectory']:.1f} by 'trajectory', "
+        f"AUROC {auroc['features']:.1f} by 'features', {auroc['joined']:.1f} by 'joined', "
+        f"{auroc['trajectory']:.1f} by 'trajectory', "
     )
     assert "surrogate" in dict(summary(results["surrogate"]))["decoder"]
     lines = as_table(summary(results["run"])).splitlines()

@@ -35,13 +35,13 @@ UNREAD = {
     "*.maps.*.basins.starts *.maps.*.cosine.mean *.maps.*.penalty *.maps.*.rank *.maps.*.scale *.orbits.*.status "
     "protocol",
     # Further metrics of each score, and what the detector was fitted to.
-    "ood": "detector.decision.threshold detector.protocol detector.settings pixels "
+    "ood": "convention detector.protocol detector.settings pixels "
     "detector.reference.converged_share detector.reference.distinct_ends detector.reference.held_out_pixels "
     "detector.reference.images detector.reference.in_an_attractor_share detector.reference.merge "
     "detector.reference.not_finite detector.reference.orbits detector.reference.pixels detector.reference.points "
     "scores.*.sets.*.aupr_in scores.*.sets.*.aupr_out scores.*.sets.*.fpr95_ood_positive "
     "scores.*.sets.*.intervals.aupr_in scores.*.sets.*.intervals.aupr_out scores.*.sets.*.intervals.fpr95 "
-    "scores.*.sets.*.intervals.fpr95_ood_positive sets.*.control sets.*.diverged",
+    "scores.*.sets.*.intervals.fpr95_ood_positive sets.*.control sets.*.diverged sets.in-distribution.diverged",
     "ood_scores": "detector fmprobe",
     # The page shows these in its table of provenance, with every other fact of a decoder.
     "decoder": "blur image_shape parameters pictures seconds seed steps validation.*.images warning",

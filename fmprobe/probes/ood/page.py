@@ -84,6 +84,8 @@ def _sets(found: Mapping[str, Any]) -> Table:
         f"Images are accepted by the score {decision['rule']!r}; its threshold comes from the held-out images alone. "
         f"It accepts {acceptance_in_words(decision)}."
     )
+    if "cost" in decision:
+        lead += f" An image takes {decision['cost']}."
     if "near" in found:
         lead += (
             " A set is near-OOD where the mean of its features lies less than "
