@@ -5,6 +5,10 @@ class InputError(ValueError):
     """Bad input: one line that names the thing, what was expected and what to do. The command line exits with 2."""
 
 
+class SourceError(InputError):
+    """A whole source of images gives no more, as when the connection broke: no single image is to blame."""
+
+
 class WriteError(InputError, OSError):
     """A file could not be written, because the disk is full or permission is missing."""
 

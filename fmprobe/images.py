@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmprobe.errors import InputError
+from fmprobe.errors import InputError, SourceError
 from fmprobe.pixels import SUFFIXES, Prepare, printable, read
 from fmprobe.sources import STREAMING, Pictures, Source, find_pictures, is_streamed
 
@@ -161,8 +161,8 @@ def _readable(
         while place is not None:
             try:
                 image = read(found.label(place), partial(found.decode, place), shape, prepare)
-            except InputError:
-                if not skip_damaged:
+            except InputError as error:
+                if not skip_damaged or isinstance(error, SourceError):
                     raise
                 damaged.append(found.label(place))
                 spare = sorted(set(range(found.count)) - set(chosen)) if spare is None else spare

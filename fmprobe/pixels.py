@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from fmprobe.errors import InputError
+from fmprobe.errors import InputError, SourceError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,10 +68,11 @@ def read(label: str, picture: Callable[[], Picture], shape: tuple[int, int, int]
 
     Raises:
         InputError: it cannot be read; the message names it by its label.
+        SourceError: its source gives no more images.
     """
     try:
         return _tensor(picture(), shape, prepare)
-    except (MemoryError, InputError):  # a source that cannot be reached says so itself
+    except (MemoryError, SourceError):
         raise
     except Exception as error:  # for damaged files Pillow raises nearly every kind
         reason = printable(error) or type(error).__name__

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fmprobe.errors import InputError
+from fmprobe.errors import InputError, SourceError
 from fmprobe.pixels import SUFFIXES, Picture, from_array, from_file, printable
 
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val"), "val": ("val", "validation")}
@@ -356,11 +356,11 @@ class _Streamed:
                 self.at = (part, self.at[1] + 1)
         except Exception as error:  # the library and the connection raise many kinds here
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(
+            raise SourceError(
                 f"{self.name} cannot be streamed ({printable(reason[:200])}): check the connection"
             ) from error
         if cell is None:
-            raise InputError(
+            raise SourceError(
                 f"{self.name} has a file of {row} images, and more of each were asked for: ask for fewer, or leave "
                 f"{STREAMING!r} out"
             )

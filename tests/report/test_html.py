@@ -172,7 +172,8 @@ def test_the_page_of_a_comparison_of_scores_gives_them_in_percent(written):
 
 def test_the_page_of_a_table_of_scores_says_how_many_were_accepted(written):
     accepted = [row["accepted"] for row in csv.DictReader((written("scores") / "scores.csv").open())].count("yes")
-    assert f"{accepted} of 40 by &#39;joined&#39;" in written.page("scores")
+    rule = read_json(written("scores") / "results.json")["ood_scores"]["rule"]
+    assert f"{accepted} of 40 by &#39;{rule}&#39;" in written.page("scores")
 
 
 def test_pictures_clamp_and_keep_their_size():

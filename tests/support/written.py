@@ -18,6 +18,7 @@ from fmprobe.cli import app
 from fmprobe.files import RESULTS, read_json
 from fmprobe.pictures import to_picture
 from fmprobe.report.page import write_report
+from fmprobe.surrogates.latent import LatentSurrogate
 from support.checkpoints import TINY, save_dinov2
 from support.once import Once
 
@@ -85,6 +86,13 @@ def chaotic_model() -> fmprobe.Autoencoder:
     return made
 
 
+def let_settle(decoder: Path) -> None:
+    """Give a latent surrogate the same features for every code, so that its map is constant and every orbit settles."""
+    surrogate = LatentSurrogate.from_pretrained(decoder)
+    torch.nn.init.zeros_(surrogate.to_features[-1].weight)
+    surrogate.save(decoder)
+
+
 MADE = {"WIDE": wide_model, "CHAOTIC": chaotic_model}
 
 
@@ -128,6 +136,8 @@ class Written:
             shutil.copytree(self(GOES_ON[name]), folder / name)
         for line in RUNS[name]:
             (folder / "printed.txt").write_text(self._run(line, folder / name))
+        if name == "codes-decoder":
+            let_settle(folder / name)
 
     def _run(self, line: str, out: Path) -> str:
         """Run a command in this process; returns what it printed."""
