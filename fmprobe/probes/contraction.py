@@ -320,6 +320,18 @@ def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def sentence(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """Whether f contracts at the last step that was measured."""
+    if not entry["norms"] or entry["norms"][-1]["q50"] is None:
+        ratio = number(entry["std_ratio"]["f"]["across"], ".2f")
+        return f"Over many inputs, f multiplies the spread of latents by {ratio}."
+    last = entry["norms"][-1]
+    return (
+        f"After {entry['steps'][-1]} steps, f contracts every distance around {number(last['share_below_1'], '.0%')} "
+        f"of the orbits: the spectral norm of its Jacobian has the median {number(last['q50'], '.2f')}."
+    )
+
+
 def factors(entry: Mapping[str, Any]) -> list[Table]:
     """The ratios of spread by map, and by which factor f stretches along the trajectories."""
     missing = ". ".join(dict.fromkeys(entry["absent"].values()))
@@ -347,6 +359,7 @@ SECTIONS = (
         "contraction",
         "Contraction",
         "At each point of a trajectory, f stretches distances by a factor. Where the factor is below 1, f contracts.",
+        sentence=sentence,
         lines=lines,
         tables=factors,
         figures=lambda entry: {"spectral norm and radius along trajectories": plot_contraction(entry)},

@@ -213,6 +213,18 @@ def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def sentence(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """How the measured steps compare with the estimate by the spectral radius."""
+    points = entry["estimates"]["spectral_radius"]
+    if points["median_ratio"] is None:
+        return "No start has an estimate of its steps by the spectral radius."
+    return (
+        f"The {len(points['measured'])} orbits with an estimate take {number(points['median_ratio'], '.2f')} times the "
+        f"steps that the spectral radius of their attractor foretells (median; correlation "
+        f"{number(points['pearson'], '.2f')})."
+    )
+
+
 def comparison(entry: Mapping[str, Any]) -> list[Table]:
     """The agreement by rate, and why starts have no estimate."""
     measures = {"pearson": "Pearson", "spearman": "Spearman", "median_ratio": "median measured / estimated"}
@@ -238,6 +250,7 @@ SECTIONS = (
         "Speed of convergence",
         "The steps that orbits take until they are within eps of their attractor are compared with the estimate "
         "log(eps/||e0||)/log(rho) (prop. A.9).",
+        sentence=sentence,
         lines=lines,
         tables=comparison,
         figures=lambda entry: {"measured against estimated steps": convergence_scatter(entry)},

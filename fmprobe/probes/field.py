@@ -358,11 +358,21 @@ def _span(norms: Any) -> tuple[float, float]:
 
 def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The plane, and the share of the grid that lies in a basin."""
+    return [("field", "; ".join([entry["plane"], *_in_basins(entry)]))]
+
+
+def sentence(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """The share of the plane that lies in a basin."""
+    return "".join(f"On the plane {entry['plane']}, {share}." for share in _in_basins(entry))
+
+
+def _in_basins(entry: Mapping[str, Any]) -> list[str]:
+    """The share of the grid that lies in a basin, where it is known."""
     if entry["basins"] is None:
-        return [("field", entry["plane"])]
+        return []
     labels = [label for row in entry["basins"] for label in row]
     share = sum(label >= 0 for label in labels) / len(labels)
-    return [("field", f"{entry['plane']}; {share:.0%} of {len(labels)} grid points lie in a basin of attraction")]
+    return [f"{share:.0%} of {len(labels)} grid points lie in a basin of attraction"]
 
 
 def numbers(entry: Mapping[str, Any]) -> list[Table]:
@@ -384,6 +394,7 @@ SECTIONS = (
         "The latent vector field",
         "The figure shows V(z) = f(z) - z on a plane. Arrows are coloured by its norm, basins of attraction are "
         "shaded, and attractors are stars. A grid point that is not shaded ends in no attractor.",
+        sentence=sentence,
         lines=lines,
         tables=numbers,
         figures=lambda entry: {"vector field": plot_field(entry)},

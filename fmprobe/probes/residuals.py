@@ -246,6 +246,14 @@ def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("latent residual", f"{text}; {entry['n']} starts: {entry['starts']}")]
 
 
+def sentence(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """How far the step fell."""
+    fall, last = _fall(entry["latent"]["q50"]), entry["steps"][-1]
+    if fall is None:
+        return ""
+    return f"After {last} steps, the median step of {entry['n']} orbits is {number(fall, '.2g')} times the first one."
+
+
 def medians(entry: Mapping[str, Any]) -> list[Table]:
     """Medians over the starts at a few steps, and how far each fell."""
     last = entry["steps"][-1]
@@ -273,6 +281,7 @@ SECTIONS = (
         "residual_curves",
         "Residuals in latent space and in images",
         "Each line is the median over the starts. The bands hold half and four fifths of them.",
+        sentence=sentence,
         lines=lines,
         tables=medians,
         figures=lambda entry: {"residuals against the step": plot_residuals(entry)},

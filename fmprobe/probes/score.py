@@ -311,6 +311,11 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("accepted", f"{found['accepted']} of {found['images']} by {found['rule']!r}{unreadable}")]
 
 
+def sentence(found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """How many images were accepted."""
+    return f"{found['accepted']} of {found['images']} images were accepted as in-distribution by {found['rule']!r}."
+
+
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """What the detector said of the images, and the most unusual of them."""
     names = ("images", "accepted", "unreadable", "not_finite", "rule", "threshold", "data")
@@ -360,6 +365,7 @@ SECTIONS = (
         "ood_scores",
         "Scored images",
         "A fitted detector scored new images, and its rule accepted or rejected each of them.",
+        sentence=sentence,
         lines=lines,
         tables=tables,
         figures=figures,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
 from fmprobe.files import RESULTS, SCHEMA
+from fmprobe.report.paths import without_folders
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,7 +40,7 @@ class FinishedRun:
             raise InputError(f"{folder} is not a folder: name the folder of a run")
         if not (folder / RESULTS).exists():
             raise InputError(f"{folder} holds no {RESULTS}, so the run has not finished: run its command again")
-        self.results: dict[str, Any] = self._parse(RESULTS)
+        self.results: dict[str, Any] = without_folders(self._parse(RESULTS))
         if self.results.get("schema") != SCHEMA:
             raise InputError(
                 f"{folder / RESULTS} is of schema {self.results.get('schema')!r}, and this version reads {SCHEMA}: "
@@ -60,7 +61,7 @@ class FinishedRun:
         """What the run is called on the page: its model, or else its folder."""
         model = self.results.get("model")
         known = model.get("id") if isinstance(model, Mapping) else None
-        return (Path(str(known)).name if Path(str(known)).is_absolute() else str(known)) if known else self.folder.name
+        return str(known or self.folder.name)
 
     def read(self, *parts: str) -> bytes:
         """The bytes of a file of the folder.

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,14 @@ from fmprobe.errors import InputError
 from fmprobe.files import write_atomically
 from fmprobe.glossary import TERMS
 from fmprobe.registry import sections as registered
+from fmprobe.report.facts import facts, side_by_side
 from fmprobe.report.finished import FinishedRun
 from fmprobe.report.rendering import render, text_of
 from fmprobe.report.sections import Section
-from fmprobe.report.summary import summary
+from fmprobe.report.summary import sentences, summary
 from fmprobe.report.surrogate import QUALITY
 from fmprobe.tables import rounded
 from fmprobe.validation import warnings_in
-
-RUN_FACTS = ("command", "date", "device", "fmprobe", "total_seconds")
 
 
 def write_report(folders: Path | Sequence[Path], out: Path | None = None) -> Path:
@@ -58,16 +57,18 @@ def make_page(runs: Sequence[FinishedRun]) -> str:
         named = " and ".join(str(run.folder) for run in runs)
         raise InputError(f"{named} holds nothing that a report shows: run the command again with --no-resume")
     per_run = [_checked(run, "summary", lambda run: dict(summary(run.results))) for run in runs]
+    said = [_checked(run, "summary", lambda run: sentences(run.results)) for run in runs]
     return render(
         "page.html",
         names=labels,
         labels=labels,
         subtitle=_subtitle(runs),
-        summary=_side_by_side(per_run),
+        said=list(zip(labels, said, strict=True)),
+        summary=side_by_side(per_run),
         notes=[note for run, label in zip(runs, labels, strict=True) for note in _notes(run, label)],
         sections=sections,
         commands=[(label, run.results.get("command", "not recorded")) for run, label in zip(runs, labels, strict=True)],
-        facts=_facts(runs),
+        facts=facts(runs),
         terms=TERMS,
         style=text_of("style.css"),
         script=script,
@@ -153,33 +154,3 @@ def _notes(run: FinishedRun, label: str) -> list[dict[str, str]]:
             )
         )
     return [{"run": label, "title": title, "text": text} for title, text in notes]
-
-
-def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Rows of several runs by name, in the order in which the names first appear."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return [(name, [rounded(row.get(name, "")) for row in rows]) for name in names]
-
-
-def _facts(runs: Sequence[FinishedRun]) -> dict[str, list[tuple[str, list[str], bool]]]:
-    """Provenance and protocol as tables: a name, a value for each run, and whether the runs differ in it."""
-    tables = {}
-    for title, key in (("Protocol", "protocol"), ("Model", "model"), ("Decoder", "decoder"), ("Run", None)):
-        kept = [_run_facts(run) if key is None else run.results.get(key) or {} for run in runs]
-        per_run = [flattened(content) for content in kept]
-        tables[title] = [(name, values, len(set(values)) > 1) for name, values in _side_by_side(per_run)]
-    return tables
-
-
-def _run_facts(run: FinishedRun) -> dict[str, Any]:
-    return {name: run.results.get(name) for name in RUN_FACTS}
-
-
-def flattened(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping from "outer: inner" to the value."""
-    if not isinstance(content, Mapping):
-        return {prefix.removesuffix(": ") or "value": content}
-    rows: dict[str, Any] = {}
-    for key, value in content.items():
-        rows |= flattened(value, f"{prefix}{key}: ".replace("_", " "))
-    return rows

@@ -18,8 +18,15 @@ Entry = Any  # an entry of results.json, as JSON holds it
 Lines = Sequence[tuple[str, str]]
 
 
+Results = Mapping[str, Any]  # all of results.json
+
+
 def _nothing(entry: Entry) -> Any:
     return ()
+
+
+def _silent(entry: Entry, results: Results) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Section:
         key: the entry of `results.json`.
         title: the heading.
         lead: how to read the section.
+        sentence: what was found, in words, for someone who reads nothing else; empty where the section adds nothing.
         lines: the most important names and values of the entry, for the summary.
         tables: the tables of the entry, for the page, the terminal and CSV files.
         figures: the figures of the entry by what each shows, for the page and notebooks.
@@ -39,6 +47,7 @@ class Section:
     key: str
     title: str
     lead: str
+    sentence: Callable[[Entry, Results], str] = _silent
     lines: Callable[[Entry], Lines] = _nothing
     tables: Callable[[Entry], Sequence[Table]] = _nothing
     figures: "Callable[[Entry], Mapping[str, Figure]]" = _nothing

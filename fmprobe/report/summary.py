@@ -23,6 +23,17 @@ def summary(results: Mapping[str, Any]) -> Lines:
     return [row for key in ordered if results[key] for lines in by_key.get(key, ()) for row in lines(results[key])]
 
 
+def sentences(results: Mapping[str, Any]) -> list[str]:
+    """What a run found, in words: a sentence or two of each section that says something, in the order of the page."""
+    said = [section.sentence(results[section.key], results) for section in sections() if results.get(section.key)]
+    decoder = results.get("decoder") or {}
+    if any(said) and decoder.get("kind") == "surrogate":
+        said.append("All that follows from orbits is a finding on the encoder and its surrogate decoder together.")
+        if warning_of(decoder) is not None:
+            said.append("The surrogate is too poor to say anything of the encoder.")
+    return [text for text in said if text]
+
+
 def tables(results: Mapping[str, Any], *keys: str) -> list[Table]:
     """The tables of some entries of a run's results."""
     return [table for section in sections() if section.key in keys for table in section.tables(results[section.key])]

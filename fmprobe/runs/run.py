@@ -18,7 +18,8 @@ from fmprobe.errors import InputError
 from fmprobe.files import finite
 from fmprobe.hub import canonical
 from fmprobe.report.page import write_report
-from fmprobe.report.summary import as_table, summary, tables
+from fmprobe.report.paths import without_folders
+from fmprobe.report.summary import as_table, sentences, summary, tables
 from fmprobe.runs.folder import RunFolder, differences
 from fmprobe.runs.sweeps import Work, sweep
 from fmprobe.sharing import is_main, launched, team
@@ -170,12 +171,15 @@ class Run:
         """
         if is_main():
             write_report(self.path)
-            for text in warnings_in(self.results):
+            results = without_folders(self.results)
+            for text in warnings_in(results):
                 typer.echo(f"\nwarning     {text}")
-            if shown := tables(self.results, *keys):
+            if shown := tables(results, *keys):
                 typer.echo("\n" + as_text(shown))
+            if said := sentences(results):
+                typer.echo("\n" + "\n".join(said))
             report = ("report", str(self.path / "report.html"))
-            typer.echo("\n" + as_table([*summary(self.results), *beside, report]))
+            typer.echo("\n" + as_table([*summary(results), *beside, report]))
         return self.path
 
 

@@ -121,7 +121,7 @@ def test_an_attractor_is_inspected_by_pointer_tap_and_keys(shown):
     assert title.text == "attractor 64"
     assert [tile.get_dom_attribute("tabindex") for tile in tiles].count("0") == 1
     facts = shown.find_element("css selector", ".inspector dl").text
-    for name in ("basin", "steps", "residual", "spectral radius", "error"):
+    for name in ("basin", "steps", "last step", "spectral radius", "error"):
         assert name in facts
 
 
@@ -155,3 +155,17 @@ def _channels(colour: str) -> list[int]:
 def test_on_paper_everything_is_open(shown):
     shown.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert shown.execute_script("return [...document.querySelectorAll('details')].every(d => d.open)")
+
+
+def test_how_to_read_the_page_is_open_once_and_terms_open_the_glossary(shown):
+    shown.execute_script("localStorage.clear()")
+    shown.refresh()
+    assert shown.find_element("id", "how-to-read").get_property("open")
+    shown.refresh()
+    assert not shown.find_element("id", "how-to-read").get_property("open")
+    glossary = shown.find_element("id", "glossary")
+    assert not glossary.get_property("open")
+    term = shown.find_element("css selector", "p.found a.term")
+    term.click()
+    assert glossary.get_property("open")
+    assert shown.find_element("id", term.get_dom_attribute("href").removeprefix("#")).is_displayed()

@@ -63,7 +63,7 @@ def below(content: Any) -> Iterator[tuple[str, Any]]:
         for key, value in content.items():
             others = [keys[other] for other in keys if key in keys and other != key]
             alike = any(2 * len(keys[key] & other) > len(keys[key] | other) for other in others)
-            yield "*" if alike or "/" in key else key, value
+            yield "*" if alike or "/" in key or ":" in key else key, value
 
 
 def places(content: Any) -> dict[Place, None]:

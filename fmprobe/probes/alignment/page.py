@@ -17,6 +17,7 @@ SERIES = {
     "null": ("A and random weights", "#999999"),
     "ceiling": ("A and A with weight noise", "#009E73"),
 }
+BESIDE = {"null": "random weights", "ceiling": "the same model under weight noise"}
 
 
 def plot_alignment(found: Mapping[str, Any]) -> "Figure":
@@ -66,6 +67,19 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ]
         rows.append((f"fields, {name}", "median cosine: " + (", ".join(shown) or "not known")))
     return rows
+
+
+def sentence(found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """The median cosine of the two fields under the first map, beside the null's and the ceiling's."""
+    for name in found["subject"]["maps"]:
+        of = {part: (found[part] or {"maps": {}})["maps"].get(name) for part in SERIES}
+        cosine = {part: row["cosine"]["q50"] for part, row in of.items() if row and row["cosine"]["known"]}
+        if "subject" in cosine:
+            beside = [f"{cosine[part]:.2f} for {who}" for part, who in BESIDE.items() if part in cosine]
+            return f"Under the {name} map, the two vector fields have a median cosine of {cosine['subject']:.2f}" + (
+                f"; it is {' and '.join(beside)}." if beside else "."
+            )
+    return ""
 
 
 def body(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
@@ -138,6 +152,7 @@ SECTIONS = (
         "The figure shows the cosine of the two fields under each map between the latent spaces, and the agreement"
         " of relative representations along the iteration. A null of random weights and a ceiling stand beside "
         "them.",
+        sentence=sentence,
         lines=lines,
         tables=comparison,
         figures=figures,

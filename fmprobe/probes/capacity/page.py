@@ -139,6 +139,7 @@ SECTIONS = (
         "and the surrogates paint better than each image's own median colour. Surrogates here are linear decoders in "
         "closed form. No surrogate passes the rule of recipes/surrogate_choice.py, and the closed form of all features "
         "comes nearest.",
+        sentence=lambda entry, results: entry["sentence"],
         lines=lines,
         tables=survivors,
     ),

@@ -29,6 +29,20 @@ def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("memorization", text)]
 
 
+def sentence(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """How near what was found comes to training images, beside what comes as near without memory."""
+    if not entry["count"]:
+        return ""
+    levels = entry["levels"]["cosine"]
+    name = "test images" if levels.get("test images") else "noise images"
+    nearest = len({image for image in entry["nearest"] if image >= 0})
+    images = "1 training image" if nearest == 1 else f"{nearest} different training images"
+    return (
+        f"The {entry['count']} decoded {entry['subject']} lie nearest to {images}, at a mean cosine of "
+        f"{number(entry['coefficient'], '.3f')}; for {name} it is {number(levels[name]['mean'], '.3f')}."
+    )
+
+
 def values(entry: Mapping[str, Any]) -> list[Table]:
     """Values at the nearest training image by row and measure; errors, rank and both sides of the bound."""
     measures = list(entry["levels"])
@@ -158,6 +172,7 @@ SECTIONS = (
         "Memorization",
         "The table shows how near the decoded attractors are to training images. Beside them stands what is as "
         "near without memory: test images, decoded starts, noise and the mean image.",
+        sentence=sentence,
         lines=lines,
         tables=values,
         figures=figures,

@@ -31,6 +31,22 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("acceptance", acceptance_in_words(found["detector"]["decision"]))]
 
 
+def sentence(found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """The mean AUROC of the rule that decides over the sets that are no controls, beside the published score's."""
+    sets = [name for name in others(found) if not found["sets"][name]["control"]]
+    if not sets:
+        return ""
+    means = {score: sum(_auroc(found, score, name) for name in sets) / len(sets) for score in _deciding(found)}
+    rule, *rest = means
+    which = sets[0] if len(sets) == 1 else f"{len(sets)} sets"
+    said = (
+        f"The rule {rule!r}, which decides, tells in-distribution images from {which} with an AUROC of "
+        f"{means[rule]:.1f}%{' on average' if len(sets) > 1 else ''}"
+    )
+    beside = f"; the published score along the trajectory reaches {means['trajectory']:.1f}%" if rest else ""
+    return f"{said}{beside}. Chance is 50%."
+
+
 def acceptance_in_words(decision: Mapping[str, Any]) -> str:
     """The share of in-distribution images that the threshold accepts, and how sure that is."""
     if "interval" not in decision:
@@ -207,6 +223,7 @@ SECTIONS = (
         "Out-of-distribution detection",
         "The table shows which scores separate out-of-distribution images from in-distribution ones. No "
         "out-of-distribution set decided anything.",
+        sentence=sentence,
         lines=lines,
         tables=tables,
         figures=figures,

@@ -47,7 +47,7 @@ def _tiles(found: Mapping[str, Any], run: "FinishedRun") -> tuple[list[dict[str,
         facts = [
             ("basin", f"{size} of {starts}, {100 * size / starts:.1f}%"),
             ("steps, median", row.get("median_steps")),
-            ("residual, median", row.get("residual")),
+            _last_step(row.get("residual"), run.results),
             ("spectral radius ρ", radius or ("stability unknown" if i < examined else "not examined")),
             ("error of the fixed point", row["error"]),
             ("lowest start", row["lowest_start"]),
@@ -64,6 +64,14 @@ def _tiles(found: Mapping[str, Any], run: "FinishedRun") -> tuple[list[dict[str,
             }
         )
     return items, side
+
+
+def _last_step(residual: str | None, results: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The median last step of a basin: as a norm, as the curves show it, or else in the protocol's measure."""
+    norm = _norm(float(residual), results) if residual else None
+    if norm is None:
+        return f"last step, median, {results['protocol']['measure']}", residual
+    return "norm of the last step, median", f"{norm:.3g}"
 
 
 def _nearest(run: "FinishedRun") -> dict[int, str]:
@@ -110,12 +118,15 @@ def residuals(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
 
 def _tol_norm(results: Mapping[str, Any]) -> float | None:
     """The tolerance as a norm, where it is one number for all latents."""
-    protocol = results["protocol"]
-    if protocol["measure"] == "squared":
-        return math.sqrt(protocol["tol"])
-    if protocol["measure"] == "rms":
-        return protocol["tol"] * math.sqrt(math.prod(results["model"]["latent_shape"]))
-    return None
+    return _norm(results["protocol"]["tol"], results)
+
+
+def _norm(step: float, results: Mapping[str, Any]) -> float | None:
+    """The Euclidean norm of a step in the protocol's measure; None where the measure depends on the latent."""
+    measure = results["protocol"]["measure"]
+    if measure == "squared":
+        return math.sqrt(step)
+    return step * math.sqrt(math.prod(results["model"]["latent_shape"])) if measure == "rms" else None
 
 
 def sweep(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
@@ -160,6 +171,19 @@ def attractor_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def sentence(found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """How many starts settled, and into how many attractors."""
+    noise, count = results["orbits"]["noise"], found["count"]
+    starts, settled = noise["starts"], noise["status"]["converged"]
+    if not settled:
+        words = (noise.get("exponent") or {}).get("words")
+        return f"None of {starts} noise starts settled, so there is no attractor." + (f" {words}" if words else "")
+    if not count:
+        return f"From {starts} noise starts, {settled} settled, but none near enough to a fixed point that attracts."
+    into = "1 attractor" if count == 1 else f"{count} attractors"
+    return f"From {starts} noise starts, {settled} settled, into {into}."
+
+
 SECTIONS = (
     NOTHING_SETTLED,
     Section(
@@ -167,6 +191,7 @@ SECTIONS = (
         "Decoded attractors",
         "The size of a picture shows its basin: the share of the starts that end there. ρ is the spectral radius "
         "of the Jacobian at the attractor. The nearer it is to 1, the slower orbits approach.",
+        sentence=sentence,
         lines=attractor_lines,
         figures=lambda found: {"basins and merge threshold": basins_and_sweep(found)},
         body=gallery,

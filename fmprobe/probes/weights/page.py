@@ -29,6 +29,26 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(names[source], _best(curves)) for source, curves in by_source(found).items()]
 
 
+def sentence(found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """Of each data set, whether the model's atoms reconstruct its images better than the best dictionary of chance."""
+    from fmprobe.probes.weights.dictionaries import PCA  # it sees images of the set, so that it is no rival
+
+    said = []
+    for source, curves in by_source(found).items():
+        errors = {name: row["image_mse"][-1]["mean"] for name, row in curves["dictionaries"].items()}
+        (subject, own), *others = [(name, value) for name, value in errors.items() if value is not None and name != PCA]
+        if others:
+            best, value = min(others, key=lambda pair: pair[1])
+            how = "better" if own < value else "no better"
+            of = f" of {source.rsplit('/', 1)[-1]}" if source else ""
+            said.append(
+                f"With {curves['levels'][-1]} atoms, the {subject} reconstruct images{of} {how} than the best "
+                f"dictionary of chance: the mean squared error is {number(own, '.4f')}, and "
+                f"{number(value, '.4f')} with {best}."
+            )
+    return " ".join(said)
+
+
 def _best(curves: Mapping[str, Any]) -> str:
     subject, *others = ((name, row["image_mse"][-1]["mean"]) for name, row in curves["dictionaries"].items())
     text = f"image MSE at {curves['levels'][-1]} atoms: {subject[0]} {number(subject[1], '.4f')}"
@@ -125,6 +145,7 @@ SECTIONS = (
         "of chance, the weights hold something about such images. Bands are 95% bootstrap intervals over images. "
         "The lowest error of a column is bold. PCA sees images of the same data set, so it is a reference and no "
         "rival.",
+        sentence=sentence,
         lines=lines,
         tables=errors,
         figures=figures,

@@ -55,6 +55,27 @@ for (const gallery of document.querySelectorAll(".gallery")) {
   if (tiles.length) show(tiles[0]);
 }
 
+// How to read the page is open on the first visit. A browser that keeps nothing leaves it open.
+const how = document.getElementById("how-to-read");
+try {
+  if (localStorage.getItem("fmprobe-has-read")) how.open = false;
+  localStorage.setItem("fmprobe-has-read", "yes");
+} catch {
+  // Storage may be switched off for local files.
+}
+
+// A link to a term opens the glossary.
+const unfold = () => {
+  const at = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const closed = at?.closest("details:not([open])");
+  if (closed) {
+    closed.open = true;
+    at.scrollIntoView();
+  }
+};
+addEventListener("hashchange", unfold);
+unfold();
+
 // In print, everything is open.
 addEventListener("beforeprint", () => {
   for (const closed of document.querySelectorAll("details")) closed.open = true;
