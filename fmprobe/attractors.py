@@ -3,13 +3,14 @@
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fmprobe.canvas import Drawn, drawing
 from fmprobe.digests import file_digest
 from fmprobe.dynamics.attractors import Attractors, attractors_of, check_settings
 from fmprobe.dynamics.calls import Function
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fmprobe.autoencoder import Autoencoder
+    from fmprobe.canvas import Given
     from fmprobe.inputs import ImagesLike
 
 SHOWN = 6  # basins in a repr
+AT_ONCE = 8  # latents that are decoded at a time for a plot
 WRITTEN_AT_ONCE = 2**24  # bytes
 # The tensors and the numbers of a saved set, and those of its orbits.
 TENSORS = ("latents", "labels", "sizes", "errors", "spectral_radius", "spectral_norm")
@@ -45,19 +48,22 @@ FORMATS = {
 
 
 @dataclass(frozen=True)
-class AttractorSet(Attractors):
+class AttractorSet(Attractors, Drawn):
     """The attractors of a model, which can be saved, loaded and drawn.
 
     Attributes:
         warning: what speaks against the model's surrogate decoder, where f is made with one.
+        model: the model that they were found with, which decodes them for a plot; it is not saved with them.
     """
 
     warning: str | None = None
+    model: "Autoencoder | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, found: Attractors, warning: str | None = None) -> "AttractorSet":
-        """The attractors that `dynamics` found, and what speaks against the surrogate that f was made with."""
-        return cls(**{field.name: getattr(found, field.name) for field in fields(Attractors)}, warning=warning)
+    def of(cls, found: Attractors, model: Any = None) -> "AttractorSet":
+        """The attractors that `dynamics` found in a model or in a bare f."""
+        kept = {one.name: getattr(found, one.name) for one in fields(Attractors)}
+        return cls(**kept, warning=getattr(model, "surrogate_warning", None), model=_painter(model))
 
     def __repr__(self) -> str:
         starts, settled = len(self.orbits), int(self.orbits.converged.sum())
@@ -120,17 +126,59 @@ class AttractorSet(Attractors):
                 f"{what} are latents of shape {shape}, and {model.name} has {model.latent_shape}: find its own"
             )
 
-    def plot(self) -> "Figure":
-        """Sizes of the basins, and the count against the merge threshold, as a matplotlib figure."""
-        from fmprobe.report.plots import basins_and_sweep
+    def draw(self, kind: str | None = None, model: "Autoencoder | None" = None) -> "Figure":
+        """The gallery or the summary, as `plot` shows them."""
+        painter = _painter(model) or self.model
+        if kind not in (None, "gallery", "summary"):
+            raise InputError(f"kind is {kind!r}: expected gallery or summary")
+        if kind == "gallery" and painter is None:
+            raise InputError("a gallery decodes the attractors: pass model=…, which makes images of latents")
+        if kind == "summary" or painter is None:
+            from fmprobe.report.plots import basins_and_sweep
 
-        return basins_and_sweep(self.to_dict())
+            return basins_and_sweep(self.to_dict())
+        from fmprobe.pictures import ON_SHEET, draw_sheet, to_picture
+
+        self.check_space(painter)
+        with torch.no_grad():
+            images = painter.decode(self.latents[:ON_SHEET], AT_ONCE).cpu()
+        return draw_sheet([to_picture(image) for image in images], self.sizes.tolist(), len(self.labels))
+
+    def plot(
+        self,
+        ax: "Given" = None,
+        *,
+        kind: str | None = None,
+        model: "Autoencoder | None" = None,
+        figsize: tuple[float, float] | None = None,
+    ) -> "Figure":
+        """Draw them, for a notebook that shows the result of a cell, or for `plt.show()` of matplotlib.
+
+        Args:
+            ax: axes to draw in: one for the gallery, two for the summary; by default a figure is made.
+            kind: "gallery", the largest decoded under the sizes of their basins; or "summary", the sizes of the
+                basins and the count against the merge threshold. By default the gallery, where there are images.
+            model: the model that decodes them; by default the one that they were found with.
+            figsize: width and height of the figure in inches.
+
+        Raises:
+            InputError: the kind is unknown, nothing decodes the attractors, they are latents of another shape, or the
+                axes do not fit.
+        """
+        with drawing(ax, figsize):
+            return self.draw(kind, model)
 
     def _repr_html_(self) -> str:
         from fmprobe.report.show import html_of
 
         found = {"orbits": {"noise": self.orbits.to_dict()}, "attractors": self.to_dict()}
-        return html_of(found, self.plot(), [self.warning] if self.warning else ())
+        return html_of(found, self.draw(), [self.warning] if self.warning else ())
+
+
+def _painter(model: Any) -> "Autoencoder | None":
+    """The model, where it makes pictures of latents."""
+    shape = getattr(model, "image_shape", ())
+    return model if getattr(model, "has_decoder", False) and len(shape) == 3 and shape[0] in (1, 3) else None
 
 
 def find_attractors(
@@ -213,7 +261,7 @@ def find_attractors(
     orbits = replace(orbits, protocol={"name": protocol.named(**rule), **orbits.protocol, **drawn})
     scale = typical_size(float(starts.double().square().mean())) if len(starts) else 1.0
     found = attractors_of(f, orbits, scale, **merging)
-    return AttractorSet.of(found, getattr(model, "surrogate_warning", None))
+    return AttractorSet.of(found, model)
 
 
 def _encoded(model: Any, images: "ImagesLike", starts: Tensor | None, batch_size: int) -> Tensor:

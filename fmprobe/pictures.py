@@ -4,8 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from fmprobe.canvas import grid, title
 from fmprobe.files import write_atomically
 
 if TYPE_CHECKING:
@@ -28,16 +27,14 @@ def to_picture(image: "Tensor") -> "Image":
 
 def draw_sheet(pictures: "list[Image]", sizes: list[int], n: int) -> "Figure":
     """Draw pictures in a grid, each under the size of its basin; a sentence if there are none."""
-    from matplotlib.figure import Figure
-
     shown = pictures[:ON_SHEET]
     columns = max(1, min(8, math.ceil(math.sqrt(len(shown) * 1.6))))
     rows = max(1, math.ceil(len(shown) / columns))
-    figure = Figure(figsize=(1.5 * max(columns, 4), 1.7 * rows + 0.5), layout="constrained")
+    figure, axes = grid(rows, columns, (1.5 * max(columns, 4), 1.7 * rows + 0.5))
     if not shown:
-        figure.text(0.5, 0.5, f"No attractor: none of {n} orbits settled.", ha="center", va="center")
+        axes[0].axis("off")
+        axes[0].text(0.5, 0.5, f"No attractor: none of {n} orbits settled.", ha="center", va="center")
         return figure
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for i, ax in enumerate(axes):
         ax.axis("off")
         if i < len(shown):
@@ -45,7 +42,7 @@ def draw_sheet(pictures: "list[Image]", sizes: list[int], n: int) -> "Figure":
             ax.imshow(shown[i], cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
             ax.set_title(f"{sizes[i]} of {n}", fontsize=9)
     more = f" (the {len(shown)} largest of {len(pictures)})" if len(pictures) > len(shown) else ""
-    figure.suptitle(f"Decoded attractors and the starts that end in each{more}", fontsize=10)
+    title(figure, axes, f"Decoded attractors and the starts that end in each{more}")
     return figure
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
+from fmprobe.canvas import panels
 from fmprobe.files import write_atomically
 from fmprobe.probes.prototypes import attractors_in, decoded, open_prototypes
 from fmprobe.probes.result import Result
@@ -17,6 +18,7 @@ from fmprobe.tables import Table
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
@@ -27,6 +29,7 @@ FINEST, COARSEST = 25, 9  # grid points a side, by default
 BUDGET = 120.0  # seconds that the grid's orbits may take on a CPU, where nobody says how fine the grid is
 # Basins by size; beyond eight the colours come again.
 SHADES = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2", "#999999")
+SIZE = (6.4, 5.2)  # of the figure, in inches
 BACKGROUND = "#ffffff"  # of orbits that end in no attractor
 
 Resolution = Annotated[
@@ -76,7 +79,7 @@ def field(
                 stability_cap=protocol["stability_cap"],
                 **{key: protocol[key] for key in SEARCH},
             )
-            save_figure(found.plot(), run.path / "field.png")
+            save_figure(found.draw(), run.path / "field.png")
             return {"field": found.to_dict()}
 
         same = lambda entry: bool(entry) and _is_of(entry, side, basins)  # noqa: E731
@@ -254,8 +257,8 @@ def plot_field(field: Mapping[str, Any], title: str = "") -> "Figure":
 
     `field`: the entry of `results.json`. Fumero et al., ICLR 2026, fig. 1, 3a.
     """
-    figure = _empty()
-    _draw(figure, field, title)
+    figure, (ax,) = panels(1, 1, SIZE)
+    _draw(ax, field, title)
     return figure
 
 
@@ -265,35 +268,29 @@ def animate_fields(
     """A GIF with one frame a field, all on one scale of colours; the last is held for five frames."""
     from matplotlib.animation import PillowWriter
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     span = _span([value for field in fields for value in _norms(field).ravel()])
 
     def save(temporary: Path) -> None:
-        figure = _empty()
+        figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasAgg(figure)
         writer = PillowWriter(fps=frames_a_second)
         with writer.saving(figure, str(temporary.with_suffix(".gif")), dpi=80):
             frames = [*zip(fields, titles, strict=True)]
             for field, title in frames + frames[-1:] * 4:
                 figure.clear()
-                _draw(figure, field, title, span)
+                _draw(figure.subplots(), field, title, span)
                 writer.grab_frame()
         temporary.with_suffix(".gif").replace(temporary)  # the writer goes by the suffix
 
     write_atomically(path, save)
 
 
-def _empty() -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(6.4, 5.2), layout="constrained")
-
-
-def _draw(figure: "Figure", field: Mapping[str, Any], title: str, span: tuple[float, float] | None = None) -> None:
+def _draw(ax: "Axes", field: Mapping[str, Any], title: str, span: tuple[float, float] | None = None) -> None:
     import numpy as np
     from matplotlib.colors import ListedColormap, LogNorm
 
-    ax = figure.subplots()
     ticks, extent = field["ticks"], field["extent"]
     if field["basins"] is not None:
         basins = np.array(field["basins"])
@@ -328,7 +325,7 @@ def _draw(figure: "Figure", field: Mapping[str, Any], title: str, span: tuple[fl
         scale=1.3 * len(ticks),
         width=0.003,
     )
-    figure.colorbar(quiver, ax=ax, label="norm of the step  ||f(z) - z||")
+    ax.figure.colorbar(quiver, ax=ax, label="norm of the step  ||f(z) - z||")
     points = np.array(field["attractors"], dtype=float).reshape(-1, 2)
     ax.scatter(*points.T, marker="*", s=90, color="#D55E00", edgecolor="black", lw=0.5, zorder=3)
     ax.set_xlim(-1.05 * extent, 1.05 * extent)

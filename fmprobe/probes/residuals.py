@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from fmprobe import canvas
 from fmprobe.errors import InputError
 from fmprobe.probes.result import Result, probe_once
 from fmprobe.report.sections import Section
@@ -215,11 +216,9 @@ def plot_residuals(residuals: Mapping[str, Any], title: str = "") -> "Figure":
 
     `residuals`: what `Residuals.to_dict` gives. Fumero et al., ICLR 2026, fig. 12, 16, 17.
     """
-    from matplotlib.figure import Figure
-
     shown = [name for name in PANELS if residuals[name] is not None]
-    figure = Figure(figsize=(3.4 * len(shown), 3.2), layout="constrained")
-    for ax, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    figure, panels = canvas.panels(1, len(shown), (3.4 * len(shown), 3.2))
+    for ax, name in zip(panels, shown, strict=True):
         known = [value is not None for value in residuals[name]["q50"]]
         steps = [step for step, there in zip(residuals["steps"], known, strict=True) if there]
         curve = {q: [v for v in values if v is not None] for q, values in residuals[name].items()}
@@ -232,8 +231,8 @@ def plot_residuals(residuals: Mapping[str, Any], title: str = "") -> "Figure":
         ax.set_xlabel("step t")
         ax.set_ylabel(PANELS[name])
         ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(title or f"{residuals['n']} starts: {residuals['starts']}", fontsize=10)
+    panels[0].legend(frameon=False, fontsize=8)
+    canvas.title(figure, panels, title or f"{residuals['n']} starts: {residuals['starts']}")
     return figure
 
 

@@ -1,9 +1,11 @@
 """What the results of probes have in common: they show themselves in a notebook, and plot."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from fmprobe.canvas import Drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from fmprobe.runs.run import Run
 
 
-class Result(ABC):
+class Result(Drawn):
     """A probe's result; `key` is its place in `results.json`, and `to_dict` what stands there.
 
     `warnings`: what speaks against the surrogates of the models that it is about.
@@ -31,8 +33,8 @@ class Result(ABC):
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
 
-    def plot(self) -> "Figure":
-        """The result as a matplotlib figure."""
+    def draw(self) -> "Figure":
+        """The result as a figure."""
         from fmprobe.report.show import figure_of
 
         return figure_of(self.key, self.to_dict())
@@ -40,7 +42,7 @@ class Result(ABC):
     def _repr_html_(self) -> str:
         from fmprobe.report.show import html_of
 
-        return html_of({self.key: self.to_dict()}, self.plot(), self.warnings)
+        return html_of({self.key: self.to_dict()}, self.draw(), self.warnings)
 
 
 def probe_once(
@@ -71,7 +73,7 @@ def probe_once(
         if not is_main():
             return None
         found, protocol = probe(subject)
-        save_figure(found.plot(), run.path / f"{kind.key}.png")
+        save_figure(found.draw(), run.path / f"{kind.key}.png")
         return {**head(subject, protocol), kind.key: found.to_dict(), "total_seconds": run.seconds}
 
     run.once(kind.key, make, same=same)

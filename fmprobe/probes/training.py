@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fmprobe.attractors import AttractorSet, find_attractors
 from fmprobe.autoencoder import Autoencoder, check_images
+from fmprobe.canvas import panels
 from fmprobe.dynamics.calls import Function
 from fmprobe.dynamics.distances import chamfer, nearest
 from fmprobe.dynamics.merging import THRESHOLDS
@@ -308,10 +309,7 @@ def _rank() -> int:
 
 def training_curves(records: Sequence[Mapping[str, Any]]) -> "Figure":
     """Four panels along the epochs, one record each: attractors, noise against training, memorization, errors."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
-    counts, sets, memory, error = figure.subplots(2, 2).ravel()
+    figure, (counts, sets, memory, error) = panels(2, 2, (9, 6.4))
     for kind, colour in KINDS.items():
         _line(counts, records, (kind, "distinct"), f"{kind}: distinct attractors", colour)
         _line(counts, records, (kind, "converged"), f"{kind}: settled", colour, ls=":")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fmprobe.canvas import legend, panels
 from fmprobe.report.rendering import known
 
 if TYPE_CHECKING:
@@ -49,10 +50,7 @@ def merge_sweep(merge: Mapping[str, Any]) -> "Figure":
 
 def basins_and_sweep(attractors: Mapping[str, Any]) -> "Figure":
     """Sizes of the basins, and next to them the number of distinct ends against the merge threshold."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    basins, sweep = figure.subplots(1, 2)
+    figure, (basins, sweep) = panels(1, 2, (9, 3.2))
     sizes = attractors["sizes"]
     basins.bar(range(1, len(sizes) + 1), sizes, color=COLOURS["converged"])
     basins.set_xlabel("attractor, largest basin first")
@@ -92,16 +90,13 @@ def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure
         ax.set_xlim(curves["levels"][0] / 2, 2 * curves["levels"][-1])
     ax.set_xscale("log", base=2)
     ax.set_xticks(curves["levels"], [str(level) for level in curves["levels"]])
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    legend(figure, ax, 4)
     return figure
 
 
 def axes(x: str, y: str) -> "tuple[Figure, Any]":
-    """An empty figure with labelled axes, in the style of all plots of a page."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    ax = figure.subplots()
+    """Labelled axes of a figure of one panel, in the style of all plots of a page."""
+    figure, (ax,) = panels(1, 1, (6.4, 3.6))
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.spines[["top", "right"]].set_visible(False)

@@ -217,7 +217,7 @@ def _results(
 
     if not is_main():
         return None
-    save_figure(found.plot(), run.path / "alignment.png")
+    save_figure(found.draw(), run.path / "alignment.png")
     second = head(sides["B"], {})
     return {
         **head(sides["A"], protocol),

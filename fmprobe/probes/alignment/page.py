@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fmprobe.canvas import panels
 from fmprobe.report.sections import Section, plots, tables
 from fmprobe.tables import Table
 
@@ -25,10 +26,7 @@ def plot_alignment(found: Mapping[str, Any]) -> "Figure":
 
     `found`: what `Alignment.to_dict` gives.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(1, 2, (8.4, 3.4))
     shown = {name: found[name] for name in SERIES if found[name] is not None}
     maps = list(found["subject"]["maps"])
     for i, (name, figures) in enumerate(shown.items()):

@@ -76,7 +76,7 @@ def capacity(
                 seed=options["seed"],
                 **settings,
             )
-            save_figure(found.plot(), run.path / "capacity.png")
+            save_figure(found.draw(), run.path / "capacity.png")
             return {**head(encoder, found.protocol), **found.entries(), "total_seconds": run.seconds}
 
         run.once("capacity", make)
@@ -119,14 +119,14 @@ class Capacity(Result):
         """JSON-ready."""
         return {**self.entries(), "protocol": self.protocol}
 
-    def plot(self) -> "Figure":
+    def draw(self) -> "Figure":
         """Exponents against k."""
         return plot_capacity(self.entries()["capacity"])
 
     def _repr_html_(self) -> str:
         from fmprobe.report.show import html_of
 
-        return html_of(self.entries(), self.plot(), self.warnings)
+        return html_of(self.entries(), self.draw(), self.warnings)
 
 
 def probe_capacity(

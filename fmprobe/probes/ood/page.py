@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fmprobe.canvas import legend
 from fmprobe.report.plots import axes
 from fmprobe.report.rendering import percent, render
 from fmprobe.report.sections import Section, plots
@@ -213,7 +214,7 @@ def histogram(content: Mapping[str, Any], threshold: float | None = None, name: 
         ax.set_xscale("log")
     if threshold is not None and edges[0] <= threshold <= edges[-1]:
         ax.axvline(threshold, color="#000000", lw=1.0, ls="--", label="threshold")
-    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8)
+    legend(figure, ax, 3, side="left")
     return figure
 
 

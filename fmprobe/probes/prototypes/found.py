@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fmprobe.attractors import AttractorSet
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.canvas import Drawn
 from fmprobe.dynamics.orbits import Status
 from fmprobe.files import write_atomically
 from fmprobe.pictures import draw_sheet, save_figure, save_frames, to_picture
@@ -26,7 +27,7 @@ FILM, PAINTED = "trajectories.png", "reconstructions.png"
 
 
 @dataclass(frozen=True)
-class Prototypes:
+class Prototypes(Drawn):
     """Attractors of a model from N(0, I) starts, with what was seen on the way.
 
     Attributes:
@@ -61,10 +62,10 @@ class Prototypes:
         damaged = 0 if self.images is None else len(self.images) - known
         return {"images_not_finite": damaged} if damaged else {}
 
-    def plot(self) -> "Figure":
-        """The decoded attractors under the sizes of their basins; without images what `AttractorSet.plot` shows."""
+    def draw(self) -> "Figure":
+        """The decoded attractors under the sizes of their basins; without images what `AttractorSet.draw` shows."""
         if self.images is None:
-            return self.attractors.plot()
+            return self.attractors.draw()
         pictures = [to_picture(image) for image in self.images]
         return draw_sheet(pictures, self.attractors.sizes.tolist(), len(self.attractors.labels))
 
@@ -72,7 +73,7 @@ class Prototypes:
         from fmprobe.report.show import html_of
 
         warning = self.attractors.warning
-        return html_of(self.to_dict(), self.plot(), [warning] if warning else ())
+        return html_of(self.to_dict(), self.draw(), [warning] if warning else ())
 
     def save(self, folder: Path) -> None:
         """Write `attractors/`, `prototypes/NNNN.png` with `index.csv`, `prototypes.png` and `trajectories.png`."""
@@ -84,7 +85,7 @@ class Prototypes:
                 write_atomically(path, lambda temporary, p=picture: p.save(temporary, format="PNG"))
             index = self.index().to_csv()
             write_atomically(folder / "prototypes" / "index.csv", lambda path: path.write_text(index, encoding="utf-8"))
-            save_figure(self.plot(), folder / "prototypes.png")
+            save_figure(self.draw(), folder / "prototypes.png")
         if self.film is not None:
             save_frames(self.film.frames, folder / FILM)
         if self.nearest is not None:
