@@ -3,6 +3,7 @@
 import json
 import random
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fmprobe.attractors import AttractorSet, find_attractors
 from fmprobe.autoencoder import Autoencoder, check_images
-from fmprobe.canvas import panels
+from fmprobe.canvas import Drawn, panels
 from fmprobe.dynamics.calls import Function
 from fmprobe.dynamics.distances import chamfer, nearest
 from fmprobe.dynamics.merging import THRESHOLDS
@@ -24,6 +25,7 @@ from fmprobe.probes.memorization.coefficient import rank_at
 from fmprobe.probes.ood.metrics import ood_metrics
 from fmprobe.probes.ood.scores.distances import MEAN
 from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, follow
+from fmprobe.probes.trainer import numbers, trainer_callback
 from fmprobe.report.plots import SERIES, axes
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 KINDS = {"train": SERIES[0], "test": SERIES[2], "noise": SERIES[1]}  # of starts, and their colours in figures
 
 
-class AttractorTracker:
+class AttractorTracker(Drawn):
     """A callback that measures, at chosen epochs, where the latent map leads (Fumero et al., ICLR 2026, fig. 3).
 
     A plain loop and `train_autoencoder(callback=…)` call `tracker(epoch, model)`. A loop under accelerate calls it with
@@ -46,6 +48,8 @@ class AttractorTracker:
         starts: number of draws of N(0, I), and largest number of training and of test images, spread evenly.
         epochs: the chosen epochs, or a number: every so many epochs.
         path: file to which each record is appended at once, as a line of JSON.
+        log: called with the numbers of each record by name, and `step=epoch`, as `Accelerator.log`, `wandb.log` and
+            `mlflow.log_metrics` are.
         adapt: makes an Autoencoder of the model in training; by default the model's own `autoencoder()`.
         seed: seed of the starts.
         tol: as in `find_attractors`.
@@ -72,6 +76,7 @@ class AttractorTracker:
         starts: int = 256,
         epochs: int | Collection[int] = 1,
         path: str | Path | None = None,
+        log: Callable[..., Any] | None = None,
         adapt: Callable[[Any], Autoencoder] | None = None,
         seed: int = 0,
         tol: float | None = None,
@@ -93,7 +98,7 @@ class AttractorTracker:
             raise InputError(f"AttractorTracker: epochs={epochs}: expected a whole number, or those of chosen epochs")
         self.train, self.test, self.starts, self.epochs = train, test, starts, epochs
         self.path = Path(path) if path is not None else None
-        self.adapt = adapt or _own_autoencoder
+        self.adapt, self.log = adapt or _own_autoencoder, log
         self.seed, self.batch_size, self.threshold = seed, batch_size, threshold
         self.orbits: dict[str, Any] = {"tol": tol, "measure": measure, "max_steps": max_steps, "batch_size": batch_size}
         self.search = {"merge": "cosine", "merge_threshold": threshold, "stability_cap": stability_cap}
@@ -114,8 +119,12 @@ class AttractorTracker:
             record = {"epoch": epoch, **self.measure(self.adapt(model))}
         record["cost"]["seconds"] = round(time.perf_counter() - began, 3)
         self.records.append(record)
+        if lost := ", ".join(f"{count} {kind} starts" for kind, count in record.get("not_finite", {}).items()):
+            warnings.warn(f"the network gives latents that are not finite at epoch {epoch}: {lost}", stacklevel=2)
         if self.path is not None:
             self._append(json.dumps(record, allow_nan=False) + "\n", self.path)
+        if self.log is not None:
+            self.log(numbers(record), step=epoch)
         return record
 
     def _append(self, line: str, path: Path) -> None:
@@ -127,19 +136,21 @@ class AttractorTracker:
             raise WriteError(path, error) from error
 
     def for_trainer(self) -> Any:
-        """This tracker as a `transformers.TrainerCallback`, called before the training and after each epoch."""
-        from transformers import TrainerCallback
+        """This tracker as a `transformers.TrainerCallback`, called before the training and after each epoch.
 
-        tracker = self
+        The numbers of each record go into `trainer.state.log_history` and to every tracker that the Trainer reports to.
+        """
+        return trainer_callback(self)
 
-        class TrackerCallback(TrainerCallback):
-            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                tracker(0, kwargs["model"])
+    def draw(self) -> "Figure":
+        """The records along the epochs: attractors, noise against training, memorization, errors.
 
-            def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                tracker(round(state.epoch), kwargs["model"])
-
-        return TrackerCallback()
+        Raises:
+            InputError: there are no records.
+        """
+        if not self.records:
+            raise InputError("AttractorTracker has no records to draw: call it with an epoch and a model first")
+        return training_curves(self.records)
 
     def __repr__(self) -> str:
         said = f"{len(self.train)} training and {len(self.test)} test images, {self.starts} starts of a kind"
@@ -161,7 +172,8 @@ class AttractorTracker:
             `matched`, the share of each set that has a member of the other within the threshold; `fpr95`, the share of
             noise trajectories taken for training ones by their mean distance to the training attractors;
             `memorization`, by kind, as in `probe_memorization`; `rank` likewise; `test_error`; `spectral_radius` of the
-            first training attractors; and `cost`: rows of f computed, without products with its derivatives.
+            first training attractors; `cost`: rows of f computed, without products with its derivatives; and, where
+            there are any, `not_finite`: the starts of a kind whose latents are not finite.
         """
         f = _Counted(model.latent_map)
         rule = model.protocol.chosen(**{key: self.orbits[key] for key in ("tol", "measure", "max_steps")})
@@ -174,6 +186,9 @@ class AttractorTracker:
             }
             test_error = self._error(model, self.test)
             usable = {kind: rows[rows.flatten(1).isfinite().all(1)] for kind, rows in latents.items()}
+        lost = {
+            kind: len(latents[kind]) - len(usable[kind]) for kind in KINDS if len(usable[kind]) < len(latents[kind])
+        }
         found = {
             kind: find_attractors(f, starts=usable[kind], progress=False, **orbits, **self.search)
             for kind in KINDS
@@ -197,6 +212,7 @@ class AttractorTracker:
             "test_error": test_error,
             "spectral_radius": {"mean": float(radius.mean()), "max": float(radius.max())} if len(radius) else None,
             "cost": {"evaluations": f.rows},
+            **({"not_finite": lost} if lost else {}),
         }
 
     def _spread(self, images: Tensor) -> Tensor:

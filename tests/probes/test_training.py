@@ -230,7 +230,7 @@ def test_a_transformers_trainer_takes_it(tmp_path):
         def forward(self, images):
             return {"loss": (self.inner(images) - images).square().mean()}
 
-    watch, weights = tracker(adapt=lambda model: model.inner.autoencoder()), []
+    watch, weights, logged = tracker(adapt=lambda model: model.inner.autoencoder()), [], []
     for callbacks in ([watch.for_trainer()], []):
         torch.manual_seed(0)
         arguments = TrainingArguments(
@@ -238,16 +238,79 @@ def test_a_transformers_trainer_takes_it(tmp_path):
             num_train_epochs=2,
             per_device_train_batch_size=8,
             report_to=[],
+            logging_strategy="epoch",
             save_strategy="no",
             use_cpu=True,
             disable_tqdm=True,
         )
         model = Module()
         data: Any = [{"images": image} for image in TRAIN]
-        Trainer(model, arguments, train_dataset=data, callbacks=callbacks).train()
+        trainer = Trainer(model, arguments, train_dataset=data, callbacks=callbacks)
+        trainer.train()
         weights.append(model.state_dict())
+        logged.append([row for row in trainer.state.log_history if "loss" in row])
     assert [record["epoch"] for record in watch.records] == [0, 1, 2]
+    assert [[row["step"] for row in rows] for rows in logged] == [
+        [3, 6],
+        [3, 6],
+    ]  # its own log is as without the tracker
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
+
+
+def test_its_numbers_reach_the_log_of_a_trainer_and_its_trackers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers import Trainer, TrainingArguments
+    from transformers.integrations import TensorBoardCallback
+
+    class Module(Shaky):
+        def forward(self, images):
+            return {"loss": (super().forward(images) - images).square().mean()}
+
+    watch = tracker(adapt=lambda model: model.autoencoder())
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), num_train_epochs=2, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True
+    )
+    board = TensorBoardCallback(SummaryWriter(str(tmp_path / "board")))
+    data: Any = [{"images": image} for image in TRAIN]
+    trainer = Trainer(Module(), arguments, train_dataset=data, callbacks=[board, watch.for_trainer()])
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "attractors/test_error" in row]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    for row, record in zip(rows, watch.records, strict=True):
+        assert row["attractors/noise/converged"] == record["noise"]["converged"]
+        assert row["attractors/test_error"] == record["test_error"]
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    written = [event.value for event in events.Scalars("train/attractors/test_error")]
+    assert written == pytest.approx([record["test_error"] for record in watch.records])
+
+
+def test_a_loop_of_ones_own_hands_its_numbers_to_any_tracker():
+    told = []
+    trained(watch := tracker(log=lambda values, step: told.append((step, values))))
+    assert [step for step, _ in told] == [record["epoch"] for record in watch.records]
+    for (_, values), record in zip(told, watch.records, strict=True):
+        assert values["attractors/train/converged"] == record["train"]["converged"]
+        assert all(isinstance(value, int | float) for value in values.values())
+
+
+def test_a_network_that_gives_nan_is_told_at_once():
+    network = Shaky()
+    torch.nn.init.constant_(network.down[-1].weight, float("nan"))
+    watch = tracker()
+    with pytest.warns(UserWarning, match="not finite at epoch 3: 6 train starts, 6 test starts"):
+        record = watch(3, network)
+    assert record is not None
+    assert record["not_finite"] == {"train": 6, "test": 6}
+
+
+def test_it_draws_its_records():
+    watch = tracker()
+    with pytest.raises(fmprobe.InputError, match="no records to draw"):
+        watch.plot()
+    trained(watch)
+    assert len(watch.plot().axes) == 5  # four panels, one of them with a second scale
 
 
 def test_a_model_it_does_not_know_is_named():
