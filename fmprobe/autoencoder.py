@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,7 +84,7 @@ class Autoencoder:
         family = self.provenance.get("family")
         return "\n".join(
             [
-                f"Autoencoder {self.name}{f', {family}' if family else ''}",
+                f"Autoencoder {self.short_name}{f', {family}' if family else ''}",
                 f"  images {_by(self.image_shape)}, latents {_by(self.latent_shape)}, {self.device}",
                 f"  decoder: {decoder_in_words(self.provenance.get('decoder'), self.has_latent_map)}",
             ]
@@ -93,6 +94,11 @@ class Autoencoder:
     def name(self) -> str:
         """What the model is called in results and messages."""
         return str(self.provenance.get("model", "model"))
+
+    @property
+    def short_name(self) -> str:
+        """The name, without the folders that a model from a folder lies in."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
 
     @property
     def fingerprint(self) -> str | None:

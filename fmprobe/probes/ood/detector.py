@@ -111,7 +111,9 @@ class TrajectoryDetector:
         return " and ".join(said)
 
     def __repr__(self) -> str:
-        lines = [f"TrajectoryDetector of {self.model.name}: decides by {self.rule!r}, accepts {self.acceptance:.0%}"]
+        lines = [
+            f"TrajectoryDetector of {self.model.short_name}: decides by {self.rule!r}, accepts {self.acceptance:.0%}"
+        ]
         if self._reference is None:
             return f"{lines[0]}; not fitted"
         facts = self._reference.facts
