@@ -93,8 +93,15 @@ def _subtitle(runs: Sequence[FinishedRun]) -> str:
 
 
 def _columns(section: Section, runs: Sequence[FinishedRun], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """What a section shows of each run that has its key. An empty body is left out."""
+    """What a section shows of each run that has its key, or of all together. An empty body is left out."""
     columns = []
+    if (across := section.across) is not None:
+        having = [(run, label) for run, label in zip(runs, labels, strict=True) if run.results.get(section.key)]
+        if len(having) < 2:
+            return []
+        every, names = zip(*having, strict=True)
+        body = _checked(having[0][0], section.title, lambda _: across(every, names))
+        return [{"label": " and ".join(names), "body": body}] if body else []
     for run, label in zip(runs, labels, strict=True):
         if run.results.get(section.key) is not None:
             body = _checked(run, section.title, lambda run: section.markup(run.results[section.key], run))

@@ -42,6 +42,8 @@ class Section:
         tables: the tables of the entry, for the page, the terminal and CSV files.
         figures: the figures of the entry by what each shows, for the page and notebooks.
         body: makes the section's markup from the entry and its run, if it shows more than figures and tables.
+        across: makes the markup of several runs together, from the runs and their labels; such a section is on a page
+            of several runs alone.
     """
 
     key: str
@@ -52,6 +54,7 @@ class Section:
     tables: Callable[[Entry], Sequence[Table]] = _nothing
     figures: "Callable[[Entry], Mapping[str, Figure]]" = _nothing
     body: "Callable[[Entry, FinishedRun], Markup] | None" = None
+    across: "Callable[[Sequence[FinishedRun], Sequence[str]], Markup] | None" = None
 
     @property
     def anchor(self) -> str:

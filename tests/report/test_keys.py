@@ -130,7 +130,7 @@ def shown(run: FinishedRun, key: str, entry: Any) -> Iterator[Any]:
     """What is made of an entry for the terminal, the page and notebooks."""
     yield summary({key: entry})
     for section in (*sections(), QUALITY):
-        if section.key == key:
+        if section.key == key and section.across is None:
             yield [(table, table.to_csv()) for table in section.tables(entry)]
             yield section.markup(entry, run)
             yield [rendering.to_svg(figure, title) for title, figure in dict(section.figures(entry)).items()]

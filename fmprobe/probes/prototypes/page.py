@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
+from fmprobe.probes.prototypes.matched import MATCHED
 from fmprobe.probes.prototypes.nearest_page import NEAREST
 from fmprobe.probes.prototypes.nothing_settled import NOTHING_SETTLED
 from fmprobe.probes.prototypes.readings_page import READINGS
@@ -196,6 +197,7 @@ SECTIONS = (
         figures=lambda found: {"basins and merge threshold": basins_and_sweep(found)},
         body=gallery,
     ),
+    MATCHED,
     NEAREST,
     Section(
         "trajectories",
