@@ -5,15 +5,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    Given = Axes | Sequence[Axes] | None  # axes for the panels of a figure; None makes a figure
+    # Axes for the panels of a figure, also as `plt.subplots` gives several of them; None makes a figure.
+    Given = Axes | Sequence[Axes] | np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def legend(figure: "Figure", ax: "Axes", columns: int, side: str = "center") -> 
     if _in_callers_axes():
         ax.legend(frameon=False, fontsize=8)
     else:
-        figure.legend(loc=f"outside upper {side}", ncols=columns, frameon=False, fontsize=8)
+        place: Any = f"outside upper {side}"
+        figure.legend(loc=place, ncols=columns, frameon=False, fontsize=8)
 
 
 def _in_callers_axes() -> bool:

@@ -219,16 +219,19 @@ def test_a_loop_under_accelerate_takes_it():
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
 
 
+class Module(nn.Module):
+    """The network as a Trainer takes it: its forward gives the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Shaky()
+
+    def forward(self, images):
+        return {"loss": (self.inner(images) - images).square().mean()}
+
+
 def test_a_transformers_trainer_takes_it(tmp_path):
     from transformers import Trainer, TrainingArguments
-
-    class Module(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = Shaky()
-
-        def forward(self, images):
-            return {"loss": (self.inner(images) - images).square().mean()}
 
     watch, weights, logged = tracker(adapt=lambda model: model.inner.autoencoder()), [], []
     for callbacks in ([watch.for_trainer()], []):
@@ -261,13 +264,9 @@ def test_its_numbers_reach_the_log_of_a_trainer_and_its_trackers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
     from transformers import Trainer, TrainingArguments
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
-    class Module(Shaky):
-        def forward(self, images):
-            return {"loss": (super().forward(images) - images).square().mean()}
-
-    watch = tracker(adapt=lambda model: model.autoencoder())
+    watch = tracker(adapt=lambda model: model.inner.autoencoder())
     arguments = TrainingArguments(
         str(tmp_path / "out"), num_train_epochs=2, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True
     )
@@ -297,7 +296,8 @@ def test_a_loop_of_ones_own_hands_its_numbers_to_any_tracker():
 
 def test_a_network_that_gives_nan_is_told_at_once():
     network = Shaky()
-    torch.nn.init.constant_(network.down[-1].weight, float("nan"))
+    for parameter in network.down.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
     watch = tracker()
     with pytest.warns(UserWarning, match="not finite at epoch 3: 6 train starts, 6 test starts"):
         record = watch(3, network)
