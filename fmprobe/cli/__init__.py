@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from fmprobe import __version__
+from fmprobe.cli.atlas import atlas
 from fmprobe.cli.cache import cache
 from fmprobe.cli.demo import demo
 from fmprobe.cli.fit_decoder import fit_decoder
@@ -39,7 +40,9 @@ def options(
 
 asked = {name: command for probe in probes() for name, command in probe.COMMANDS.items()}
 for name, command in (
-    {"demo": demo} | asked | {"fit-decoder": fit_decoder, "report": report, "models": models, "cache": cache}
+    {"demo": demo}
+    | asked
+    | {"atlas": atlas, "fit-decoder": fit_decoder, "report": report, "models": models, "cache": cache}
 ).items():
     app.command(name)(with_output(command))
 

@@ -1,7 +1,5 @@
 """report.html: one self-contained page on one run folder, or on several side by side."""
 
-import base64
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from fmprobe.glossary import TERMS
 from fmprobe.registry import sections as registered
 from fmprobe.report.facts import facts, side_by_side
 from fmprobe.report.finished import FinishedRun
-from fmprobe.report.rendering import render, text_of
+from fmprobe.report.rendering import digest_of, render, text_of
 from fmprobe.report.sections import Section
 from fmprobe.report.summary import sentences, summary
 from fmprobe.report.surrogate import QUALITY
@@ -72,7 +70,7 @@ def make_page(runs: Sequence[FinishedRun]) -> str:
         terms=TERMS,
         style=text_of("style.css"),
         script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=digest_of(script),
     )
 
 

@@ -1,5 +1,7 @@
 """Values as markup: templates, numbers as text, figures as inline SVG."""
 
+import base64
+import hashlib
 import io
 import math
 import re
@@ -62,6 +64,11 @@ def text_of(name: str) -> "Markup":
     from markupsafe import Markup
 
     return Markup((files("fmprobe.report") / "templates" / name).read_text(encoding="utf-8"))
+
+
+def digest_of(script: str) -> str:
+    """The SHA-256 by which the policy of a page permits its script."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def known(values: Iterable[float | None]) -> list[float]:

@@ -143,6 +143,12 @@ def defaults(group: Group) -> dict[str, Any]:
     return {name: default for name, (_, default) in group.items()}
 
 
+def given(context: typer.Context) -> set[str]:
+    """The names of the parameters that somebody gave a value, rather than their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
 def without(group: Group, *names: str) -> Group:
     """The group without some of its options."""
     return {name: option for name, option in group.items() if name not in names}

@@ -42,7 +42,12 @@ BESIDE = {
     "score": ("device", "parquet"),
 }
 # The options that each has of its own, which tests of the command try one by one.
-WITHOUT_COMPUTATION: dict[str, set[str]] = {"cache": {"remove", "max_size"}, "models": set(), "report": set()}
+WITHOUT_COMPUTATION: dict[str, set[str]] = {
+    "atlas": set(options_of("probe")) - OUTPUT - {"revision", "decoder"} | {"names", "data", "ood", "images"},
+    "cache": {"remove", "max_size"},
+    "models": set(),
+    "report": set(),
+}
 GIVEN = {  # a value by name, where one of its type alone would not do
     "data": "E",
     "test": "E",

@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
+from support.atlas import children_here
 from support.commands import COMMANDS, OUTPUT, SHAPE, options_of, save_sources, stub
 from typer.testing import CliRunner
 
@@ -29,6 +30,7 @@ RUNS = {  # every command once, small; D, E: images; ENCODER: a model that needs
     "ood": "m --data D --images 64 --max-steps 5 --no-controls --ood E --ood-images 8",
     "score": "DETECTOR --data D",
     "fit-decoder": "ENCODER --images 16 --steps 2 --size tiny --image-size 28",
+    "atlas": f"m {SMALL}",
     "models": "",
     "cache": "",
     "report": "RUN",
@@ -56,7 +58,7 @@ def run(command, out, places, *more):
 
     arguments = [places.get(part, part) for part in RUNS[command].split()]
     where = ["--out", str(out)] if command in WITH["out"] else []
-    with mock.patch("fmprobe.loading.load", loaded):
+    with mock.patch("fmprobe.loading.load", loaded), children_here():
         done = CliRunner().invoke(app, [command, *arguments, *where, *more], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done

@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from support.atlas import children_here
 from support.commands import COMMANDS as ALL_COMMANDS
 from support.commands import Reached, options_of, save_sources, stub
 from support.maps import double_well, draws
@@ -158,6 +159,7 @@ COMMANDS = {  # that search for attractors, and the door that each gives its rul
     "field m": "fmprobe.runs.search.iterated",
     "compare m k --data D": "fmprobe.probes.alignment.comparison.compare",
     "ood m --data D": "fmprobe.probes.ood.probe.fit_detector",
+    "atlas m": "fmprobe.runs.search.iterated",
 }
 
 
@@ -186,6 +188,7 @@ def test_the_defaults_of_every_command_are_the_protocol_of_the_model(command, pr
         mock.patch("fmprobe.runs.plan._seconds_per_row", return_value=1e-9),
         mock.patch("fmprobe.probes.alignment.perturbation.perturbed_checkpoint", return_value=tmp_path),
         mock.patch(COMMANDS[command], side_effect=Reached) as door,
+        children_here(),
         pytest.raises(Reached),
     ):
         CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "run")], catch_exceptions=False)

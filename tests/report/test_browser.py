@@ -170,3 +170,76 @@ def test_how_to_read_the_page_is_open_once_and_terms_open_the_glossary(shown):
     term.click()
     assert glossary.get_property("open")
     assert shown.find_element("id", term.get_dom_attribute("href").removeprefix("#")).is_displayed()
+
+
+# The page of an atlas.
+
+
+@pytest.fixture
+def atlas(driver, atlas_page):
+    _look(driver, "desktop", "light")
+    driver.get(atlas_page.as_uri())
+    return driver
+
+
+def _shown(driver) -> list:
+    return [row for row in driver.find_elements("css selector", ".atlas tbody tr") if row.is_displayed()]
+
+
+def _sorted_by(driver, key: str) -> list[str | None]:
+    return driver.execute_script(
+        "return [...document.querySelectorAll('.atlas tbody tr')].map("
+        f"r => r.querySelector('[data-key={key}]')?.dataset.sort ?? null)"
+    )
+
+
+def test_a_head_sorts_the_models_both_ways_and_the_unknown_stays_last(atlas):
+    for head in atlas.find_elements("css selector", ".atlas thead th"):
+        key, kind = head.get_dom_attribute("data-key"), head.get_dom_attribute("data-kind")
+        convert = float if kind == "number" else str
+        orders = ("descending", "ascending") if kind == "number" else ("ascending", "descending")
+        for order in orders:
+            head.find_element("tag name", "button").click()
+            assert head.get_dom_attribute("aria-sort") == order
+            assert len(atlas.find_elements("css selector", "[aria-sort]")) == 1
+            values = _sorted_by(atlas, key)
+            known = [convert(value) for value in values if value]
+            assert known == sorted(known, reverse=order == "descending")
+            assert all(not value for value in values[len(known) :])
+
+
+def test_a_family_is_chosen_and_the_models_shown_are_counted(atlas, atlas_rows):
+    from selenium.webdriver.support.ui import Select
+
+    choice, count = Select(atlas.find_element("id", "family")), atlas.find_element("id", "count")
+    everything = len(atlas_rows)
+    assert len(_shown(atlas)) == everything
+    assert len(choice.options) > 3
+    for option in choice.options:
+        choice.select_by_visible_text(option.text)
+        family, said = option.get_dom_attribute("value"), option.text
+        shown = _shown(atlas)
+        assert said.endswith(f"({len(shown)})")
+        assert count.text == f"{len(shown)} of {everything} shown"
+        assert all(family in ("", row.get_dom_attribute("data-family")) for row in shown)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [("desktop", "light"), ("desktop", "dark"), ("phone", "dark")])
+def test_an_atlas_shuts_no_one_out(driver, atlas_page, width, scheme):
+    import axe_selenium_python
+
+    driver.get_log("browser")
+    _look(driver, width, scheme)
+    driver.get(atlas_page.as_uri())
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= WIDTHS[width][0]
+    for closed in driver.find_elements("css selector", "details"):
+        driver.execute_script("arguments[0].open = true", closed)
+    axe = axe_selenium_python.Axe(driver)
+    axe.inject()
+    violations = axe.run()["violations"]
+    assert violations == [], axe.report(violations)
+    if width == "phone":  # every cell lies in the window, and no column is a word wide
+        for cell in driver.find_elements("css selector", ".atlas tbody td"):
+            assert cell.rect["x"] + cell.rect["width"] <= WIDTHS[width][0]
+            assert cell.rect["width"] > 300
+    assert driver.get_log("browser") == []

@@ -88,16 +88,17 @@ def ood(
     """
     if data is None:
         raise InputError("no images: name them with --data SOURCE[:split][#column]")
+    given = o.given(context)
     if detector is not None:
         acting = {"detector", "as_json", "quiet", *inspect.signature(scoring.score).parameters}
-        _refuse(context, _given(context) - acting, f"--detector {detector} knows its model and settings")
+        _refuse(context, given - acting, f"--detector {detector} knows its model and settings")
         how = {key: options[key] for key in ("out", "verbose", "resume")}
         return scoring.score(
             detector, data, acceptance=acceptance, rule=rule, parquet=parquet, device=load["device"], **how
         )
-    _refuse(context, _given(context) & {"rule", "parquet"}, "a detector is fitted here, and `fmprobe score` applies it")
+    _refuse(context, given & {"rule", "parquet"}, "a detector is fitted here, and `fmprobe score` applies it")
     if not ood:
-        _refuse(context, _given(context) & {"ood_images"}, "there are no out-of-distribution images without --ood")
+        _refuse(context, given & {"ood_images"}, "there are no out-of-distribution images without --ood")
     scoring.check_acceptance(acceptance)
     if model is None:
         raise InputError("no model: name one to fit a detector for, or a fitted detector with --detector DIR")
@@ -110,12 +111,6 @@ def ood(
         "acceptance": 0.95 if acceptance is None else acceptance,
     }
     return run_ood(model, data, ood or [], load=load, settings=settings, **asked, **options)
-
-
-def _given(context: typer.Context) -> set[str]:
-    """The names of the parameters that somebody gave a value, rather than their defaults."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
 
 
 def _refuse(context: typer.Context, names: Collection[str], reason: str) -> None:

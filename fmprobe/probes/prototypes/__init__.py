@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fmprobe.autoencoder import Autoencoder
     from fmprobe.runs.run import Run
 
-__all__ = ["COMMANDS", "SECTIONS", "decoded", "decoded_alike", "open_prototypes", "probe"]
+__all__ = ["COMMANDS", "SECTIONS", "Surrogate", "check_choices", "decoded", "decoded_alike", "open_prototypes", "probe"]
 
 CURVES = 32  # starts whose residual curves are kept
 TRAINED, CLOSED_FORM = "trained", "closed-form"
@@ -82,10 +82,7 @@ def open_prototypes(
     from fmprobe.errors import InputError
     from fmprobe.runs.models import open_model
 
-    o.check_choice("measure", plan.get("measure"), o.MEASURES)
-    o.check_choice("merge", plan.get("merge"), o.MERGES)
-    o.check_choice("polish", plan.get("polish"), ("anderson",))
-    o.check_choice("surrogate", surrogate, (TRAINED, CLOSED_FORM))
+    check_choices({**plan, "surrogate": surrogate})
     with open_model(name, options, {**plan, "surrogate": surrogate}, load, sources=sources) as (run, model):
         if surrogate is not None and model.has_latent_map:
             raise InputError(f"{model.name} has a latent map already: leave --surrogate out")
@@ -93,6 +90,14 @@ def open_prototypes(
             model = decoded(run, model, options["seed"], surrogate)
         run.once("attractors", lambda: _found(run, model, plan, options["seed"]), discard=["shards"])
         yield run, model
+
+
+def check_choices(given: Mapping[str, Any]) -> None:
+    """Raise InputError where an option of `probe` has none of its choices."""
+    o.check_choice("measure", given.get("measure"), o.MEASURES)
+    o.check_choice("merge", given.get("merge"), o.MERGES)
+    o.check_choice("polish", given.get("polish"), ("anderson",))
+    o.check_choice("surrogate", given.get("surrogate"), (TRAINED, CLOSED_FORM))
 
 
 def decoded(run: "Run", model: "Autoencoder", seed: int, surrogate: str | None = None) -> "Autoencoder":
