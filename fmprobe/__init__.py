@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from fmprobe.probes.training import AttractorTracker
     from fmprobe.probes.weights.curves import probe_weights
     from fmprobe.procedural import procedural_images
+    from fmprobe.runs.folder import RunFolder
     from fmprobe.surrogates.fit import fit_decoder
+    from fmprobe.surrogates.latent import LatentSurrogate
+    from fmprobe.surrogates.pixel import PixelDecoder
 
 __version__ = version("fmprobe")
 
@@ -50,6 +53,9 @@ _HOMES = {
     "train_autoencoder": "fmprobe.convolutional",
     "load_images": "fmprobe.images",
     "fit_decoder": "fmprobe.surrogates.fit",
+    "LatentSurrogate": "fmprobe.surrogates.latent",
+    "PixelDecoder": "fmprobe.surrogates.pixel",
+    "RunFolder": "fmprobe.runs.folder",
     "from_functions": "fmprobe.autoencoder",
     "Plane": "fmprobe.dynamics.fields",
     "vector_field": "fmprobe.probes.field",
@@ -81,8 +87,11 @@ __all__ = [
     "ConvAutoencoder",
     "DenseAutoencoder",
     "InputError",
+    "LatentSurrogate",
     "Orbits",
+    "PixelDecoder",
     "Plane",
+    "RunFolder",
     "Status",
     "TrajectoryDetector",
     "compare",

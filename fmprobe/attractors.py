@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fmprobe.artefacts import Artefact
 from fmprobe.canvas import Drawn, drawing
+from fmprobe.cards import Base, Card, Metric
 from fmprobe.digests import file_digest
 from fmprobe.dynamics.attractors import Attractors, attractors_of, check_settings
 from fmprobe.dynamics.calls import Function
@@ -22,6 +24,7 @@ from fmprobe.dynamics.paging import forget
 from fmprobe.dynamics.protocols import protocol_for
 from fmprobe.errors import InputError
 from fmprobe.files import SCHEMA, read_json, write_atomically, write_json
+from fmprobe.hub import canonical
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +38,7 @@ AT_ONCE = 8  # latents that are decoded at a time for a plot
 WRITTEN_AT_ONCE = 2**24  # bytes
 # The tensors and the numbers of a saved set, and those of its orbits.
 TENSORS = ("latents", "labels", "sizes", "errors", "spectral_radius", "spectral_norm")
-FACTS = ("merge", "unresolved", "unstable", "polished", "examined", "warning")
+FACTS = ("merge", "unresolved", "unstable", "polished", "examined", "warning", "model")
 ORBIT_TENSORS = ("ends", "steps", "residuals", "status", "errors", "periods")
 ORBIT_FACTS = ("evaluations", "surplus", "check_evaluations", "protocol")
 FORMATS = {
@@ -48,22 +51,26 @@ FORMATS = {
 
 
 @dataclass(frozen=True)
-class AttractorSet(Attractors, Drawn):
-    """The attractors of a model, which can be saved, loaded and drawn.
+class AttractorSet(Attractors, Artefact, Drawn):
+    """The attractors of a model, which can be saved, shared, loaded and drawn.
 
     Attributes:
         warning: what speaks against the model's surrogate decoder, where f is made with one.
-        model: the model that they were found with, which decodes them for a plot; it is not saved with them.
+        model: what is known of the model: its name, revision, fingerprint, tokens, and the source of images whose
+            latents were the starts. None where f is a function, and for sets of earlier versions.
+        painter: the model that they were found with, which decodes them for a plot; it is not saved with them.
     """
 
     warning: str | None = None
-    model: "Autoencoder | None" = field(default=None, repr=False, compare=False)
+    model: Mapping[str, Any] | None = None
+    painter: "Autoencoder | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, found: Attractors, model: Any = None) -> "AttractorSet":
-        """The attractors that `dynamics` found in a model or in a bare f."""
+    def of(cls, found: Attractors, model: Any = None, source: str | None = None) -> "AttractorSet":
+        """The attractors that `dynamics` found, with what is to be said of the model and of the source of starts."""
         kept = {one.name: getattr(found, one.name) for one in fields(Attractors)}
-        return cls(**kept, warning=getattr(model, "surrogate_warning", None), model=_painter(model))
+        warning = getattr(model, "surrogate_warning", None)
+        return cls(**kept, warning=warning, model=_about(model, source), painter=_painter(model))
 
     def __repr__(self) -> str:
         starts, settled = len(self.orbits), int(self.orbits.converged.sum())
@@ -108,7 +115,8 @@ class AttractorSet(Attractors, Drawn):
         content, path = read_json(folder / "attractors.json"), folder / "attractors.safetensors"
         if not path.is_file() or file_digest(path) != content.get("sha256"):
             raise InputError(f"{path} is missing or is not the file that attractors.json describes: find them again")
-        earlier = {"polished": 0, "examined": None, "warning": None}  # of sets that were saved before these were known
+        # Of sets that were saved before these were known.
+        earlier = {"polished": 0, "examined": None, "warning": None, "model": None}
         try:
             tensors = load_file(path)
             orbits = Orbits(**{name: tensors[f"orbits.{name}"] for name in ORBIT_TENSORS}, **content["orbits"])
@@ -119,6 +127,31 @@ class AttractorSet(Attractors, Drawn):
                 f"{folder} does not hold a complete set of attractors ({error}): find them again"
             ) from error
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    @classmethod
+    def card_of(cls, folder: Path) -> Card:
+        """What the card says of a saved set."""
+        found = cls.load(folder)
+        known = found.model or {}
+        bases = [Base(str(known["model"]), known.get("revision"))] if known.get("model") else []
+        text = f"```text\n{found!r}\n```\n\nThe protocol is *{found.orbits.protocol['name']}*."
+        if bases:
+            text += f" The model is `{bases[0].shown}`, fingerprint `{known.get('fingerprint')}`."
+        return Card(
+            title=f"Attractors of {bases[0].shown if bases else 'a latent map'}",
+            text=text,
+            load="import fmprobe\n\nattractors = fmprobe.AttractorSet.from_pretrained({source})\n",
+            tags=("attractors",),
+            bases=bases,
+            sources=[known.get("source")],
+            metrics=[
+                Metric("attractors", found.count, "the starts"),
+                Metric("settled", float(found.orbits.converged.float().mean()), "the starts"),
+            ],
+        )
+
     def check_space(self, model: "Autoencoder", what: str = "the attractors") -> None:
         """Raise InputError where the attractors, called `what`, are no latents of the model."""
         if (shape := tuple(self.orbits.ends.shape[1:])) != model.latent_shape:
@@ -128,7 +161,7 @@ class AttractorSet(Attractors, Drawn):
 
     def draw(self, kind: str | None = None, model: "Autoencoder | None" = None) -> "Figure":
         """The gallery or the summary, as `plot` shows them."""
-        painter = _painter(model) or self.model
+        painter = _painter(model) or self.painter
         if kind not in (None, "gallery", "summary"):
             raise InputError(f"kind is {kind!r}: expected gallery or summary")
         if kind == "gallery" and painter is None:
@@ -261,7 +294,16 @@ def find_attractors(
     orbits = replace(orbits, protocol={"name": protocol.named(**rule), **orbits.protocol, **drawn})
     scale = typical_size(float(starts.double().square().mean())) if len(starts) else 1.0
     found = attractors_of(f, orbits, scale, **merging)
-    return AttractorSet.of(found, model)
+    return AttractorSet.of(found, model, str(images) if isinstance(images, str | Path) else None)
+
+
+def _about(model: Any, source: str | None) -> dict[str, Any] | None:
+    """What is known of a model that attractors are of; None for a function."""
+    if not hasattr(model, "provenance"):
+        return None
+    # The fingerprint as it is known: to take that of a model in memory again would read all its weights.
+    kept = {key: model.provenance.get(key) for key in ("model", "revision", "tokens", "fingerprint")}
+    return {**kept, "source": None if source is None else canonical(source)}
 
 
 def _encoded(model: Any, images: "ImagesLike", starts: Tensor | None, batch_size: int) -> Tensor:

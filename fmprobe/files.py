@@ -4,7 +4,8 @@ import contextlib
 import json
 import math
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fmprobe.errors import InputError, WriteError
 
 RESULTS = "results.json"  # what a finished run found
 SCHEMA = 1  # of results.json
+READABLE = 0o644  # of files, before the umask
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -24,13 +26,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        temporary, mode = _new_file(path)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes the file private
+        temporary.chmod(mode)  # safetensors puts a private file in the place of the one that it was given
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -38,6 +38,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> tuple[Path, int]:
+    """An empty file of a new name beside a path, and its mode: others may read it, unless the umask forbids it."""
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, READABLE)
+    try:
+        return temporary, stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+
+
+def is_own(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder, with links followed.
+
+    The hub's client fetches a repository as links to a store beside them, and these files are the folder's own.
+    """
+    real, home = path.resolve(), folder.resolve()
+    fetched = next((place for place in (home, *home.parents) if place.parent.name == "snapshots"), None)
+    stores = [] if fetched is None else [fetched.parent.parent / "blobs"]
+    return any(real.is_relative_to(place) for place in (home, *stores))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -91,7 +92,7 @@ class Checkpoint:
         from huggingface_hub import file_exists
 
         path = f"{self.subfolder}/{filename}".lstrip("/")
-        return _why_offline() is None and file_exists(self.repository, path, revision=self.commit)
+        return why_offline() is None and file_exists(self.repository, path, revision=self.commit)
 
 
 def locate(name: str, revision: str | None = None) -> Checkpoint:
@@ -122,21 +123,74 @@ def locate(name: str, revision: str | None = None) -> Checkpoint:
     raise InputError(f"{name} holds no {CONFIG}: it is not a model in Hugging Face layout")
 
 
+def fetch_folder(name: str, revision: str | None, patterns: Sequence[str], **how: Any) -> Path:
+    """Find a folder, or fetch the files of a hub repository that match one of the patterns.
+
+    Args:
+        name: the folder, or a hub id.
+        revision: branch, tag or commit of the repository.
+        patterns: patterns of the files that are fetched; no other file is.
+        how: `token`, `cache_dir`, `force_download` and `local_files_only`, as the hub's client takes them.
+
+    Raises:
+        InputError: there is no such folder or repository, or it cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if Path(name).is_dir():
+        if revision is not None:
+            raise InputError(f"revision {revision!r} does not go with {name}: it is a folder, and no hub id ORG/NAME")
+        return Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"{name!r} is neither a folder nor a hub id: expected a path that exists, or ORG/NAME")
+    offline = why_offline()
+    how["local_files_only"] = bool(how.get("local_files_only")) or offline is not None
+    with in_one_line(name, revision):
+        try:
+            return Path(
+                snapshot_download(name, revision=revision, allow_patterns=list(patterns), etag_timeout=10, **how)
+            )
+        except LocalEntryNotFoundError as error:
+            raise InputError(_not_cached(name, offline)) from error
+
+
 def _download(repository: str, filename: str, revision: str | None) -> Path | None:
     """Fetch a file of a hub repository into the local cache; None if the repository has no such file."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    offline = why_offline()
+    local = offline is not None
+    with in_one_line(repository, revision, f"{filename} of {repository}"):
+        try:
+            return Path(
+                hf_hub_download(repository, filename, revision=revision, local_files_only=local, etag_timeout=10)
+            )
+        except LocalEntryNotFoundError as error:
+            if offline and _holds(repository, revision):
+                return None
+            raise InputError(_not_cached(repository, offline)) from error
+        except EntryNotFoundError:
+            return None
+
+
+def _not_cached(repository: str, offline: str | None) -> str:
+    return (
+        f"{repository} is not in the local cache and {offline or 'the connection broke'}: connect once, or pass a "
+        "local folder"
     )
 
-    offline = _why_offline()
+
+@contextmanager
+def in_one_line(repository: str, revision: str | None, what: str | None = None) -> Iterator[None]:
+    """Turn errors of the hub's client in this part, which fetches `what`, into an InputError of one line."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
     try:
-        local = offline is not None
-        return Path(hf_hub_download(repository, filename, revision=revision, local_files_only=local, etag_timeout=10))
+        yield
+    except InputError:
+        raise
     except GatedRepoError as error:
         raise InputError(f"{repository} is gated: accept its terms on the hub and set HF_TOKEN") from error
     except RevisionNotFoundError as error:
@@ -145,18 +199,9 @@ def _download(repository: str, filename: str, revision: str | None) -> Path | No
         raise InputError(
             f"the hub has no model {repository!r} (or it is private: set HF_TOKEN); check the spelling"
         ) from error
-    except LocalEntryNotFoundError as error:
-        if offline and _holds(repository, revision):
-            return None
-        raise InputError(
-            f"{repository} is not in the local cache and {offline or 'the connection broke'}: connect once, or pass a "
-            "local folder"
-        ) from error
-    except EntryNotFoundError:
-        return None
     except Exception as error:  # the client raises many kinds: for bad names, broken connections, a full disk
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot fetch {filename} of {repository} from the hub: {reason}") from error
+        raise InputError(f"cannot fetch {what or repository} from the hub: {reason}") from error
 
 
 def _holds(repository: str, revision: str | None) -> bool:
@@ -167,7 +212,7 @@ def _holds(repository: str, revision: str | None) -> bool:
     return any(isinstance(try_to_load_from_cache(repository, name, revision=revision), str) for name in names)
 
 
-def _why_offline() -> str | None:
+def why_offline() -> str | None:
     """Why the hub is not asked; None if it can be. The client itself would try for half a minute."""
     from huggingface_hub import constants
 
@@ -287,6 +332,6 @@ def _no_weights(checkpoint: Checkpoint, filename: str, pickled: str | None) -> s
             "to safetensors; or, if you trust it, load it yourself with use_safetensors=False and pass the module to "
             "fmprobe.load(module, processor=…)"
         )
-    offline = _why_offline() if checkpoint.repository else None
+    offline = why_offline() if checkpoint.repository else None
     where = f" in the local cache, and {offline}" if offline else ""
     return f"{checkpoint.name} holds no weights{where}: expected {filename}"

@@ -223,8 +223,7 @@ def draw(pictures: Tensor, nearest: Tensor, file: Path) -> None:
 
 CARD = """---
 library_name: transformers
-license: apache-2.0
-tags: [vit_mae, fmprobe]
+{license}tags: [vit_mae, fmprobe]
 ---
 # vit-mae-digits
 
@@ -250,14 +249,22 @@ It is meant to be probed, not used: its latent map f(z) = E(D(z)) has many attra
 """
 
 
-def write_card(folder: Path, findings: list[Findings], **facts: Any) -> None:
+def write_card(folder: Path, findings: list[Findings], license: str | None = None, **facts: Any) -> None:
     rows = "\n".join(
         f"| {f.starts} | {f.seed} | {f.converged:.1%} | {f.steps_median:.0f} / {f.steps_max} "
         f"| {f.distinct_relative} / {f.distinct_cosine} | {f.matching_a_training_digit} | {f.spectral_radius_max:.3f} |"
         for f in findings
     )
+    stated = f"license: {license}\n" if license else ""
     card = CARD.format(
-        rows=rows, side=SIDE, width=WIDTH, pixel_noise=PIXEL_NOISE, angle=LATENT_ANGLE, match=MATCH, **facts
+        license=stated,
+        rows=rows,
+        side=SIDE,
+        width=WIDTH,
+        pixel_noise=PIXEL_NOISE,
+        angle=LATENT_ANGLE,
+        match=MATCH,
+        **facts,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -274,6 +281,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=64, help="Images in a training step. [default: %(default)s]")
     parser.add_argument("--lr", type=float, default=2e-3, help="Largest learning rate. [default: %(default)s]")
+    parser.add_argument("--license", help="Licence that the card states, by its name on the hub. [default: none]")
     parser.add_argument("--picture", type=Path, help="PNG to draw the decoded attractors into.")
     return parser.parse_args()
 
@@ -306,7 +314,7 @@ def main() -> None:
         print(json.dumps(asdict(findings)))
     parameters = sum(p.numel() for p in model.parameters())
     facts = {"parameters": parameters, "images": len(images), "per_class": args.per_class, "error": error, "kept": kept}
-    write_card(args.out, [f for f, _, _ in found], steps=args.steps, seed=args.seed, **facts)
+    write_card(args.out, [f for f, _, _ in found], args.license, steps=args.steps, seed=args.seed, **facts)
     if args.picture:
         draw(found[0][1], found[0][2], args.picture)
     print(f"model in {args.out}")

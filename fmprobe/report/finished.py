@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
-from fmprobe.files import RESULTS, SCHEMA
+from fmprobe.files import RESULTS, SCHEMA, is_own
 from fmprobe.report.paths import without_folders
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class FinishedRun:
         path = self.folder.joinpath(*parts)
         try:
             real = path.resolve(strict=True)
-            if not real.is_relative_to(self.folder.resolve()) or not real.is_file():
+            if not is_own(path, self.folder) or not real.is_file():
                 raise InputError(f"{path} is no file of the run folder, and nothing else is read: {_AGAIN}")
             if real.stat().st_size > LARGEST_FILE:
                 raise InputError(f"{path} is larger than {LARGEST_FILE >> 20} MiB, and no run writes that: {_AGAIN}")

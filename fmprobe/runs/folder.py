@@ -7,20 +7,34 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
+from fmprobe.artefacts import Artefact, copy_shared
+from fmprobe.cards import Base, Card, Metric
 from fmprobe.errors import InputError
 from fmprobe.files import RESULTS, SCHEMA, finite, plain, read_json, write_json
+from fmprobe.report.finished import FinishedRun
+from fmprobe.report.page import write_report
+from fmprobe.report.summary import summary
+from fmprobe.validation import warnings_in
 
 try:
     import fcntl
 except ImportError:  # Windows has no fcntl
     fcntl = None
 
-MANIFEST, EVENTS = "manifest.json", "events.jsonl"
+MANIFEST, EVENTS, PAGE = "manifest.json", "events.jsonl", "report.html"
+SOURCES = ("data", "test", "ood")  # what a manifest calls sources of images
+LOADED = """import fmprobe
+
+run = fmprobe.RunFolder.from_pretrained({source})
+run.results, run.path
+"""
+ATTRACTORS = """attractors = fmprobe.AttractorSet.from_pretrained({source}, subfolder="attractors")
+"""
 
 
-class RunFolder:
+class RunFolder(Artefact):
     """A folder with a manifest, which pins what the run is, and with `results.json`, which is written last.
 
     `manifest.json` holds what was asked for. Under `pinned` it holds what was decided when the run began, which a
@@ -31,8 +45,10 @@ class RunFolder:
         heard: is called with each event as a line of text, if it is not None.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    left_out: ClassVar[tuple[str, ...]] = ("*shards", EVENTS)
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
         self.heard: Callable[[str], object] | None = None
 
     @classmethod
@@ -65,6 +81,44 @@ class RunFolder:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"cannot write to {str(path)!r}: {reason}; name another folder with --out") from error
         return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """A finished run. Raises InputError where the folder holds none."""
+        return cls(FinishedRun(Path(folder)).folder)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        FinishedRun(self.path)
+        copy_shared(self.path, save_directory, self.left_out)
+
+    @classmethod
+    def _finish(cls, folder: Path) -> None:
+        """Make the page again, of the cleaned results."""
+        if (folder / PAGE).is_file():
+            write_report(folder)
+
+    @classmethod
+    def card_of(cls, folder: Path) -> Card:
+        """What the card says of a finished run."""
+        run = FinishedRun(folder)
+        found, rows = run.results, [row for row in summary(run.results) if row[0] != "model"]
+        models = [one["model"] for one in (found, found.get("other") or {}) if one.get("model")]
+        bases = [Base(str(model.get("id")), model.get("revision")) for model in models]
+        words = str(found.get("command", "fmprobe")).split()[:2]
+        head = f"`{PAGE}` shows what `{' '.join(words)}` of version {found.get('fmprobe')} found."
+        warned = [f"**Warning:** {text}." for text in warnings_in(found)]
+        table = ["| | |", "|---|---|", *(f"| {name} | {_in_a_cell(text)} |" for name, text in rows)]
+        text = "\n\n".join([head, *warned, "\n".join(table)])
+        kept = (folder / "attractors" / "attractors.json").is_file()
+        return Card(
+            title=f"Run on {' and '.join(dict.fromkeys(base.shown for base in bases)) or folder.name}",
+            text=text,
+            load=LOADED + (ATTRACTORS if kept else ""),
+            tags=words[1:],
+            bases=bases,
+            sources=list(_sources(folder)),
+            metrics=list(_metrics(found)),
+        )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -158,6 +212,31 @@ class RunFolder:
         write_json(self.path / RESULTS, content)
         self.tell("finished", **({"not_finite": counts} if counts else {}))
         return content
+
+
+def _in_a_cell(text: str) -> str:
+    """A text as a cell of a table in Markdown, and no markup."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _sources(folder: Path) -> Iterator[Any]:
+    """The sources of images that the manifest of a run names, of every shape that commands give them."""
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    for key in SOURCES:
+        given = manifest.get(key)
+        yield from given.values() if isinstance(given, Mapping) else given if isinstance(given, list) else [given]
+
+
+def _metrics(results: Mapping[str, Any]) -> Iterator[Metric]:
+    """The figures of a run that its card lists."""
+    found = results.get("attractors") or {}
+    if "count" in found:
+        yield Metric("attractors", found["count"], "starts drawn from N(0, I)")
+    ood = results.get("ood") or {}
+    rule = ((ood.get("detector") or {}).get("decision") or {}).get("rule")
+    for score in ood.get("scores") or ():
+        for name, row in score["sets"].items() if score["name"] == rule else ():
+            yield from (Metric(key, row[key], f"{name}, by {rule}") for key in ("auroc", "fpr95"))
 
 
 def _tidy(left: Iterable[Path]) -> None:

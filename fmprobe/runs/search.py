@@ -157,7 +157,7 @@ class Search:
             polish=plan.polish,
             device=self.model.device,
         )
-        return AttractorSet.of(found), self.curves.to_dict()
+        return AttractorSet.of(found, self.model), self.curves.to_dict()
 
     def _starts(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The starts of an ascending index, drawn in runs without gaps."""

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
+from fmprobe.artefacts import Artefact, write_card
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.cards import Base, Card, Licence, Metric
 from fmprobe.digests import digest, file_digest
 from fmprobe.errors import InputError
+from fmprobe.files import write_atomically
 from fmprobe.fingerprint import is_of, of_weights
+from fmprobe.places import places_in
 from fmprobe.surrogates.kinds import KINDS, find_kind
 
 if TYPE_CHECKING:
@@ -28,10 +31,24 @@ WEIGHTS, CONFIG, LOG = "model.safetensors", "config.json", "log.jsonl"
 ARCHITECTURE = 3  # raise it when a module's layout changes, so that older artefacts are refused by name
 
 
-class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
-    """Base class of all kinds: what a kind says of itself, how it is fitted and judged, and how it is saved and loaded.
+# The kinds whose classes have a name in `fmprobe` itself.
+PUBLIC = ("pixel", "latent")
+ABOUT = """{text}
 
-    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of `PyTorchModelHubMixin`.
+The encoder is `{model}`{revision}, fingerprint `{fingerprint}`, tokens `{tokens}`. The training data are {data}.
+
+{rows}"""
+LOADED = """import fmprobe
+from {home} import {name}
+
+encoder = {encoder}
+decoder = {name}.from_pretrained({{source}}, model=encoder)
+model = encoder.with_decoder(decoder)
+"""
+
+
+class Surrogate(nn.Module, Artefact, ABC):
+    """Base class of all kinds: what a kind says of itself, how it is fitted and judged, and how it is saved and loaded.
 
     Attributes:
         kind: Name of the kind in `KINDS`.
@@ -109,9 +126,10 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-ready."""
 
+    @property
     @abstractmethod
-    def card(self) -> str:
-        """The model card."""
+    def words(self) -> str:
+        """What the card says of this kind, in Markdown: a title, an empty line, and what it is."""
 
     def describe(self) -> dict[str, Any]:
         """What goes into the provenance: the latent space, and the surrogate with its errors."""
@@ -145,10 +163,13 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            self.save_pretrained(scratch / "new")
+            new = scratch / "new"
+            new.mkdir()
+            self._save_pretrained(new)
+            write_card(self.card().render(None, None, Licence(), set(places_in(self.info))), new)
             if target.exists():
                 target.rename(scratch / "old")
-            (scratch / "new").rename(target)
+            new.rename(target)
         except OSError as error:
             raise InputError(f"cannot write the decoder to {target}: {error.strerror or error}") from error
         finally:
@@ -167,39 +188,76 @@ class Surrogate(nn.Module, PyTorchModelHubMixin, ABC):
             InputError: If it is missing or damaged, is of another kind, or was made for another encoder or shapes.
         """
         folder = _fetch(path_or_id)
+        _check_fits(read_config(folder), model, str(path_or_id))
+        return cls._read(folder, str(path_or_id)).to(model.device)
+
+    @classmethod
+    def _read(cls, folder: Path, name: str) -> Self:
+        """Load a surrogate of this kind onto the CPU, whatever its encoder. Raises InputError as `load` does."""
         config = read_config(folder)
-        _check_fits(config, model, str(path_or_id))
         try:
             if config["kind"] != cls.kind:
-                raise InputError(f"{path_or_id} is a surrogate of kind {config['kind']!r}, expected {cls.kind!r}")
+                raise InputError(f"{name} is a surrogate of kind {config['kind']!r}, expected {cls.kind!r}")
             if config["weights_sha256"] != file_digest(folder / WEIGHTS):
-                raise InputError(f"{path_or_id} is damaged (its weights have changed): fit the decoder again")
+                raise InputError(f"{name} is damaged (its weights have changed): fit the decoder again")
             state = load_file(folder / WEIGHTS)
             with torch.random.fork_rng(devices=[]):  # the initial weights that are replaced draw random numbers
                 surrogate = cls(**{k: v for k, v in config.items() if k not in ("weights_sha256", "kind", "version")})
-            _check_weights(state, surrogate.state_dict(), str(path_or_id))
+            _check_weights(state, surrogate.state_dict(), name)
             surrogate.load_state_dict(state)
         except InputError:
             raise
         except Exception as error:  # OSError, SafetensorError, RuntimeError of a state dict that does not fit
-            raise InputError(f"{path_or_id} is damaged ({_first_line(error)}): fit the decoder again") from error
-        return surrogate.requires_grad_(False).eval().to(model.device)
+            raise InputError(f"{name} is damaged ({_first_line(error)}): fit the decoder again") from error
+        return surrogate.requires_grad_(False).eval()
+
+    @classmethod
+    def _from_folder(cls, folder: Path, model: Autoencoder | None = None) -> Self:
+        """Load a surrogate of this kind, or of any kind for the base class; with its encoder it is checked to fit."""
+        kind = cast(type[Self], find_kind(read_config(folder)["kind"])) if cls is Surrogate else cls
+        return kind._read(folder, str(folder)) if model is None else kind.load(folder, model)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        super()._save_pretrained(save_directory)
+        write_atomically(save_directory / WEIGHTS, lambda path: save_model(self, str(path)))
         # safetensors has no checksum of its own.
         about = {"kind": self.kind, "version": ARCHITECTURE, "weights_sha256": file_digest(save_directory / WEIGHTS)}
         texts = {
             CONFIG: json.dumps({**self.config(), **about}, indent=2, sort_keys=True) + "\n",
             LOG: log_lines(self.info.get("log") or []),
-            "README.md": self.card(),
         }
         for name, text in texts.items():
             (save_directory / name).write_text(text, encoding="utf-8")
 
     @classmethod
-    def _load_as_pickle(cls, *_: Any, **__: Any) -> Any:
-        raise InputError("the repository holds no model.safetensors, and pickled weights are not read")
+    def card_of(cls, folder: Path) -> Card:
+        """What the card says of a saved surrogate."""
+        return find_kind(read_config(folder)["kind"])._read(folder, str(folder)).card()
+
+    def card(self) -> Card:
+        """What the card says of this surrogate."""
+        info, validation = self.info, self.info.get("validation") or {}
+        base = Base(str(info.get("model")), info.get("revision"))
+        title, _, text = self.words.partition("\n\n")
+        known = {key: info.get(key) for key in ("fingerprint", "tokens", "data")}
+        known["revision"] = f", revision `{base.revision}`" if base.revision else ""
+        side = self.image_shape[-1] if len(set(self.image_shape[1:])) == 1 else None
+        home = "fmprobe" if self.kind in PUBLIC else type(self).__module__
+        return Card(
+            title=f"{title} for {base.shown}",
+            text=ABOUT.format(text=text.strip(), model=base.shown, **known, rows=_rows(validation)),
+            load=LOADED.format(
+                home=home, name=type(self).__name__, encoder=base.load(image_size=side, tokens=known["tokens"])
+            ),
+            tags=("surrogate-decoder", self.kind),
+            bases=[base],
+            sources=[info.get("source")],
+            metrics=[
+                Metric(name, row[name], f"{sort.replace('_', ' ')}, {row['images']} images")
+                for sort, row in validation.items()
+                for name in ("l1", "feature_error")
+                if name in row
+            ],
+        )
 
 
 def load_surrogate(path_or_id: str | Path, model: Autoencoder) -> Surrogate:
@@ -265,6 +323,22 @@ def recorded(path_or_id: str | Path) -> Recorded:
     config = read_config(_fetch(path_or_id))
     sides = config["image_shape"][1:]
     return Recorded(int(sides[-1]) if len(set(sides)) == 1 else None, config["info"].get("tokens"))
+
+
+def _rows(validation: Mapping[str, Any]) -> str:
+    """The errors on each set of held-out images, as a table in Markdown."""
+    measured = {name for row in validation.values() for name in row}
+    names = [name for name in ("images", "l1", "l1_median", "feature_error") if name in measured]
+    if "l1" not in measured:  # it makes no images, which the median colour would be compared with
+        names = [name for name in names if name != "l1_median"]
+    if not names:
+        return "How well it does on held-out images is not known."
+    head = ["held-out images", *(name.replace("_", " ") for name in names)]
+    body = [
+        [sort.replace("_", " "), *("" if (value := row.get(name)) is None else f"{value:.4g}" for name in names)]
+        for sort, row in validation.items()
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))
 
 
 def _without_info(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.hub import canonical
 from fmprobe.images import as_pixels, spread
 from fmprobe.inputs import ImagesLike
 from fmprobe.procedural import power_noise, procedural_images
@@ -37,6 +38,7 @@ class TrainingData:
         key: What tells these images from others.
         words: What the images are, in words.
         data_free: Whether the images are procedural.
+        source: The source that they were read from, as manifests hold it; None for other images.
     """
 
     blocks: Callable[[], Iterable[Tensor]]
@@ -45,6 +47,7 @@ class TrainingData:
     key: str
     words: str
     data_free: bool
+    source: str | None = None
 
 
 def training_data(model: Autoencoder, settings: Settings, images: ImagesLike | None) -> TrainingData:
@@ -89,7 +92,8 @@ def training_data(model: Autoencoder, settings: Settings, images: ImagesLike | N
 
     what = f"images of {images}" if named else "images given by the caller"
     words = f"{kept} {what}; every tenth of {n} was held out"
-    return TrainingData(blocks, torch.stack(held_out), kept, digest.hexdigest(), words, data_free=False)
+    source = canonical(str(images)) if named else None
+    return TrainingData(blocks, torch.stack(held_out), kept, digest.hexdigest(), words, False, source)
 
 
 def takes_procedural(model: Autoencoder) -> bool:

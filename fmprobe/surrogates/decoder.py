@@ -12,26 +12,11 @@ from fmprobe.surrogates.features import Features, channels_of, channelwise, enco
 
 SPACE = "standardised by the mean and deviation a channel of the surrogate's training features"
 
-CARD = """---
-library_name: fmprobe
-license: apache-2.0
-tags: [fmprobe, surrogate-decoder]
----
+WORDS = """Surrogate decoder
 
-# Surrogate decoder for {model}
-
-A {architecture} ({parameters:,} parameters) from standardised latents {latent_shape} to images {image_shape}, so that
-the latent map f(z) = E(D(z)) of an encoder without a decoder exists. What f does is this decoder's doing as much as
-the encoder's.
-
-Encoder: `{model}`, revision `{revision}`, fingerprint `{fingerprint}`, tokens `{tokens}`. Training data: {data}.
-
-| held-out images | number | L1 | L1 of each image's own median | feature error |
-|---|---|---|---|---|
-{rows}
-```python
-model = fmprobe.load("{model}", image_size={side}, decoder=THIS_FOLDER)
-```
+A {architecture} ({parameters:,} parameters) from standardised latents {latent_shape} to images {image_shape}. With it
+the latent map f(z) = E(D(z)) of an encoder without a decoder exists. What f does is this decoder's doing as much as the
+encoder's.
 """
 
 
@@ -87,21 +72,11 @@ class ImageDecoder(Surrogate):
     def space(self) -> str:
         return SPACE
 
-    def card(self) -> str:
+    @property
+    def words(self) -> str:
         decoder = self.describe()["decoder"]
-        rows = "".join(
-            f"| {name} | {row['images']} | {row['l1']:.4f} | {row['l1_median']:.4f} | {row['feature_error']:.3f} |\n"
-            for name, row in (self.info.get("validation") or {}).items()
-        )
-        return CARD.format(
-            **{key: self.info.get(key) for key in ("model", "revision", "fingerprint", "tokens", "data")},
-            architecture=decoder["architecture"],
-            parameters=decoder["parameters"],
-            latent_shape=self.latent_shape,
-            image_shape=self.image_shape,
-            side=self.image_shape[-1],
-            rows=rows,
-        )
+        shapes = {"latent_shape": self.latent_shape, "image_shape": self.image_shape}
+        return WORDS.format(architecture=decoder["architecture"], parameters=decoder["parameters"], **shapes)
 
 
 def relative_error(again: Tensor, before: Tensor) -> float:

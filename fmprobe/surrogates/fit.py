@@ -149,6 +149,7 @@ def fit_with(
         "image_size": model.image_shape[-1],
         "data_free": data.data_free,
         "data": data.words,
+        "source": data.source,
         "settings": used,
         "seed": settings.seed,
         "steps": used.get("steps"),

@@ -33,23 +33,10 @@ ACTIVE = 8  # one of so many codes that top-k leaves on
 LEAST_SPREAD = 0.5  # smallest deviation that a code on the sphere is divided by, as a share of the typical one
 TINY = 1e-12  # smallest mean square that a code is divided by, so that a code of zeros stays one
 
-CARD = """---
-library_name: fmprobe
-license: apache-2.0
-tags: [fmprobe, latent-surrogate]
----
-
-# Latent surrogate for {model}
+WORDS = """Latent surrogate
 
 A {variant} autoencoder from standardised features {latent_shape} to a bottleneck of {bottleneck} and back. Its latent
 map is that of the bottleneck: the dynamics are this network's, learned from the encoder's features.
-
-Encoder: `{model}`, revision `{revision}`, fingerprint `{fingerprint}`, tokens `{tokens}`. Training data: {data}.
-Relative feature error on held-out images: {error}.
-
-```python
-model = fmprobe.load("{model}", image_size={side}, decoder=THIS_FOLDER)
-```
 """
 
 
@@ -298,15 +285,9 @@ class LatentSurrogate(Surrogate):
             **({"sphere": True} if self.sphere else {}),  # surrogates of earlier versions keep their fingerprint
         }
 
-    def card(self) -> str:
-        return CARD.format(
-            **{key: self.info.get(key) for key in ("model", "revision", "fingerprint", "tokens", "data")},
-            variant=self.variant,
-            latent_shape=self.latent_shape,
-            bottleneck=self.bottleneck,
-            error=(self.info.get("validation") or {}).get("held_out", {}).get("feature_error"),
-            side=self.image_shape[-1],
-        )
+    @property
+    def words(self) -> str:
+        return WORDS.format(variant=self.variant, latent_shape=self.latent_shape, bottleneck=self.bottleneck)
 
     def standardised_rows(self, native: Tensor) -> Tensor:
         """The encoder's own latents, standardised, place by place with the channels last."""

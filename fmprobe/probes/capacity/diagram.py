@@ -179,7 +179,7 @@ def _searched(
     orbits = iterate(model.latent_map, z, batch_size=batch_size, progress=False, **rule)
     scale = typical_size(float(z.double().square().mean()))
     found = AttractorSet.of(
-        attractors_of(model.latent_map, orbits, scale, stability_cap=0, device=model.device, **merging)
+        attractors_of(model.latent_map, orbits, scale, stability_cap=0, device=model.device, **merging), model
     )
     radius = found.spectral_radius.clone()
     first = found.latents[:EXAMINED].to(model.device)

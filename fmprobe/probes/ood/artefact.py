@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.cards import Base, Card, Metric
 from fmprobe.digests import file_digest
 from fmprobe.dynamics.calls import apart
 from fmprobe.errors import InputError
 from fmprobe.files import SCHEMA, read_json, write_atomically, write_json
 from fmprobe.fingerprint import is_of
+from fmprobe.places import is_place, without_places
 
 TENSORS, FACTS, DECODER = "detector.safetensors", "detector.json", "decoder"
 SAMPLED = 64  # values of f on fixed latents, by which one latent map is told from another
@@ -95,6 +97,19 @@ def load(folder: Path, model: Autoencoder | None, device: Any = None) -> Saved:
     """
     from safetensors.numpy import load_file
 
+    content = read(folder)
+    with complete(folder):
+        model = model or _load_model(content["model"], folder, device)
+        _check_same(content, model, folder)
+        return Saved(model, content, load_file(folder / TENSORS))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The facts of a detector's folder, whose arrays are checked to be those that belong to them.
+
+    Raises:
+        InputError: The folder is incomplete or damaged, or was written by a later version.
+    """
     content = read_json(folder / FACTS)
     if content.get("schema") != SCHEMA:
         raise InputError(
@@ -104,10 +119,44 @@ def load(folder: Path, model: Autoencoder | None, device: Any = None) -> Saved:
     path = folder / TENSORS
     if not path.is_file() or file_digest(path) != content.get("sha256"):
         raise InputError(f"{path} is missing or is not the file that {FACTS} describes: save the detector again")
+    return content
+
+
+def card(folder: Path) -> Card:
+    """What the card says of a detector's folder."""
+    content = read(folder)
     with complete(folder):
-        model = model or _load_model(content["model"], folder, device)
-        _check_same(content, model, folder)
-        return Saved(model, content, load_file(path))
+        identity, reference, decision = content["model"], content["reference"], content["decision"]
+        base = Base(str(identity["model"]), identity["revision"])
+        sides = identity["image_shape"][1:]
+        how = {"image_size": sides[0] if len(set(sides)) == 1 else None, "tokens": identity["tokens"]}
+        expected, held_out = decision.get("expected"), decision["held_out"]
+        text = (
+            f"A detector of out-of-distribution images for `{base.shown}`, fingerprint `{identity['fingerprint']}`, by "
+            f"latent trajectories (arXiv 2505.22785). It was fitted to {reference['images']} images and measures "
+            f"distances to {reference['points']} {reference['kind']}. "
+        )
+        text += (
+            f"It decides by *{decision['rule']}*. By {held_out} held-out images it accepts {expected:.1%} of "
+            "in-distribution images."
+            if held_out and expected is not None
+            else "It gives scores. Without held-out images it accepts or rejects nothing."
+        )
+        given, needs = "", ""
+        if not base.on_hub or not identity["fingerprint"]:
+            decoder = "decoder" if identity["surrogate_kept"] else identity["decoder"].get("id")
+            given, needs = ", model=model", f"model = {base.load(**how, decoder=decoder)}\n"
+        return Card(
+            title=f"Detector for {base.shown}",
+            text=text,
+            load="import fmprobe\n\n"
+            f"{needs}detector = fmprobe.TrajectoryDetector.from_pretrained({{source}}{given})\n"
+            "detector.predict(images)\n",
+            tags=("out-of-distribution-detection",),
+            bases=[base],
+            sources=content.get("sources") or (),
+            metrics=[Metric("accepted_share", expected, f"{held_out} held-out images")] if held_out else [],
+        )
 
 
 @contextmanager
@@ -153,6 +202,10 @@ def _load_model(identity: Mapping[str, Any], folder: Path, device: Any) -> Autoe
     """
     from fmprobe.loading import load
 
+    name = str(identity["model"])
+    shared = identity["revision"] is None and not is_place(name) and not Path(name).exists()
+    if identity["fingerprint"] and shared:  # a folder of another machine, of which the name alone was shared
+        raise InputError(f"the detector in {folder} was fitted with {name}, which is not here: pass model=…")
     if not identity["fingerprint"]:
         raise InputError(
             f"the detector in {folder} was fitted with {identity['model']}, which has no name: pass model=…"
@@ -188,7 +241,8 @@ def _check_same(content: Mapping[str, Any], model: Autoencoder, folder: Path) ->
     if "fingerprint" not in theirs["decoder"]:  # saved by an earlier fmprobe
         mine["decoder"].pop("fingerprint", None)
     for key in PINNED:
-        if mine[key] != theirs.get(key):
+        # What was shared names data by the last part of a path.
+        if without_places(mine[key]) != without_places(theirs.get(key)):
             raise InputError(
                 f"the detector in {folder} was fitted with another model: {key} is {theirs.get(key)} there "
                 f"and {mine[key]} in {model.name}; load it with {theirs['model']}, or fit a new detector"

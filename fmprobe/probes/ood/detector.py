@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmprobe.artefacts import Artefact
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.cards import Card
 from fmprobe.digests import digest
 from fmprobe.errors import InputError
+from fmprobe.hub import canonical
 from fmprobe.inputs import ImagesLike
 from fmprobe.probes.ood import artefact
 from fmprobe.probes.ood.calibration import Calibration, check_acceptance
@@ -30,7 +33,7 @@ STOPPING_RULE = ("tol", "measure", "max_steps")
 FEWEST = 2  # fit images
 
 
-class TrajectoryDetector:
+class TrajectoryDetector(Artefact):
     """Out-of-distribution detection by latent trajectories (Fumero et al., ICLR 2026, sec. 4, fig. 5 and 10, tab. 1).
 
     The published score of an image x is the mean Euclidean distance from each point of its trajectory to the nearest
@@ -80,6 +83,7 @@ class TrajectoryDetector:
         self._reference: Reference | None = None
         self.calibration: Calibration | None = None
         self._seen: frozenset[str] = frozenset()  # digests of the fit images
+        self._sources: list[str] = []  # that images were read from, by name
 
     @property
     def rule(self) -> str:
@@ -152,6 +156,7 @@ class TrajectoryDetector:
                 there is not one label, a whole number, for each image.
         """
         classes: dict[str, int] | None = None
+        sources = [canonical(str(given)) for given in (images, held_out) if isinstance(given, str | Path)]
         if labels is not None:
             images = self.model.take_images(images, "fit images")
             classes = _by_content(labels, images)
@@ -176,7 +181,7 @@ class TrajectoryDetector:
         reference.facts["pixels"] = digest(content)
         known = None if classes is None else np.array([classes[name] for name in content])[kept]
         self._take(reference, feature_vectors(latents, len(latents)), known)
-        self.calibration, self._seen = None, frozenset(content)
+        self.calibration, self._seen, self._sources = None, frozenset(content), list(dict.fromkeys(sources))
         return self if held_out is None else self.calibrate(held_out)
 
     def calibrate(self, held_out: ImagesLike) -> "TrajectoryDetector":
@@ -437,6 +442,7 @@ class TrajectoryDetector:
         """
         described = self.describe()
         facts: dict[str, Any] = {key: described[key] for key in ("settings", "reference", "decision")}
+        facts["sources"] = self._sources
         facts["joined"] = list(self.calibration.joined) if self.calibration else []
         facts["earlier"] = self.calibration is not None and self.calibration.earlier
         reference = self._fitted()
@@ -449,6 +455,14 @@ class TrajectoryDetector:
         if self.calibration is not None:
             arrays |= {f"held_out.{name}": values for name, values in self.calibration.held_out.items()}
         artefact.save(Path(folder), self.model, facts, arrays)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    @classmethod
+    def card_of(cls, folder: Path) -> Card:
+        """What the card says of a saved detector."""
+        return artefact.card(folder)
 
     @classmethod
     def load(cls, folder: str | Path, model: Autoencoder | None = None, *, device: Any = None) -> "TrajectoryDetector":
@@ -474,6 +488,7 @@ class TrajectoryDetector:
             detector._take(reference, saved.under("bank."), saved.arrays.get("labels"))
             # A detector that was saved by an earlier version does not know its fit images.
             detector._seen = frozenset(bytes(row).hex() for row in saved.arrays.get("seen", ()))
+            detector._sources = list(facts.get("sources") or ())
             held_out = saved.under("held_out.")
             earlier = bool(facts.get("earlier", True))  # an earlier version did not say so
             detector.calibration = Calibration(held_out, tuple(facts["joined"]), earlier) if held_out else None

@@ -1,0 +1,78 @@
+"""Names in place of paths: what is shared says nothing of where it lay on the machine that made it."""
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+ROOT = r"(?:~\w*)?/|[A-Za-z]:[\\/]|\\\\"  # what an absolute path begins with, on every system
+WHOLE = re.compile(rf"(?P<before>[^/\\\s]*=)?(?:file://|local-dir:)?(?:{ROOT})(?![/\s])", re.ASCII)
+# Within a sentence a path ends at the first space, unless it is known as a whole.
+WITHIN = re.compile(rf"(?<![\w.)\]/\\~<])(?:file://)?(?:{ROOT})(?![/\s])[^\s\"'`,;<>()|]*", re.ASCII)
+COMMAND = "fmprobe "
+SOURCE = re.compile(r"images of (.+?); every tenth of \d")  # how a surrogate says what it was fitted to
+
+
+def is_place(text: str) -> bool:
+    """Whether a text is an absolute path."""
+    return WHOLE.match(text) is not None
+
+
+def name_of(place: str) -> str:
+    """The last part of a path, with the split and the column of a source of images."""
+    return re.split(r"[/\\]", place.rstrip("/\\"))[-1] or "."
+
+
+def places_in(content: Any) -> Iterator[str]:
+    """Every absolute path that is a whole text of JSON content, or a word of a command in it."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from places_in(key)
+            yield from places_in(value)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from places_in(value)
+    elif isinstance(content, str):
+        named = SOURCE.search(content)
+        for text in _words(content) or [named[1] if named else content]:
+            if found := WHOLE.match(text):
+                place = text.removeprefix(found["before"] or "")
+                yield place
+                yield place.partition("#")[0].rpartition(":")[0] or place  # a source without its split
+
+
+def without_places(content: Any, known: Iterable[str] = ()) -> Any:
+    """JSON content with the last part of a path in place of each absolute one, in keys too.
+
+    Args:
+        content: what JSON holds.
+        known: paths that may stand within sentences, as `places_in` finds them. Others are told by their form.
+    """
+    longest_first = sorted(set(known), key=len, reverse=True)
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {cleaned(key): cleaned(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [cleaned(item) for item in value]
+        return _named(value, longest_first) if isinstance(value, str) else value
+
+    return cleaned(content)
+
+
+def _named(text: str, known: Iterable[str]) -> str:
+    if words := _words(text):
+        return shlex.join(_named(word, known) for word in words)
+    if found := WHOLE.match(text):
+        return (found["before"] or "") + name_of(text)
+    for place in known:
+        text = text.replace(place, name_of(place))
+    return WITHIN.sub(lambda found: name_of(found[0]), text)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a command of fmprobe; none for another text."""
+    try:
+        return shlex.split(text) if text.startswith(COMMAND) and "\n" not in text else []
+    except ValueError:  # a quote without its end: no command
+        return []
