@@ -11,6 +11,7 @@ from fmprobe.cli.demo import demo
 from fmprobe.cli.fit_decoder import fit_decoder
 from fmprobe.cli.models import models
 from fmprobe.cli.output import with_output
+from fmprobe.cli.push import push
 from fmprobe.cli.report import report
 from fmprobe.registry import probes
 from fmprobe.sharing import together
@@ -39,11 +40,8 @@ def options(
 
 
 asked = {name: command for probe in probes() for name, command in probe.COMMANDS.items()}
-for name, command in (
-    {"demo": demo}
-    | asked
-    | {"atlas": atlas, "fit-decoder": fit_decoder, "report": report, "models": models, "cache": cache}
-).items():
+kept = {"fit-decoder": fit_decoder, "report": report, "push": push, "models": models, "cache": cache}
+for name, command in ({"demo": demo} | asked | {"atlas": atlas} | kept).items():
     app.command(name)(with_output(command))
 
 

@@ -45,6 +45,7 @@ BESIDE = {
 WITHOUT_COMPUTATION: dict[str, set[str]] = {
     "atlas": set(options_of("probe")) - OUTPUT - {"revision", "decoder"} | {"names", "data", "ood", "images"},
     "cache": {"remove", "max_size"},
+    "push": {"private", "license"},
     "models": set(),
     "report": set(),
 }

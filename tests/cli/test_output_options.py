@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.atlas import children_here
 from support.commands import COMMANDS, OUTPUT, SHAPE, options_of, save_sources, stub
+from support.hub import Hub, asked_here
 from typer.testing import CliRunner
 
 import fmprobe
@@ -34,13 +35,20 @@ RUNS = {  # every command once, small; D, E: images; ENCODER: a model that needs
     "models": "",
     "cache": "",
     "report": "RUN",
+    "push": "RUN acme/run",
 }
 WITH = {name: [command for command in RUNS if name in options_of(command)] for name in sorted(OUTPUT)}
 KEEPS_A_RUN = sorted(set(WITH["resume"]))
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory, tiny_dinov2, written):
+def hub(tmp_path_factory):
+    with Hub(tmp_path_factory.mktemp("hub")) as hub, asked_here(hub, tmp_path_factory.mktemp("cache")):
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, tiny_dinov2, written, hub):
     folder = tmp_path_factory.mktemp("places")
     detector = fmprobe.TrajectoryDetector(stub(), max_steps=20)
     images = torch.rand(48, *SHAPE, generator=torch.Generator().manual_seed(0))
