@@ -202,10 +202,6 @@ def _load_model(identity: Mapping[str, Any], folder: Path, device: Any) -> Autoe
     """
     from fmprobe.loading import load
 
-    name = str(identity["model"])
-    shared = identity["revision"] is None and not is_place(name) and not Path(name).exists()
-    if identity["fingerprint"] and shared:  # a folder of another machine, of which the name alone was shared
-        raise InputError(f"the detector in {folder} was fitted with {name}, which is not here: pass model=…")
     if not identity["fingerprint"]:
         raise InputError(
             f"the detector in {folder} was fitted with {identity['model']}, which has no name: pass model=…"
@@ -213,16 +209,23 @@ def _load_model(identity: Mapping[str, Any], folder: Path, device: Any) -> Autoe
     if identity["decoder"].get("kind") == "surrogate" and not identity["surrogate_kept"]:
         raise InputError(f"the decoder that the detector in {folder} was fitted with was not kept: pass model=…")
     sides = identity["image_shape"][1:]
-    return load(
-        identity["model"],
-        revision=identity["revision"],
-        image_size=sides[0] if len(set(sides)) == 1 else None,
-        tokens=identity["tokens"],
-        dtype=identity["dtype"],
-        **{key: identity[key] for key in EVALUATED if identity.get(key)},
-        decoder=folder / DECODER if identity["surrogate_kept"] else identity["decoder"].get("id"),
-        device=device,
-    )
+    try:
+        return load(
+            identity["model"],
+            revision=identity["revision"],
+            image_size=sides[0] if len(set(sides)) == 1 else None,
+            tokens=identity["tokens"],
+            dtype=identity["dtype"],
+            **{key: identity[key] for key in EVALUATED if identity.get(key)},
+            decoder=folder / DECODER if identity["surrogate_kept"] else identity["decoder"].get("id"),
+            device=device,
+        )
+    except InputError as error:
+        name = str(identity["model"])
+        if identity["revision"] is not None or is_place(name) or Path(name).exists():
+            raise
+        # A folder of another machine, of which the name alone was shared.
+        raise InputError(f"the detector in {folder} was fitted with {name}, which is not here: pass model=…") from error
 
 
 def _check_same(content: Mapping[str, Any], model: Autoencoder, folder: Path) -> None:
