@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 
 from huggingface_hub import HfApi, ModelCard, ModelHubMixin
 
-from fmprobe.cards import Card, Licence, check_licence
+from fmprobe.cards import Base, Card, Licence, check_licence
 from fmprobe.errors import InputError
 from fmprobe.files import is_own, write_atomically, write_json
 from fmprobe.hub import fetch_folder, why_offline
@@ -310,18 +310,19 @@ def _explained(repo_id: str) -> Iterator[None]:
 
 def _taken_over(card: Card, api: HfApi) -> Licence:
     """The licence of the base models, where the hub knows it and they share it."""
-    found = set()
-    for base in card.bases:
-        data = None
-        if base.on_hub:
-            try:
-                data = api.model_info(base.name, revision=base.revision).card_data
-            except Exception:  # a base model that is private or gone says nothing of its licence
-                data = None
-        stated = data and (data.get("license"), data.get("license_name"), data.get("license_link"))
-        found.add(Licence(*stated, of=base.name) if stated and isinstance(stated[0], str) else Licence())
-    same = {licence[:3] for licence in found}
-    return found.pop() if len(same) == 1 else Licence()
+    found = [_licence_of(base, api) for base in card.bases]
+    return found[0] if len({licence[:3] for licence in found}) == 1 else Licence()
+
+
+def _licence_of(base: Base, api: HfApi) -> Licence:
+    if not base.on_hub:
+        return Licence()
+    try:
+        data: Any = api.model_info(base.name, revision=base.revision).card_data or {}
+        stated = [data.get(key) for key in ("license", "license_name", "license_link")]
+    except Exception:  # a base model that is private or gone says nothing of its licence
+        return Licence()
+    return Licence(*stated, of=base.name) if isinstance(stated[0], str) else Licence()
 
 
 def _reason(error: Exception) -> str:

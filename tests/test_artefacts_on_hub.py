@@ -21,7 +21,7 @@ from fmprobe.cli import app
 from fmprobe.surrogates.artefact import Surrogate, load_surrogate
 from fmprobe.surrogates.kinds import KINDS
 
-SETTINGS = {"closed-form": {"k": 4}}
+SETTINGS: dict[str, Any] = {"closed-form": {"k": 4}}
 RUNS = ("prototypes", "run", "comparison", "ood", "scores", "surrogate")  # of `support.written`
 LICENCE = "cc-by-4.0"  # of the base model
 

@@ -212,8 +212,10 @@ class Surrogate(nn.Module, Artefact, ABC):
         return surrogate.requires_grad_(False).eval()
 
     @classmethod
-    def _from_folder(cls, folder: Path, model: Autoencoder | None = None) -> Self:
+    def _from_folder(cls, folder: Path, *, model: Autoencoder | None = None, **more: Any) -> Self:
         """Load a surrogate of this kind, or of any kind for the base class; with its encoder it is checked to fit."""
+        if more:
+            raise InputError(f"{min(more)!r} is no argument of loading a surrogate: give model, or leave it out")
         kind = cast(type[Self], find_kind(read_config(folder)["kind"])) if cls is Surrogate else cls
         return kind._read(folder, str(folder)) if model is None else kind.load(folder, model)
 
