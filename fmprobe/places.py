@@ -46,27 +46,45 @@ def without_places(content: Any, known: Iterable[str] = ()) -> Any:
 
     Args:
         content: what JSON holds.
-        known: paths that may stand within sentences, as `places_in` finds them. Others are told by their form.
+        known: paths as `places_in` finds them. They may stand within sentences, and two that end alike keep as many of
+            their last parts as tell them apart. Other paths are told by their form.
     """
-    longest_first = sorted(set(known), key=len, reverse=True)
+    names = _names(set(known))
 
     def cleaned(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {cleaned(key): cleaned(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [cleaned(item) for item in value]
-        return _named(value, longest_first) if isinstance(value, str) else value
+        return _named(value, names) if isinstance(value, str) else value
 
     return cleaned(content)
 
 
-def _named(text: str, known: Iterable[str]) -> str:
+def shown(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a run as a page and a terminal show them: `results.json` itself keeps every path."""
+    return without_places(results, places_in(results))
+
+
+def _names(places: set[str]) -> dict[str, str]:
+    """What each path is called: its last part, or as many as no other path ends with. The longest path comes first."""
+    parts = {place: re.split(r"[/\\]+", place.rstrip("/\\")) for place in places}
+    names = {}
+    for place in sorted(places, key=len, reverse=True):
+        mine, others = parts[place], [parts[other] for other in places if parts[other] != parts[place]]
+        depth = next((n for n in range(1, len(mine)) if all(other[-n:] != mine[-n:] for other in others)), 0)
+        names[place] = "/".join(mine[-depth:]) if depth > 1 else name_of(place)
+    return names
+
+
+def _named(text: str, names: Mapping[str, str]) -> str:
     if words := _words(text):
-        return shlex.join(_named(word, known) for word in words)
+        return shlex.join(_named(word, names) for word in words)
     if found := WHOLE.match(text):
-        return (found["before"] or "") + name_of(text)
-    for place in known:
-        text = text.replace(place, name_of(place))
+        before = found["before"] or ""
+        return before + names.get(text.removeprefix(before), name_of(text))
+    for place, name in names.items():
+        text = text.replace(place, name)
     return WITHIN.sub(lambda found: name_of(found[0]), text)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
 from fmprobe.files import RESULTS, SCHEMA, is_own
-from fmprobe.report.paths import without_folders
+from fmprobe.places import shown as shown_results
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +40,7 @@ class FinishedRun:
             raise InputError(f"{folder} is not a folder: name the folder of a run")
         if not (folder / RESULTS).exists():
             raise InputError(f"{folder} holds no {RESULTS}, so the run has not finished: run its command again")
-        self.results: dict[str, Any] = without_folders(self._parse(RESULTS))
+        self.results: dict[str, Any] = shown_results(self._parse(RESULTS))
         if self.results.get("schema") != SCHEMA:
             raise InputError(
                 f"{folder / RESULTS} is of schema {self.results.get('schema')!r}, and this version reads {SCHEMA}: "

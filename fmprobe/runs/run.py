@@ -17,8 +17,8 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.files import finite
 from fmprobe.hub import canonical
+from fmprobe.places import shown as shown_results
 from fmprobe.report.page import write_report
-from fmprobe.report.paths import without_folders
 from fmprobe.report.summary import as_table, sentences, summary, tables
 from fmprobe.runs.folder import RunFolder, differences
 from fmprobe.runs.sweeps import Work, sweep
@@ -171,7 +171,7 @@ class Run:
         """
         if is_main():
             write_report(self.path)
-            results = without_folders(self.results)
+            results = shown_results(self.results)
             for text in warnings_in(results):
                 typer.echo(f"\nwarning     {text}")
             if shown := tables(results, *keys):
