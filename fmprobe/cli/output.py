@@ -1,4 +1,4 @@
-"""What a command prints: a compact table at its end, JSON alone under --json, nothing under --quiet."""
+"""What every command has: what it prints, a compact table, JSON alone (--json) or nothing (--quiet), and --config."""
 
 import functools
 import inspect
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fmprobe.errors import InputError
+from fmprobe.runs.config import Config, configured
 from fmprobe.sharing import is_main
 
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON alone; messages go to stderr.")]
@@ -20,13 +21,17 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no messages an
 
 
 def with_output(command: Callable[..., Any]) -> Callable[..., None]:
-    """A command with the options --json and --quiet.
+    """A command with the options --json and --quiet, and with --config where it has options of its own.
 
     It returns what --json prints: the folder of a run, whose results.json that is, or the content itself.
     """
+    own = inspect.signature(command)
 
     @functools.wraps(command)
-    def run(*, as_json: bool, quiet: bool, **arguments: Any) -> None:
+    def run(
+        context: typer.Context, *, as_json: bool, quiet: bool, config: Path | None = None, **arguments: Any
+    ) -> None:
+        arguments.pop("config", None)  # its callback has read it
         _refuse_empty(arguments)
         out = sys.stdout
         if quiet:
@@ -34,20 +39,22 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
         with ExitStack() as stack:
             elsewhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if quiet else sys.stderr
             stack.enter_context(redirect_stdout(elsewhere if quiet or as_json else out))
-            found = command(**arguments)
+            stack.enter_context(configured(context))
+            found = command(**arguments, **({"context": context} if "context" in own.parameters else {}))
         if as_json and is_main():
             from fmprobe.files import finite
 
             print(json.dumps(finite(_content(found))[0], indent=2, allow_nan=False, default=str), file=out)
 
-    own = inspect.signature(command)
-    added = {"as_json": Json, "quiet": Quiet}
+    kept = [parameter for name, parameter in own.parameters.items() if name != "context"]
+    added = ({"config": (Config, None)} if kept else {}) | {"as_json": (Json, False), "quiet": (Quiet, False)}
     parameters = [
-        *own.parameters.values(),
-        *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=a) for n, a in added.items()),
+        inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+        *kept,
+        *(inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, (a, d) in added.items()),
     ]
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {**command.__annotations__, **added}
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
 
 

@@ -20,6 +20,7 @@ from fmprobe.hub import canonical
 from fmprobe.places import shown as shown_results
 from fmprobe.report.page import write_report
 from fmprobe.report.summary import as_table, sentences, summary, tables
+from fmprobe.runs import config
 from fmprobe.runs.folder import RunFolder, differences
 from fmprobe.runs.sweeps import Work, sweep
 from fmprobe.sharing import is_main, launched, team
@@ -65,6 +66,8 @@ class Run:
             folder = RunFolder.open(out, asked, resume) if is_main() else RunFolder(out)
         folder.heard = (lambda line: typer.echo(line, err=True)) if verbose else None
         with folder.locked() if is_main() else nullcontext():
+            if is_main():
+                config.keep(out)
             run = cls(folder, began)
             team().barrier()  # now every process has read the results that are there
             yield run

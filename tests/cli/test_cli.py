@@ -46,7 +46,7 @@ def test_the_demo_leaves_a_complete_run_folder(demo_run):
     out, done = demo_run
     assert done.returncode == 0, done.stderr
     names = {path.name for path in out.iterdir()}
-    written = {"manifest.json", "events.jsonl", "results.json", "attractors"}
+    written = {"manifest.json", "config.yaml", "events.jsonl", "results.json", "attractors"}
     assert names == written | {"prototypes", "prototypes.png", "trajectories.png", "report.html"}
     results = json.loads((out / "results.json").read_text())
     noise, attractors = results["orbits"]["noise"], results["attractors"]

@@ -6,8 +6,9 @@ from unittest import mock
 
 import pytest
 import torch
+import yaml
 from support.atlas import children_here
-from support.commands import COMMANDS, OUTPUT, SHAPE, options_of, save_sources, stub
+from support.commands import COMMANDS, OUTPUT, SHAPE, options_of, save_sources, spelled, stub
 from support.hub import Hub, asked_here
 from typer.testing import CliRunner
 
@@ -57,14 +58,14 @@ def places(tmp_path_factory, tiny_dinov2, written, hub):
     return save_sources(folder) | {name: str(path) for name, path in own.items()}
 
 
-def run(command, out, places, *more):
-    """The command, whose models but ENCODER are the stub."""
+def run(command, out, places, *more, said=None):
+    """The command, whose models but ENCODER are the stub; `said` in place of its arguments in `RUNS`."""
     load = fmprobe.load
 
     def loaded(name, **arguments):
         return load(name, **arguments) if name == places["ENCODER"] else stub()
 
-    arguments = [places.get(part, part) for part in RUNS[command].split()]
+    arguments = [places.get(part, part) for part in (RUNS[command] if said is None else said).split()]
     where = ["--out", str(out)] if command in WITH["out"] else []
     with mock.patch("fmprobe.loading.load", loaded), children_here():
         done = CliRunner().invoke(app, [command, *arguments, *where, *more], catch_exceptions=False)
@@ -138,3 +139,38 @@ def test_no_resume_starts_anew_and_resume_goes_on(command, finished, places, tmp
     assert (out / "marker").exists()
     run(command, out, places, "--no-resume")
     assert not (out / "marker").exists()
+
+
+def decided(folder):
+    """What results.json holds, without the times and the command that it was found in."""
+
+    def timeless(value):
+        if isinstance(value, dict):
+            left_out = {"seconds", "total_seconds", "seconds_per_row", "date", "command"}
+            return {key: timeless(item) for key, item in value.items() if key not in left_out}
+        return [timeless(item) for item in value] if isinstance(value, list) else value
+
+    return timeless(json.loads((folder / "results.json").read_text()))
+
+
+@pytest.mark.parametrize("command", KEEPS_A_RUN)
+def test_the_configuration_of_a_run_holds_every_option_that_decides_something(command, finished):
+    kept = yaml.safe_load((finished[command][1] / "config.yaml").read_text())
+    arguments = {p.name for p in COMMANDS[command].params if p.param_type_name == "argument"}
+    deciding = {spelled(p).lstrip("-") for name, p in options_of(command).items() if name not in OUTPUT}
+    assert kept.pop("command") == command
+    assert set(kept) == deciding | {name.replace("_", "-") for name in arguments}
+
+
+@pytest.mark.parametrize("command", KEEPS_A_RUN)
+def test_the_configuration_of_a_run_gives_the_run_again(command, finished, places, tmp_path):
+    first, config = finished[command][1], tmp_path / "config.yaml"
+    shutil.copy(first / "config.yaml", config)
+    run(command, tmp_path / "other", places, "--config", str(config), said="")
+    assert decided(tmp_path / "other") == decided(first)
+    assert (tmp_path / "other" / "config.yaml").read_text() == config.read_text()
+    shutil.copytree(first, tmp_path / "same")
+    (tmp_path / "same" / "marker").touch()
+    run(command, tmp_path / "same", places, "--config", str(tmp_path / "same" / "config.yaml"), said="")
+    assert (tmp_path / "same" / "marker").exists()
+    assert decided(tmp_path / "same") == decided(first)

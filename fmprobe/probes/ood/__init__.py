@@ -90,7 +90,7 @@ def ood(
         raise InputError("no images: name them with --data SOURCE[:split][#column]")
     given = o.given(context)
     if detector is not None:
-        acting = {"detector", "as_json", "quiet", *inspect.signature(scoring.score).parameters}
+        acting = {"detector", "config", "as_json", "quiet", *inspect.signature(scoring.score).parameters}
         _refuse(context, given - acting, f"--detector {detector} knows its model and settings")
         how = {key: options[key] for key in ("out", "verbose", "resume")}
         return scoring.score(
