@@ -6,7 +6,12 @@ from fmprobe.runs import options as o
 
 
 def demo(out: o.Out = None, seed: o.Seed = 0, resume: o.Resume = True) -> Path:
-    """Probe the embedded model, a small ViT-MAE trained on scikit-learn's digits: offline, in under 90 seconds."""
+    """Probe the embedded model, offline, in under 90 seconds.
+
+    It is a small ViT-MAE that was trained on scikit-learn's digits.
+
+    Example: fmprobe demo -o runs/digits
+    """
     from importlib.resources import as_file, files
 
     from fmprobe.probes.prototypes import open_prototypes

@@ -86,10 +86,12 @@ def fit_decoder(
     *,
     load: dict[str, Any],
 ) -> dict[str, Any]:
-    """Fit a surrogate to a frozen encoder; its folder goes into --decoder of the other commands.
+    """Fit a surrogate decoder to a frozen encoder.
 
-    Without --data it is trained on procedural images, so no photograph is needed. Killed, and run again, it goes on
-    where it stopped.
+    Its folder goes into --decoder of the other commands. Without --data it is trained on procedural images, so no
+    photograph is needed. Killed, and run again, it goes on where it stopped.
+
+    Example: fmprobe fit-decoder facebook/dinov2-small --kind closed-form
     """
     chosen = {"size": size, "steps": steps, "batch_size": batch_size, "trackers": trackers}
     chosen |= {"noise": noise, "perceptual": perceptual, "contraction": contraction}

@@ -4,7 +4,10 @@ import typer
 
 
 def models() -> list[dict[str, str]]:
-    """List the families of models that can be loaded by name."""
+    """List the families of models that can be loaded by name.
+
+    Example: fmprobe models --json
+    """
     from fmprobe.loading import adapters
 
     rows = [("family", "example", "latents", "decoder", "needs")]

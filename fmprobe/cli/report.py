@@ -17,9 +17,12 @@ File = Annotated[
 
 
 def report(runs: Runs, out: File = None) -> dict[str, str]:
-    """Make one self-contained page of finished runs: attractors, trajectories, curves, tables, protocol.
+    """Make one self-contained page of finished runs.
 
-    Several runs are shown side by side, and what their protocols do not share is marked.
+    It shows attractors, trajectories, curves, tables and the protocol. Several runs are shown side by side, and what
+    their protocols do not share is marked.
+
+    Example: fmprobe report runs/mae runs/dinov2 -o both.html
     """
     from fmprobe.report.page import write_report
 

@@ -60,10 +60,12 @@ def contraction(
     options: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Measure by how much f, E and D contract: their spread over N(0, I) inputs, and the Jacobian along trajectories.
+    """Measure by how much f, E and D contract.
 
-    An encoder without a decoder gets a trained surrogate, so that there is an f. The ratio of E does not depend
-    on it.
+    The measures are their spread over N(0, I) inputs, and the Jacobian along trajectories. An encoder without a decoder
+    gets a trained surrogate, so that there is an f. The ratio of E does not depend on it.
+
+    Example: fmprobe contraction facebook/vit-mae-base --step 0 --step 10
     """
     from fmprobe.runs.models import open_model
 

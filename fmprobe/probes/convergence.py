@@ -51,10 +51,12 @@ def convergence(
     options: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Compare the steps that orbits take to their attractor with the estimate from the Jacobian there.
+    """Compare the steps of orbits with the Jacobian's estimate.
 
-    An encoder without a decoder gets a trained surrogate. Raise --eps for large latents, whose attractors are
-    not known to a tenth of it.
+    The steps are those that an orbit takes to its attractor, and the Jacobian is the one there. An encoder without a
+    decoder gets a trained surrogate. Raise --eps for large latents, whose attractors are not known to a tenth of it.
+
+    Example: fmprobe convergence facebook/vit-mae-base --eps 0.1
     """
     _check(eps)
     from fmprobe.runs.models import open_model

@@ -50,9 +50,12 @@ def field(
     plan: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Draw the latent vector field of a model on the plane through its three largest attractors.
+    """Draw the latent vector field on a plane of attractors.
 
-    The attractors are those of `probe` under the same options. What its run folder holds is not computed again.
+    The plane goes through the three largest attractors. They are those of `probe` under the same options. What its run
+    folder holds is not computed again.
+
+    Example: fmprobe field facebook/vit-mae-base --resolution 15
     """
     from fmprobe.pictures import save_figure
     from fmprobe.runs.plan import duration

@@ -59,9 +59,12 @@ def residuals(
     options: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Follow residuals and norms step by step, from noise or from encoded images; no orbit ends early.
+    """Follow residuals and norms of orbits step by step.
 
-    An encoder without a decoder gets a trained surrogate.
+    The orbits start from noise or from encoded images, and none ends early. An encoder without a decoder gets a trained
+    surrogate.
+
+    Example: fmprobe residuals facebook/vit-mae-base --data photos --steps 50
     """
     if data is None and images is not None:
         raise InputError("--images counts the images of --data: give --data too, or --starts for noise")

@@ -61,11 +61,13 @@ def score(
     verbose: o.Verbose = False,
     resume: o.Resume = True,
 ) -> Path:
-    """Score new images with a fitted detector, to a CSV with a row a file: accepted or not, and by which score.
+    """Score new images with a fitted detector, to a CSV.
 
-    No trajectory is followed where the score needs none, and the columns `trajectory` and `orbit` are then empty.
-    The detector knows its model and all of its settings. Images that were scored before, as told by their pixels, keep
-    their rows.
+    A row a file says whether it is accepted, and by which score. No trajectory is followed where the score needs none,
+    and the columns `trajectory` and `orbit` are then empty. The detector knows its model and all of its settings.
+    Images that were scored before, as told by their pixels, keep their rows.
+
+    Example: fmprobe score runs/mae-ood/detector --data new --parquet
     """
     check_acceptance(acceptance)
     how = {"device": device, "verbose": verbose, "resume": resume}

@@ -48,7 +48,7 @@ def test_a_run_leaves_a_table_a_report_and_a_detector(compared):
     out, done, _ = compared
     assert done.returncode == 0, done.stderr
     names = {path.name for path in out.iterdir()}
-    assert names == {"manifest.json", "events.jsonl", "results.json", "report.html", "detector"}
+    assert names == {"manifest.json", "config.yaml", "events.jsonl", "results.json", "report.html", "detector"}
     results = json.loads((out / "results.json").read_text())
     found = results["ood"]
     assert found["split"] == {"fit": 75, "held_out": 37, "test": 38, "duplicates_dropped": 10}

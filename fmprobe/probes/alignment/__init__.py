@@ -69,11 +69,14 @@ def compare(
     search: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Compare the latent vector fields of two models on shared images, beside a null and a ceiling.
+    """Compare the latent vector fields of two models.
 
-    Maps between the two latent spaces are fitted on a part of the images. The rest gives the error of the map, the
-    cosine of the fields, the agreement of basins, the distance of attractor sets, and the agreement of relative
-    representations along the iteration.
+    Both models are shown the same images, and a null and a ceiling stand beside each figure. Maps between the two
+    latent spaces are fitted on a part of the images. The rest gives the error of the map, the cosine of the fields, the
+    agreement of basins, the distance of attractor sets, and the agreement of relative representations along the
+    iteration.
+
+    Example: fmprobe compare facebook/vit-mae-base ./mine --data photos
     """
     if noise is not None and not ceiling:
         raise InputError("--noise is that of the ceiling: leave it out, or --no-ceiling")

@@ -46,10 +46,12 @@ def capacity(
     orbits: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Find up to which capacity of a closed-form decoder orbits settle, on two sets of images and under random weights.
+    """Find up to which capacity of a decoder orbits settle.
 
-    The decoder keeps k principal components of the encoder's features. No image of anyone's is needed, and nothing is
-    trained by steps.
+    The decoder keeps k principal components of the encoder's features, in closed form. Two sets of procedural images
+    and random weights are tried. No image of anyone's is needed, and nothing is trained by steps.
+
+    Example: fmprobe capacity facebook/dinov2-small --k 8 --k 64
     """
     from fmprobe.pictures import save_figure
     from fmprobe.runs.models import open_model

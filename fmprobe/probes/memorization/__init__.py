@@ -37,9 +37,12 @@ def memorization(
     plan: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Compare a model's decoded attractors with its training images, beside what is as near without memory.
+    """Compare a model's attractors with its training images.
 
-    The attractors are those of `probe` under the same options. What its run folder holds is not computed again.
+    The comparison shows what is as near without memory. The attractors are those of `probe` under the same options.
+    What its run folder holds is not computed again.
+
+    Example: fmprobe memorization facebook/vit-mae-base --data train --test test
     """
     from fmprobe.digests import digest
     from fmprobe.hub import canonical

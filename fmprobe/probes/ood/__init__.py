@@ -81,10 +81,12 @@ def ood(
     merging: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Detect out-of-distribution images by their latent trajectories: every score and every baseline, compared.
+    """Detect out-of-distribution images, by every score.
 
-    `fmprobe ood MODEL --data ID --ood A --ood B` fits a detector on a part of ID, keeps it, and writes a table of every
-    score and baseline on every set. `fmprobe score DETECTOR --data FOLDER` scores new images with it.
+    A detector is fitted on a part of the images of --data and kept. A table compares every score by latent trajectories
+    with every baseline, on each set of --ood. `fmprobe score DETECTOR --data FOLDER` scores new images with it.
+
+    Example: fmprobe ood facebook/vit-mae-base --data photos --ood far=noise
     """
     if data is None:
         raise InputError("no images: name them with --data SOURCE[:split][#column]")

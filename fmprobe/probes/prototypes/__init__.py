@@ -41,10 +41,12 @@ def probe(
     plan: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Find a model's attractors from noise starts and write a run folder with a report.
+    """Find a model's attractors from noise, and write a report.
 
     An encoder without a decoder first gets the diagram over capacity, which says what survives two sets of procedural
     images and a null. Then it gets a surrogate, fitted on procedural images and kept in the cache.
+
+    Example: fmprobe probe facebook/vit-mae-base -n 256 -o runs/mae
     """
     with open_prototypes(model, options, plan, load, surrogate=surrogate) as (run, _):
         return run.finish()
@@ -55,7 +57,12 @@ def prototypes(**arguments: Any) -> Path:
     return probe(**arguments)  # the same run under the name of its first product
 
 
-prototypes.__doc__ = "Extract a model's decoded attractors, one PNG each with an index."
+prototypes.__doc__ = """Extract a model's decoded attractors, one PNG each.
+
+    It is the run of `fmprobe probe`. `prototypes/index.csv` in its folder lists the pictures.
+
+    Example: fmprobe prototypes facebook/vit-mae-base -n 4096 -o runs/mae
+    """
 
 
 @contextmanager

@@ -45,9 +45,12 @@ def weights(
     plan: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Reconstruct images from a model's attractors by matching pursuit, against bases of chance and of data.
+    """Reconstruct images from a model's attractors.
 
-    The attractors are those of `probe` under the same options. What its run folder holds is not computed again.
+    Matching pursuit takes attractors as atoms, and beside them bases of chance and of data. The attractors are those of
+    `probe` under the same options. What its run folder holds is not computed again.
+
+    Example: fmprobe weights facebook/vit-mae-base --data photos --atoms 8,16
     """
     levels = parse_atoms(atoms)
     from fmprobe.images import held_out
