@@ -9,6 +9,7 @@ from fmprobe.cli.atlas import atlas
 from fmprobe.cli.cache import cache
 from fmprobe.cli.demo import demo
 from fmprobe.cli.fit_decoder import fit_decoder
+from fmprobe.cli.help import Command
 from fmprobe.cli.models import models
 from fmprobe.cli.output import with_output
 from fmprobe.cli.push import push
@@ -42,7 +43,7 @@ def options(
 asked = {name: command for probe in probes() for name, command in probe.COMMANDS.items()}
 kept = {"fit-decoder": fit_decoder, "report": report, "push": push, "models": models, "cache": cache}
 for name, command in ({"demo": demo} | asked | {"atlas": atlas} | kept).items():
-    app.command(name)(with_output(command))
+    app.command(name, cls=Command)(with_output(command))
 
 
 def main() -> None:

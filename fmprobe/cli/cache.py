@@ -16,11 +16,19 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 SHORT = 12  # characters of a key that are shown
 
 Remove = Annotated[
-    list[str] | None, typer.Option("--remove", metavar="KEY", help="Remove an entry by its key, or all. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--remove", metavar="KEY", help="Remove an entry by its key, or all. Repeatable.", rich_help_panel="Removal"
+    ),
 ]
 MaxSize = Annotated[
     str | None,
-    typer.Option("--max-size", metavar="SIZE", help="Remove what was used longest ago until SIZE is left, as in 2GB."),
+    typer.Option(
+        "--max-size",
+        metavar="SIZE",
+        help="Remove what was used longest ago until SIZE is left, as in 2GB.",
+        rich_help_panel="Removal",
+    ),
 ]
 
 

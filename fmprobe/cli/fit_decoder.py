@@ -9,21 +9,59 @@ import typer
 from fmprobe.runs import options as o
 from fmprobe.surrogates.kinds import KINDS
 
+PIXEL, LATENT = "Pixel decoder", "Latent decoder"  # groups of options
+
 
 def _weight(help: str) -> Any:
-    return typer.Option(min=0, callback=o.finite, help=help)
+    return typer.Option(min=0, callback=o.finite, help=help, metavar="X", rich_help_panel=PIXEL)
 
 
-Data = Annotated[str | None, typer.Option(help="Training images, SOURCE[:split][#column]. [default: procedural]")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Training images, SOURCE[:split][#column]. [default: procedural]",
+        metavar="SOURCE",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
+]
 Images = Annotated[
-    int | None, typer.Option("--images", min=16, help="Number of training images. [default: by device, or all]")
+    int | None,
+    typer.Option(
+        "--images",
+        min=16,
+        help="Number of training images. [default: by device, or all]",
+        metavar="N",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
 ]
 Kind = Annotated[
-    str, typer.Option(help=f"What is fitted. {'; '.join(f'{name}: {kind.help}' for name, kind in KINDS.items())}.")
+    str,
+    typer.Option(
+        help=f"What is fitted. {'; '.join(f'{name}: {kind.help}' for name, kind in KINDS.items())}.",
+        metavar="NAME",
+        rich_help_panel="Fit",
+    ),
 ]
-Size = Annotated[str | None, typer.Option(help="(pixel only) Size: tiny, small, base or large. [default: by device]")]
-Steps = Annotated[int | None, typer.Option(min=1, help="(pixel, latent) Training steps. [default: by device]")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="(pixel, latent) Images in a step. [default: by device]")]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        help="(pixel only) Size: tiny, small, base or large. [default: by device]",
+        metavar="NAME",
+        rich_help_panel=PIXEL,
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="(pixel, latent) Training steps. [default: by device]", metavar="N", rich_help_panel="Fit"
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="(pixel, latent) Images in a step. [default: by device]", metavar="N", rich_help_panel="Fit"
+    ),
+]
 Noise = Annotated[
     float | None, _weight("(pixel only) Maximum deviation of the noise on training latents. [default: 2]")
 ]
@@ -37,27 +75,52 @@ ConsistencySteps = Annotated[
         min=0,
         help="(pixel only) Steps of a second stage, which trains ||E(D(z)) - z||^2 along orbits. "
         "[default: 2000 on a GPU, else 0]",
+        metavar="N",
+        rich_help_panel=PIXEL,
     ),
 ]
 Consistency = Annotated[float | None, _weight("(pixel only) Weight of that term in the second stage. [default: 0.1]")]
 Plan = Annotated[
     bool,
-    typer.Option("--plan", help="(pixel, latent) Time a few steps, print how many an hour affords, and fit nothing."),
+    typer.Option(
+        "--plan",
+        help="(pixel, latent) Time a few steps, print how many an hour affords, and fit nothing.",
+        rich_help_panel="Fit",
+    ),
 ]
 Variant = Annotated[
     str | None,
     typer.Option(
-        help="(latent only) Variant: plain, denoising, contractive, variational, sparse or topk. [default: plain]"
+        help="(latent only) Variant: plain, denoising, contractive, variational, sparse or topk. [default: plain]",
+        metavar="NAME",
+        rich_help_panel=LATENT,
     ),
 ]
-Bottleneck = Annotated[int | None, typer.Option(min=1, help="(latent only) Values at each place. [default: 32]")]
+Bottleneck = Annotated[
+    int | None,
+    typer.Option(min=1, help="(latent only) Values at each place. [default: 32]", metavar="N", rich_help_panel=LATENT),
+]
 Components = Annotated[
     int | None,
-    typer.Option("--k", min=1, help="(closed-form only) Principal components that codes keep. [default: all]"),
+    typer.Option(
+        "--k",
+        min=1,
+        help="(closed-form only) Principal components that codes keep. [default: all]",
+        metavar="K",
+        rich_help_panel="Decoder in closed form",
+    ),
 ]
-PixelDecoder = Annotated[str | None, typer.Option(help="(latent only) Pixel decoder used to visualise latents.")]
+PixelDecoder = Annotated[
+    str | None,
+    typer.Option(help="(latent only) Pixel decoder used to visualise latents.", metavar="PATH", rich_help_panel=LATENT),
+]
 Trackers = Annotated[
-    str | None, typer.Option(help="(pixel, latent) Tracker of accelerate's, such as tensorboard. [default: none]")
+    str | None,
+    typer.Option(
+        help="(pixel, latent) Tracker of accelerate's, such as tensorboard. [default: none]",
+        metavar="NAME",
+        rich_help_panel="Fit",
+    ),
 ]
 
 

@@ -13,11 +13,19 @@ from typing import Annotated, Any
 import typer
 
 from fmprobe.errors import InputError
+from fmprobe.runs import options as o
 from fmprobe.runs.config import Config, configured
 from fmprobe.sharing import is_main
 
-Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON alone; messages go to stderr.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no messages and no table.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print the results as JSON alone; messages go to stderr.", rich_help_panel=o.Panel.OUTPUT
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print no messages and no table.", rich_help_panel=o.Panel.OUTPUT)
+]
 
 
 def with_output(command: Callable[..., Any]) -> Callable[..., None]:

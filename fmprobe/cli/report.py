@@ -5,13 +5,18 @@ from typing import Annotated
 
 import typer
 
-from fmprobe.runs.options import folder
+from fmprobe.runs import options as o
 
-Runs = Annotated[list[Path], typer.Argument(help="Folders of finished runs.")]
+Runs = Annotated[list[Path], typer.Argument(help="Folders of finished runs.", metavar="RUN")]
 File = Annotated[
     Path | None,
     typer.Option(
-        "--out", "-o", parser=folder, metavar="PATH", help="The page. [default: report.html in the first folder]"
+        "--out",
+        "-o",
+        parser=o.folder,
+        metavar="PATH",
+        help="The page. [default: report.html in the first folder]",
+        rich_help_panel=o.Panel.OUTPUT,
     ),
 ]
 

@@ -33,11 +33,23 @@ ALONG = {
 
 Inputs = Annotated[
     int | None,
-    typer.Option(min=2, help="Number of N(0, I) inputs that spreads are compared on. [default: 256, fewer on a CPU]"),
+    typer.Option(
+        min=2,
+        help="Number of N(0, I) inputs that spreads are compared on. [default: 256, fewer on a CPU]",
+        metavar="N",
+        rich_help_panel=o.Panel.SEARCH,
+    ),
 ]
 Starts = Annotated[
     int | None,
-    typer.Option("--starts", "-n", min=2, help="Number of trajectories from N(0, I). [default: 8, fewer on a CPU]"),
+    typer.Option(
+        "--starts",
+        "-n",
+        min=2,
+        help="Number of trajectories from N(0, I). [default: 8, fewer on a CPU]",
+        metavar="N",
+        rich_help_panel=o.Panel.SEARCH,
+    ),
 ]
 Steps = Annotated[
     list[int] | None,
@@ -45,6 +57,8 @@ Steps = Annotated[
         "--step",
         min=0,
         help="Step at which the Jacobian of every trajectory is examined. Repeatable. [default: 0, 1, 3, 10 and 30]",
+        metavar="N",
+        rich_help_panel=o.Panel.SEARCH,
     ),
 ]
 

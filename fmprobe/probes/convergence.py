@@ -28,15 +28,31 @@ BUDGET = 60.0  # seconds that the orbits, and again the Jacobians, may take on a
 Starts = Annotated[
     int | None,
     typer.Option(
-        "--starts", "-n", min=1, help="Number of starts drawn from N(0, I). [default: 64, fewer on a slow CPU]"
+        "--starts",
+        "-n",
+        min=1,
+        help="Number of starts drawn from N(0, I). [default: 64, fewer on a slow CPU]",
+        metavar="N",
+        rich_help_panel=o.Panel.SEARCH,
     ),
 ]
 Eps = Annotated[
     float,
-    typer.Option(callback=o.finite, help="Euclidean distance within which an orbit has reached its attractor."),
+    typer.Option(
+        callback=o.finite,
+        help="Euclidean distance within which an orbit has reached its attractor.",
+        metavar="X",
+        rich_help_panel=o.Panel.SEARCH,
+    ),
 ]
 MaxSteps = Annotated[
-    int | None, typer.Option(min=1, help="Largest number of steps of an orbit. [default: 3000, fewer on a slow CPU]")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Largest number of steps of an orbit. [default: 3000, fewer on a slow CPU]",
+        metavar="N",
+        rich_help_panel=o.Panel.SEARCH,
+    ),
 ]
 
 

@@ -33,10 +33,21 @@ SIZE = (6.4, 5.2)  # of the figure, in inches
 BACKGROUND = "#ffffff"  # of orbits that end in no attractor
 
 Resolution = Annotated[
-    int | None, typer.Option(min=2, help="Number of grid points a side. [default: 25, fewer on a slow CPU]")
+    int | None,
+    typer.Option(
+        min=2,
+        help="Number of grid points a side. [default: 25, fewer on a slow CPU]",
+        metavar="N",
+        rich_help_panel="Field",
+    ),
 ]
 Basins = Annotated[
-    bool, typer.Option("--basins/--no-basins", help="Iterate every grid point to its end, to shade the basins.")
+    bool,
+    typer.Option(
+        "--basins/--no-basins",
+        help="Iterate every grid point to its end, to shade the basins.",
+        rich_help_panel="Field",
+    ),
 ]
 
 

@@ -32,18 +32,43 @@ PANELS = {
 }
 
 Data = Annotated[
-    str | None, typer.Option(help="Images whose latents are the starts, SOURCE[:split][#column]. [default: noise]")
+    str | None,
+    typer.Option(
+        help="Images whose latents are the starts, SOURCE[:split][#column]. [default: noise]",
+        metavar="SOURCE",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
 ]
 Images = Annotated[
     int | None,
-    typer.Option("--images", min=1, help="Largest number of images of --data, spread evenly. [default: 32]"),
+    typer.Option(
+        "--images",
+        min=1,
+        help="Largest number of images of --data, spread evenly. [default: 32]",
+        metavar="N",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
 ]
 Starts = Annotated[
-    int | None, typer.Option("--starts", "-n", min=1, help="Number of starts drawn from N(0, I). [default: 32]")
+    int | None,
+    typer.Option(
+        "--starts",
+        "-n",
+        min=1,
+        help="Number of starts drawn from N(0, I). [default: 32]",
+        metavar="N",
+        rich_help_panel=o.Panel.SEARCH,
+    ),
 ]
 Steps = Annotated[
     int | None,
-    typer.Option("--steps", min=1, help="Number of steps that every start takes. [default: 100, fewer on a slow CPU]"),
+    typer.Option(
+        "--steps",
+        min=1,
+        help="Number of steps that every start takes. [default: 100, fewer on a slow CPU]",
+        metavar="N",
+        rich_help_panel=o.Panel.SEARCH,
+    ),
 ]
 
 

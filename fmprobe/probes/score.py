@@ -37,17 +37,41 @@ FAR = 99.0  # deviations; a part that hardly varies among held-out images lies f
 NOT_FINITE = "the model gives it a latent that is not finite, so it is as far as can be"
 
 
-Detector = Annotated[Path, typer.Argument(help="Folder of a fitted detector, such as `fmprobe ood MODEL` leaves.")]
-Data = Annotated[str, typer.Option(help="Images to score, SOURCE[:split][#column].")]
+Detector = Annotated[
+    Path, typer.Argument(help="Folder of a fitted detector, such as `fmprobe ood MODEL` leaves.", metavar="DETECTOR")
+]
+Data = Annotated[
+    str,
+    typer.Option(help="Images to score, SOURCE[:split][#column].", metavar="SOURCE", rich_help_panel=o.Panel.IMAGES),
+]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", parser=o.folder, metavar="PATH", help="For the table. [default: runs/ood-scores]"),
+    typer.Option(
+        "--out",
+        "-o",
+        parser=o.folder,
+        metavar="PATH",
+        help="For the table. [default: runs/ood-scores]",
+        rich_help_panel=o.Panel.OUTPUT,
+    ),
 ]
 Acceptance = Annotated[
-    float | None, typer.Option(help="Share of in-distribution images to accept. [default: the detector's]")
+    float | None,
+    typer.Option(
+        help="Share of in-distribution images to accept. [default: the detector's]",
+        metavar="SHARE",
+        rich_help_panel=o.Panel.DETECTOR,
+    ),
 ]
-Rule = Annotated[str | None, typer.Option(help="The score that decides. [default: the detector's]")]
-Parquet = Annotated[bool, typer.Option("--parquet", help="Write scores.parquet beside the CSV.")]
+Rule = Annotated[
+    str | None,
+    typer.Option(
+        help="The score that decides. [default: the detector's]", metavar="NAME", rich_help_panel=o.Panel.DETECTOR
+    ),
+]
+Parquet = Annotated[
+    bool, typer.Option("--parquet", help="Write scores.parquet beside the CSV.", rich_help_panel=o.Panel.OUTPUT)
+]
 
 
 def score(

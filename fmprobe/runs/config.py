@@ -13,6 +13,7 @@ import yaml
 from fmprobe import __version__
 from fmprobe.errors import InputError
 from fmprobe.files import write_atomically
+from fmprobe.runs import options as o
 
 FILE = "config.yaml"
 # They decide nothing that is computed: where it goes, what is shown, and whether what is there is taken.
@@ -64,6 +65,7 @@ Config = Annotated[
         is_eager=True,
         callback=read,
         help="YAML file of options by their long names, such as the config.yaml of a run. Flags win over it.",
+        rich_help_panel=o.Panel.OUTPUT,
     ),
 ]
 

@@ -20,6 +20,13 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def seed(value: int) -> int:
+    """Callback of --seed: what a generator of torch takes."""
+    if value >= 2**63:
+        raise typer.BadParameter(f"{value} is too large: give a seed below 2**63.")
+    return value
+
+
 def folder(text: str) -> Path:
     """The type of --out. Typer's own type would take an empty name for the working folder."""
     if not text or "\0" in text:
@@ -31,77 +38,199 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
-Model = Annotated[str, typer.Argument(help="Hub id (ORG/NAME) or local folder in Hugging Face layout.")]
+class Panel:
+    """The groups of options in --help; commands have groups of their own beside them."""
+
+    IMAGES, COMPARISON, DETECTOR = "Images", "Comparison", "Detector"
+    SEARCH, DECODER, MODEL, OUTPUT = LAST = ("Orbits and attractors", "Decoder", "Model", "Run and output")
+
+
+Model = Annotated[
+    str, typer.Argument(help="Hub id (ORG/NAME) or local folder in Hugging Face layout.", metavar="MODEL")
+]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", parser=folder, metavar="PATH", help="Folder for the results. [default: runs/MODEL]"),
+    typer.Option(
+        "--out",
+        "-o",
+        parser=folder,
+        metavar="PATH",
+        help="Folder for the results. [default: runs/MODEL]",
+        rich_help_panel=Panel.OUTPUT,
+    ),
 ]
 Starts = Annotated[
-    int | None, typer.Option("--starts", "-n", min=1, help="Number of starts drawn from N(0, I). [default: by device]")
+    int | None,
+    typer.Option(
+        "--starts",
+        "-n",
+        min=1,
+        help="Number of starts drawn from N(0, I). [default: by device]",
+        metavar="N",
+        rich_help_panel=Panel.SEARCH,
+    ),
 ]
 MaxSteps = Annotated[
-    int | None, typer.Option(min=1, help="Largest number of steps of an orbit. [default: 500, fewer on a slow CPU]")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Largest number of steps of an orbit. [default: 500, fewer on a slow CPU]",
+        metavar="N",
+        rich_help_panel=Panel.SEARCH,
+    ),
 ]
 Tol = Annotated[
     float | None,
-    typer.Option(min=0, callback=finite, help="Step size below which an orbit has converged. [default: 1e-5]"),
+    typer.Option(
+        min=0,
+        callback=finite,
+        help="Step size below which an orbit has converged. [default: 1e-5]",
+        metavar="X",
+        rich_help_panel=Panel.SEARCH,
+    ),
 ]
 Measure = Annotated[
     str | None,
-    typer.Option(help="How the step size is measured against --tol: squared, relative or rms. [default: squared]"),
+    typer.Option(
+        help="How the step size is measured against --tol: squared, relative or rms. [default: squared]",
+        metavar="NAME",
+        rich_help_panel=Panel.SEARCH,
+    ),
 ]
 Merge = Annotated[
     str | None,
     typer.Option(
-        help="Distance by which two end points count as one attractor: relative or cosine. [default: relative]"
+        help="Distance by which two end points count as one attractor: relative or cosine. [default: relative]",
+        metavar="NAME",
+        rich_help_panel=Panel.SEARCH,
     ),
 ]
 MergeThreshold = Annotated[
     float | None,
     typer.Option(
-        min=0, callback=finite, help="Distance below which two end points count as one attractor. [default: 0.01]"
+        min=0,
+        callback=finite,
+        help="Distance below which two end points count as one attractor. [default: 0.01]",
+        metavar="X",
+        rich_help_panel=Panel.SEARCH,
     ),
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Number of latents iterated together. [default: by device]")]
-Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of latents iterated together. [default: by device]",
+        metavar="N",
+        rich_help_panel=Panel.SEARCH,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Device to compute on: auto, cpu, cuda, cuda:N or mps.", metavar="NAME", rich_help_panel=Panel.MODEL
+    ),
+]
 Dtype = Annotated[
-    str | None, typer.Option(help="Precision of the weights: float32, float16 or bfloat16. [default: float32]")
+    str | None,
+    typer.Option(
+        help="Precision of the weights: float32, float16 or bfloat16. [default: float32]",
+        metavar="NAME",
+        rich_help_panel=Panel.MODEL,
+    ),
 ]
 DeviceMap = Annotated[
-    str | None, typer.Option(help="auto: spread a model that is too large for one device. [default: none]")
+    str | None,
+    typer.Option(
+        help="auto: spread a model that is too large for one device. [default: none]",
+        metavar="NAME",
+        rich_help_panel=Panel.MODEL,
+    ),
 ]
 Autocast = Annotated[
-    str | None, typer.Option(help="Precision of f alone: bfloat16 or float16. Latents stay in float32.")
+    str | None,
+    typer.Option(
+        help="Precision of f alone: bfloat16 or float16. Latents stay in float32.",
+        metavar="DTYPE",
+        rich_help_panel=Panel.MODEL,
+    ),
 ]
-Compile = Annotated[str | None, typer.Option(help="Backend of torch.compile for f, such as inductor.")]
-Polish = Annotated[str | None, typer.Option(help="anderson: take attractors to the rounding floor of f.")]
+Compile = Annotated[
+    str | None,
+    typer.Option(
+        help="Backend of torch.compile for f, such as inductor.", metavar="BACKEND", rich_help_panel=Panel.MODEL
+    ),
+]
+Polish = Annotated[
+    str | None,
+    typer.Option(
+        help="anderson: take attractors to the rounding floor of f.", metavar="NAME", rich_help_panel=Panel.SEARCH
+    ),
+]
 Deterministic = Annotated[
-    bool, typer.Option("--deterministic", help="Give bit-identical results for any batch size (slower).")
+    bool,
+    typer.Option(
+        "--deterministic", help="Give bit-identical results for any batch size (slower).", rich_help_panel=Panel.MODEL
+    ),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every event of events.jsonl as it happens.")]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Print every event of events.jsonl as it happens.", rich_help_panel=Panel.OUTPUT
+    ),
+]
 Seed = Annotated[
     int,
-    typer.Option(min=0, max=2**63 - 1, help="Random seed for the noise starts and for fitting a surrogate decoder."),
+    typer.Option(
+        min=0,
+        callback=seed,
+        help="Random seed for the noise starts and for fitting a surrogate decoder.",
+        metavar="N",
+        rich_help_panel=Panel.OUTPUT,
+    ),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a hub id.", metavar="REVISION", rich_help_panel=Panel.MODEL)
+]
 Decoder = Annotated[
     str | None,
     typer.Option(
         help="Folder or hub id of a surrogate decoder that fit-decoder made; or published, the decoder that was "
-        "published for the encoder (the default of probe on an accelerator)."
+        "published for the encoder (the default of probe on an accelerator).",
+        metavar="NAME",
+        rich_help_panel=Panel.DECODER,
     ),
 ]
 ImageSize = Annotated[
-    int | None, typer.Option(min=1, help="Image side in pixels. [default: the processor's; on a CPU 112]")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Image side in pixels. [default: the processor's; on a CPU 112]",
+        metavar="PIXELS",
+        rich_help_panel=Panel.MODEL,
+    ),
 ]
 Tokens = Annotated[
-    str | None, typer.Option(help="Tokens that make up z: patch, cls, pooled or all. [default: the family's]")
+    str | None,
+    typer.Option(
+        help="Tokens that make up z: patch, cls, pooled or all. [default: the family's]",
+        metavar="NAME",
+        rich_help_panel=Panel.MODEL,
+    ),
 ]
 UseEnds = Annotated[
     bool,
-    typer.Option("--use-ends", help="Use the latents after the last step, converged or not, instead of attractors."),
+    typer.Option(
+        "--use-ends",
+        help="Use the latents after the last step, converged or not, instead of attractors.",
+        rich_help_panel=Panel.SEARCH,
+    ),
 ]
-Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue the run in the folder, or start it anew.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume", help="Continue the run in the folder, or start it anew.", rich_help_panel=Panel.OUTPUT
+    ),
+]
 
 MEASURES, MERGES = ("squared", "relative", "rms"), ("relative", "cosine")  # choices of --measure and --merge
 
@@ -111,21 +240,21 @@ Group = dict[str, tuple[Any, Any]]  # annotation and default of each option by i
 RUN: Group = {
     "out": (Out, None),
     "seed": (Seed, 0),
-    "verbose": (Verbose, False),
     "resume": (Resume, True),
+    "verbose": (Verbose, False),
 }
 # How a model is loaded and evaluated, as `fmprobe.load` takes it.
 LOAD: Group = {
-    "device": (Device, "auto"),
-    "dtype": (Dtype, None),
-    "revision": (Revision, None),
     "decoder": (Decoder, None),
+    "device": (Device, "auto"),
     "image_size": (ImageSize, None),
     "tokens": (Tokens, None),
-    "device_map": (DeviceMap, None),
+    "revision": (Revision, None),
+    "dtype": (Dtype, None),
     "autocast": (Autocast, None),
     "compile": (Compile, None),
     "deterministic": (Deterministic, False),
+    "device_map": (DeviceMap, None),
 }
 # How orbits are iterated and attractors merged, as `make_plan` takes it.
 ORBITS: Group = {

@@ -83,13 +83,25 @@ def finished(tmp_path_factory, places):
     return found
 
 
-def again(command, finished, places, tmp_path, *more):
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory, finished, places):
+    """Each run once more in another folder, by nothing but its configuration, with every event told."""
+    found = {}
+    for command in KEEPS_A_RUN:
+        out = tmp_path_factory.mktemp(f"{command}-repeated") / "out"
+        verbose = ["--verbose"] if command in WITH["verbose"] else []
+        config = str(finished[command][1] / "config.yaml")
+        found[command] = run(command, out, places, "--config", config, *verbose, said=""), out
+    return found
+
+
+def again(command, finished, places, tmp_path, *more, said=None):
     """The command once more on a copy of what it left; fit-decoder takes no folder that is there already."""
     out = tmp_path / finished[command][1].name
     if command in KEEPS_A_RUN:
         shutil.copytree(finished[command][1], out)
         (out / "marker").touch()
-    return run(command, out, places, *more), out
+    return run(command, out, places, *more, said=said), out
 
 
 def test_every_command_is_run():
@@ -124,9 +136,9 @@ def test_quiet_prints_nothing(command, finished, places, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", WITH["verbose"])
-def test_verbose_tells_every_event(command, finished, places, tmp_path):
-    done = run(command, tmp_path / "out", places, "--verbose")
-    events = [event["event"] for event in read_events(tmp_path / "out")]
+def test_verbose_tells_every_event(command, finished, repeated):
+    done, out = repeated[command]
+    events = [event["event"] for event in read_events(out)]
     assert events
     told = [line.split(":")[0] for line in done.stderr.splitlines() if line.split(":")[0] in events]
     assert told == events
@@ -135,7 +147,8 @@ def test_verbose_tells_every_event(command, finished, places, tmp_path):
 
 @pytest.mark.parametrize("command", WITH["resume"])
 def test_no_resume_starts_anew_and_resume_goes_on(command, finished, places, tmp_path):
-    _, out = again(command, finished, places, tmp_path)
+    config = ["--config", str(finished[command][1] / "config.yaml")]
+    _, out = again(command, finished, places, tmp_path, *config, said="")
     assert (out / "marker").exists()
     run(command, out, places, "--no-resume")
     assert not (out / "marker").exists()
@@ -163,14 +176,7 @@ def test_the_configuration_of_a_run_holds_every_option_that_decides_something(co
 
 
 @pytest.mark.parametrize("command", KEEPS_A_RUN)
-def test_the_configuration_of_a_run_gives_the_run_again(command, finished, places, tmp_path):
-    first, config = finished[command][1], tmp_path / "config.yaml"
-    shutil.copy(first / "config.yaml", config)
-    run(command, tmp_path / "other", places, "--config", str(config), said="")
-    assert decided(tmp_path / "other") == decided(first)
-    assert (tmp_path / "other" / "config.yaml").read_text() == config.read_text()
-    shutil.copytree(first, tmp_path / "same")
-    (tmp_path / "same" / "marker").touch()
-    run(command, tmp_path / "same", places, "--config", str(tmp_path / "same" / "config.yaml"), said="")
-    assert (tmp_path / "same" / "marker").exists()
-    assert decided(tmp_path / "same") == decided(first)
+def test_the_configuration_of_a_run_gives_the_run_again(command, finished, repeated):
+    first, second = finished[command][1], repeated[command][1]
+    assert decided(second) == decided(first)
+    assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()

@@ -26,19 +26,57 @@ NOISE = 0.01
 
 A = Annotated[str, typer.Argument(metavar="A", help="Hub id (ORG/NAME) or local folder in Hugging Face layout.")]
 B = Annotated[str, typer.Argument(metavar="B", help="The other model.")]
-Data = Annotated[str, typer.Option(help="Images that both models are shown, SOURCE[:split][#column].")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Images that both models are shown, SOURCE[:split][#column].",
+        metavar="SOURCE",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
+]
 Images = Annotated[
-    int, typer.Option("--images", min=12, help="Number of images, spread evenly; two thirds fit the maps.")
+    int,
+    typer.Option(
+        "--images",
+        min=12,
+        help="Number of images, spread evenly; two thirds fit the maps.",
+        metavar="N",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
 ]
 Maps = Annotated[
-    list[str] | None, typer.Option("--map", help="orthogonal, linear or relative. Repeatable. [default: all that can]")
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="orthogonal, linear or relative. Repeatable. [default: all that can]",
+        metavar="NAME",
+        rich_help_panel=o.Panel.COMPARISON,
+    ),
 ]
-Anchors = Annotated[int, typer.Option(min=2, help="Number of images that relative representations are relative to.")]
+Anchors = Annotated[
+    int,
+    typer.Option(
+        min=2,
+        help="Number of images that relative representations are relative to.",
+        metavar="N",
+        rich_help_panel=o.Panel.COMPARISON,
+    ),
+]
 Null = Annotated[
-    bool, typer.Option("--null/--no-null", help="Also compare A with a randomly initialised B, as a null.")
+    bool,
+    typer.Option(
+        "--null/--no-null",
+        help="Also compare A with a randomly initialised B, as a null.",
+        rich_help_panel=o.Panel.COMPARISON,
+    ),
 ]
 Ceiling = Annotated[
-    bool, typer.Option("--ceiling/--no-ceiling", help="Also compare A with A under weight noise, as a ceiling.")
+    bool,
+    typer.Option(
+        "--ceiling/--no-ceiling",
+        help="Also compare A with A under weight noise, as a ceiling.",
+        rich_help_panel=o.Panel.COMPARISON,
+    ),
 ]
 Noise = Annotated[
     float | None,
@@ -46,9 +84,16 @@ Noise = Annotated[
         min=0,
         callback=o.finite,
         help="Strength of the ceiling's weight noise, relative to each weight tensor's size. [default: 0.01]",
+        metavar="X",
+        rich_help_panel=o.Panel.COMPARISON,
     ),
 ]
-DecoderB = Annotated[str | None, typer.Option(help="Surrogate decoder of B, as --decoder is that of A.")]
+DecoderB = Annotated[
+    str | None,
+    typer.Option(
+        help="Surrogate decoder of B, as --decoder is that of A.", metavar="NAME", rich_help_panel=o.Panel.DECODER
+    ),
+]
 
 
 @o.grouped(options=o.RUN, search=o.ORBITS | o.MERGING, load=o.without(o.LOAD, "revision", "decoder"))

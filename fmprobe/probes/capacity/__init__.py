@@ -26,12 +26,38 @@ MAX_STEPS, EXPONENT_STEPS, FOLLOWED = 60, 40, 4  # of orbits, of exponents, and 
 Components = Annotated[
     list[int] | None,
     typer.Option(
-        "--k", min=1, help="Number of principal components. Repeatable. [default: powers of 2, to images - 1]"
+        "--k",
+        min=1,
+        help="Number of principal components. Repeatable. [default: powers of 2, to images - 1]",
+        metavar="K",
+        rich_help_panel=o.Panel.DECODER,
     ),
 ]
-Images = Annotated[int, typer.Option("--images", min=16, help="Number of procedural images in each set.")]
-Starts = Annotated[int, typer.Option("--starts", "-n", min=1, help="Number of starts drawn from N(0, I).")]
-Null = Annotated[bool, typer.Option("--null/--no-null", help="Whether random weights of the architecture are tried.")]
+Images = Annotated[
+    int,
+    typer.Option(
+        "--images", min=16, help="Number of procedural images in each set.", metavar="N", rich_help_panel=o.Panel.IMAGES
+    ),
+]
+Starts = Annotated[
+    int,
+    typer.Option(
+        "--starts",
+        "-n",
+        min=1,
+        help="Number of starts drawn from N(0, I).",
+        metavar="N",
+        rich_help_panel=o.Panel.SEARCH,
+    ),
+]
+Null = Annotated[
+    bool,
+    typer.Option(
+        "--null/--no-null",
+        help="Whether random weights of the architecture are tried.",
+        rich_help_panel=o.Panel.COMPARISON,
+    ),
+]
 
 
 @o.grouped(options=o.RUN, orbits={**o.ORBITS, **o.MERGING}, load=o.without(o.LOAD, "decoder"))

@@ -20,9 +20,28 @@ __all__ = ["COMMANDS", "SECTIONS", "memorization"]
 
 BATCH = 32
 
-Data = Annotated[str, typer.Option(help="Training images, SOURCE[:split][#column].")]
-Test = Annotated[str | None, typer.Option(help="Images the model was not trained on: for the null and the test error.")]
-Images = Annotated[int, typer.Option("--images", min=1, help="Largest number of images of each source, spread evenly.")]
+Data = Annotated[
+    str,
+    typer.Option(help="Training images, SOURCE[:split][#column].", metavar="SOURCE", rich_help_panel=o.Panel.IMAGES),
+]
+Test = Annotated[
+    str | None,
+    typer.Option(
+        help="Images the model was not trained on: for the null and the test error.",
+        metavar="SOURCE",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
+]
+Images = Annotated[
+    int,
+    typer.Option(
+        "--images",
+        min=1,
+        help="Largest number of images of each source, spread evenly.",
+        metavar="N",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
+]
 
 
 @o.grouped(options=o.RUN, plan=o.PLAN, load=o.LOAD)

@@ -29,33 +29,106 @@ BLOCKS = 4  # batches of images that a process scores at a time
 BUDGET = 300.0  # seconds that the iterations of a run on a CPU may take, where nobody says how many steps
 
 Model = Annotated[
-    str | None, typer.Argument(help="Hub id (ORG/NAME) or local folder; left out with --detector. [default: none]")
+    str | None,
+    typer.Argument(
+        help="Hub id (ORG/NAME) or local folder; left out with --detector. [default: none]", metavar="MODEL"
+    ),
 ]
 Data = Annotated[
-    str | None, typer.Option(help="In-distribution images, SOURCE[:split][#column]; with --detector: images to score.")
+    str | None,
+    typer.Option(
+        help="In-distribution images, SOURCE[:split][#column]; with --detector: images to score.",
+        metavar="SOURCE",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
 ]
 Ood = Annotated[
-    list[str] | None, typer.Option("--ood", help="Out-of-distribution images, NAME=SOURCE or SOURCE. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--ood",
+        help="Out-of-distribution images, NAME=SOURCE or SOURCE. Repeatable.",
+        metavar="SOURCE",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
 ]
-Detector = Annotated[Path | None, typer.Option(help="Folder of a fitted detector: the same as `fmprobe score DIR`.")]
+Detector = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of a fitted detector: the same as `fmprobe score DIR`.",
+        metavar="PATH",
+        rich_help_panel=o.Panel.DETECTOR,
+    ),
+]
 Images = Annotated[
     int | None,
-    typer.Option(min=64, help="Number of images of --data, spread evenly. [default: 480, 4000 on a GPU]"),
+    typer.Option(
+        min=64,
+        help="Number of images of --data, spread evenly. [default: 480, 4000 on a GPU]",
+        metavar="N",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
 ]
 OodImages = Annotated[
     int | None,
-    typer.Option(min=2, help="Number of images of each --ood, spread evenly. [default: as many as test images]"),
+    typer.Option(
+        min=2,
+        help="Number of images of each --ood, spread evenly. [default: as many as test images]",
+        metavar="N",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Number of steps of a scored orbit. [default: to its end]")]
-Distance = Annotated[str | None, typer.Option(help="euclidean, cosine or standardised. [default: euclidean]")]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of steps of a scored orbit. [default: to its end]",
+        metavar="N",
+        rich_help_panel=o.Panel.DETECTOR,
+    ),
+]
+Distance = Annotated[
+    str | None,
+    typer.Option(
+        help="euclidean, cosine or standardised. [default: euclidean]", metavar="NAME", rich_help_panel=o.Panel.DETECTOR
+    ),
+]
 Aggregate = Annotated[
-    str | None, typer.Option(help="mean, first, last, max, length, steps or contraction ratio. [default: mean]")
+    str | None,
+    typer.Option(
+        help="mean, first, last, max, length, steps or contraction ratio. [default: mean]",
+        metavar="NAME",
+        rich_help_panel=o.Panel.DETECTOR,
+    ),
 ]
-Acceptance = Annotated[float | None, typer.Option(help="Share of in-distribution images to accept. [default: 0.95]")]
-Rule = Annotated[str | None, typer.Option(help="With --detector: the score that decides. [default: the detector's]")]
-Parquet = Annotated[bool, typer.Option("--parquet", help="With --detector: write scores.parquet beside the CSV.")]
+Acceptance = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of in-distribution images to accept. [default: 0.95]",
+        metavar="SHARE",
+        rich_help_panel=o.Panel.DETECTOR,
+    ),
+]
+Rule = Annotated[
+    str | None,
+    typer.Option(
+        help="With --detector: the score that decides. [default: the detector's]",
+        metavar="NAME",
+        rich_help_panel=o.Panel.DETECTOR,
+    ),
+]
+Parquet = Annotated[
+    bool,
+    typer.Option(
+        "--parquet", help="With --detector: write scores.parquet beside the CSV.", rich_help_panel=o.Panel.OUTPUT
+    ),
+]
 Controls = Annotated[
-    bool, typer.Option("--controls/--no-controls", help="Add constant, noise, blurred and inverted images.")
+    bool,
+    typer.Option(
+        "--controls/--no-controls",
+        help="Add constant, noise, blurred and inverted images.",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
 ]
 
 

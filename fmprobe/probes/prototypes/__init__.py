@@ -27,7 +27,9 @@ Surrogate = Annotated[
     str | None,
     typer.Option(
         help="Decoder that an encoder without one gets: trained, or closed-form, which takes the place of a trained "
-        "one that paints worse than each image's own median colour. [default: closed-form on a CPU, else trained]"
+        "one that paints worse than each image's own median colour. [default: closed-form on a CPU, else trained]",
+        metavar="NAME",
+        rich_help_panel=o.Panel.DECODER,
     ),
 ]
 

@@ -24,11 +24,35 @@ __all__ = ["COMMANDS", "SECTIONS", "parse_atoms", "weights"]
 
 BATCH = 32
 
-Data = Annotated[list[str], typer.Option(help="Images to reconstruct, SOURCE[:split][#column]. Repeatable.")]
-Atoms = Annotated[str | None, typer.Option(help="Numbers of atoms, as in 32,64,128. [default: powers of two]")]
-Images = Annotated[int, typer.Option("--images", min=2, help="Number of images of each data set.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        help="Images to reconstruct, SOURCE[:split][#column]. Repeatable.",
+        metavar="SOURCE",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
+]
+Atoms = Annotated[
+    str | None,
+    typer.Option(
+        help="Numbers of atoms, as in 32,64,128. [default: powers of two]",
+        metavar="N,N",
+        rich_help_panel=o.Panel.COMPARISON,
+    ),
+]
+Images = Annotated[
+    int,
+    typer.Option(
+        "--images", min=2, help="Number of images of each data set.", metavar="N", rich_help_panel=o.Panel.IMAGES
+    ),
+]
 Null = Annotated[
-    bool, typer.Option("--null/--no-null", help="Also take attractors of random weights as a dictionary, as a null.")
+    bool,
+    typer.Option(
+        "--null/--no-null",
+        help="Also take attractors of random weights as a dictionary, as a null.",
+        rich_help_panel=o.Panel.COMPARISON,
+    ),
 ]
 
 
