@@ -16,6 +16,7 @@ from fmprobe.dynamics.protocols import SMALL, Protocol
 from fmprobe.errors import InputError
 from fmprobe.execution import Execution
 from fmprobe.inputs import ImagesLike, Transform, batches_of
+from fmprobe.progress import followed
 from fmprobe.seeding import STARTS, normal_rows
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Autoencoder:
                 DataLoader, to which the checkpoint's own processor is applied (`take_images`).
             batch_size: largest number of images in one call of the encoder; by default all images of a tensor, and
                 64 of what is read in parts.
-            progress: whether to show a progress bar; None shows one on a terminal after two seconds.
+            progress: whether to show a progress bar; None shows one on a terminal, and lines elsewhere.
 
         Returns:
             Latents `(B, *latent_shape)`.
@@ -151,15 +152,13 @@ class Autoencoder:
                 images.
             ValueError: `batch_size` is below 1.
         """
-        from tqdm import tqdm
-
         if batch_size is not None:
             check_counts(batch_size=batch_size)
         whole = len(images) if isinstance(images, Tensor) and images.ndim else None
-        quiet = None if progress is None else not progress
         blocks = self.image_batches(images, block=batch_size or whole or 64)
-        bar = tqdm(blocks, desc="encode", unit="batch", delay=2, leave=False, disable=quiet)
-        latents = [self.encode_unchecked(block, batch_size) for block in bar]
+        latents = [
+            self.encode_unchecked(block, batch_size) for block in followed(blocks, "encode", None, shown=progress)
+        ]
         if not sum(map(len, latents)):
             raise InputError(f"there are no images for {self.name} to encode: expected at least one")
         return latents[0] if len(latents) == 1 else torch.cat(latents)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fmprobe.autoencoder import Autoencoder, check_images, from_functions
 from fmprobe.dynamics.checks import check_counts, check_seed
 from fmprobe.errors import InputError
+from fmprobe.progress import progress_of
 from fmprobe.seeding import generator, seed_torch, torch_generator
 
 # The default strength of each variant. `BottleneckAutoencoder` says what it means.
@@ -249,7 +250,7 @@ def train_autoencoder(
         seed: seed of the order and of the noise.
         callback: called as `callback(epoch, model)`, before the training with 0 and after each epoch with 1, 2, …; for
             example an `AttractorTracker`.
-        progress: whether a bar is shown; None shows it after two seconds.
+        progress: whether a bar is shown; None shows one on a terminal, and lines elsewhere.
 
     Returns:
         The mean loss of each epoch.
@@ -258,8 +259,6 @@ def train_autoencoder(
         InputError: there are no images, or not such as the model takes, or a rate makes no sense.
         ValueError: a number makes no sense.
     """
-    from tqdm.auto import tqdm
-
     _check_training(model, images, epochs, batch_size, learning_rate, weight_decay, seed)
     call = callback or (lambda epoch, model: None)
     device = next(model.parameters()).device
@@ -268,9 +267,8 @@ def train_autoencoder(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones)
     noise = torch_generator(seed, "autoencoders: noise of the variant")
     losses = []
-    silent = None if progress is None else not progress
     forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with forked, tqdm(total=epochs, desc="training", unit="epoch", delay=2, disable=silent) as bar:
+    with forked, progress_of("training", epochs, shown=progress, unit="epoch") as bar:
         seed_torch(seed, "autoencoders: layers")  # for layers that draw by themselves, such as dropout
         model.train()
         call(0, model)

@@ -43,7 +43,7 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
         _refuse_empty(arguments)
         out = sys.stdout
         if quiet:
-            os.environ["TQDM_DISABLE"] = "1"  # before anything imports it
+            os.environ["TQDM_DISABLE"] = "1"  # no progress, of other libraries neither
         with ExitStack() as stack:
             elsewhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if quiet else sys.stderr
             stack.enter_context(redirect_stdout(elsewhere if quiet or as_json else out))

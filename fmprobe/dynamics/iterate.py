@@ -2,8 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from fmprobe.dynamics.norms import norms
 from fmprobe.dynamics.orbits import Orbits, Rules, Status, protocol_of
 from fmprobe.dynamics.protocols import SMALL
 from fmprobe.dynamics.working import Criterion
+from fmprobe.progress import progress_of
 
 MEASURES = ("squared", "relative", "rms")
 Progress = Callable[[int, int], None]
@@ -55,8 +56,8 @@ def iterate(
         check_every: number of steps between two looks for ended orbits; by default 1 on the CPU and 8 on an
             accelerator, where looking means waiting. Ends and steps do not depend on it. Rows of f computed after the
             end of an orbit are counted as `surplus`.
-        progress: None shows a bar on a terminal after two seconds, False shows none, and a function is called with the
-            numbers of ended orbits and of all orbits.
+        progress: None shows a bar on a terminal and lines elsewhere, False shows neither, and a function is called with
+            the numbers of ended orbits and of all orbits.
         rules: thresholds of the verdicts.
 
     Raises:
@@ -284,22 +285,11 @@ def progress_bar(progress: bool | Progress | None, total: int) -> AbstractContex
         return nullcontext(progress)
     if progress is False:
         return nullcontext(lambda ended, of: None)
-    return _Bar(total, always=progress is True)
+    return _orbits(progress, total)
 
 
-class _Bar(AbstractContextManager[Progress]):
-    """A bar of ended orbits that appears after two seconds."""
-
-    def __init__(self, total: int, always: bool) -> None:
-        from tqdm.auto import tqdm
-
-        self.bar = tqdm(total=total, desc="orbits", unit="orbit", delay=2, disable=False if always else None)
-
-    def __enter__(self) -> Progress:
-        return self.update
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def update(self, ended: int, total: int) -> None:
-        self.bar.update(ended - self.bar.n)
+@contextmanager
+def _orbits(shown: bool | None, total: int) -> Iterator[Progress]:
+    """Progress of ended orbits."""
+    with progress_of("orbits", total, shown=shown, unit="orbit") as bar:
+        yield lambda ended, total: bar.update(ended - bar.n)

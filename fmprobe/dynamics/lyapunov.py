@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.checks import check_counts, check_seed, check_starts
+from fmprobe.progress import progress_of
 from fmprobe.seeding import normal_rows
 
 JVP, TWINS = "jvp", "twin orbits"
@@ -91,7 +91,7 @@ def lyapunov_exponents(
         seed: seed of the first tangents; those of start i depend on the seed and i alone.
         method: "jvp" or "twin orbits"; by default products with the Jacobian where f has them. Twin orbits cost less
             where forward mode is slow, as on the attention of a CPU. They see the rounding of f as well.
-        progress: whether to show a progress bar; None shows one on a terminal after two seconds.
+        progress: whether to show a progress bar; None shows one on a terminal, and lines elsewhere.
 
     Raises:
         ValueError: the method is unknown, the starts or a number make no sense, f changes the shape, or there are more
@@ -111,13 +111,7 @@ def lyapunov_exponents(
     growth = torch.empty(steps, len(starts), n_exponents, dtype=torch.float64)
     used = method or JVP
     push = _by_jvp(latent_map) if used == JVP else _by_twins(latent_map)
-    bar = tqdm(
-        total=-(-len(starts) // batch_size) * (burn_in + steps),
-        desc="Lyapunov exponents",
-        delay=2,
-        disable=None if progress is None else not progress,
-        leave=False,
-    )
+    bar = progress_of("Lyapunov exponents", -(-len(starts) // batch_size) * (burn_in + steps), shown=progress)
     # The fused attention kernels have no forward mode on the CPU.
     attention = nullcontext() if method == TWINS else sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), attention, warnings.catch_warnings(), bar:

@@ -255,7 +255,7 @@ def read_orbits(
         batch_size: largest number of latents in one call of f.
         seed: seed of the first tangents.
         method: how exponents are measured, as `lyapunov_exponents` takes it.
-        progress: whether to show a progress bar; None shows one on a terminal after two seconds.
+        progress: whether to show a progress bar; None shows one on a terminal, and lines elsewhere.
 
     Raises:
         ValueError: a setting makes no sense, or the attractors are something else.

@@ -10,6 +10,7 @@ import typer
 
 from fmprobe.errors import InputError
 from fmprobe.probes.result import Result, probe_once
+from fmprobe.progress import duration, followed
 from fmprobe.report.plots import axes
 from fmprobe.report.sections import Section
 from fmprobe.runs import options as o
@@ -99,7 +100,7 @@ def _plan(
     model: "Autoencoder", inputs: int | None, starts: int | None, steps: tuple[int, ...], batch_size: int | None
 ) -> dict[str, Any]:
     """Settings of `probe_contraction` that fit the device; those that are given stay."""
-    from fmprobe.runs.plan import STABILITY_COST, duration, measured_cost
+    from fmprobe.runs.plan import STABILITY_COST, measured_cost
 
     cost, slow = measured_cost(model), model.device.type == "cpu"
     through = 2 * cost.seconds  # one input through f, E and D
@@ -199,7 +200,7 @@ def probe_contraction(
         local = torch.stack([lipschitz.local_lipschitz(f, z, seed=seed, batch_size=batch_size) for z in points], 1)
         distant = lipschitz.pairwise_lipschitz(f, points[0], batch_size) if steps[0] == 0 else None
         try:
-            sizes = [lipschitz.jacobian_sizes(f, z, batch_size) for z in _bar(points, "Jacobians", len(points))]
+            sizes = [lipschitz.jacobian_sizes(f, z, batch_size) for z in followed(points, "Jacobians", len(points))]
             norms, radii = (torch.stack(rows, 1) for rows in zip(*sizes, strict=True))
         except NotDifferentiableError as error:
             absent["norms"] = absent["radii"] = str(error)
@@ -230,14 +231,7 @@ def _ratios(model: "Autoencoder", n: int, seed: int, batch_size: int) -> dict[st
     if model.has_decoder:
         maps["D"] = model.decode, latents()
     batches = math.ceil(n / batch_size)
-    return {name: std_ratio(f, _bar(inputs, f"spread of {name}", batches)) for name, (f, inputs) in maps.items()}
-
-
-def _bar(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
-    """The items, with a bar of progress on a terminal after two seconds."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=what, total=total, delay=2, disable=None, leave=False)
+    return {name: std_ratio(f, followed(inputs, f"spread of {name}", batches)) for name, (f, inputs) in maps.items()}
 
 
 def noise_images(n: int, shape: tuple[int, ...], seed: int, batch_size: int) -> "Iterator[Tensor]":

@@ -9,6 +9,7 @@ import typer
 
 from fmprobe.errors import InputError
 from fmprobe.probes.result import Result, probe_once
+from fmprobe.progress import duration
 from fmprobe.report.plots import SERIES, axes
 from fmprobe.report.sections import Section
 from fmprobe.runs import options as o
@@ -91,7 +92,7 @@ def convergence(
 
 def _plan(model: "Autoencoder", starts: int | None, max_steps: int | None, batch_size: int | None) -> dict[str, Any]:
     """Settings of `probe_convergence` that fit the device; those that are given stay."""
-    from fmprobe.runs.plan import STABILITY_COST, TYPICAL_STEPS, affordable_steps, duration, measured_cost
+    from fmprobe.runs.plan import STABILITY_COST, TYPICAL_STEPS, affordable_steps, measured_cost
 
     cost, slow = measured_cost(model), model.device.type == "cpu"
     n = starts or STARTS

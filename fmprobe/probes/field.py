@@ -69,7 +69,7 @@ def field(
     Example: fmprobe field facebook/vit-mae-base --resolution 15
     """
     from fmprobe.pictures import save_figure
-    from fmprobe.runs.plan import duration
+    from fmprobe.progress import duration
     from fmprobe.sharing import is_main
 
     seed = options["seed"]

@@ -10,6 +10,7 @@ import typer
 from fmprobe import canvas
 from fmprobe.errors import InputError
 from fmprobe.probes.result import Result, probe_once
+from fmprobe.progress import duration, progress_of
 from fmprobe.report.sections import Section
 from fmprobe.runs import options as o
 from fmprobe.tables import Table, number
@@ -124,7 +125,7 @@ def residuals(
 
 def _plan(model: "Autoencoder", starts: int, steps: int | None, batch_size: int | None) -> dict[str, int]:
     """Settings of `probe_residuals` that fit the device; those that are given stay."""
-    from fmprobe.runs.plan import affordable_steps, duration, measured_cost
+    from fmprobe.runs.plan import affordable_steps, measured_cost
 
     cost = measured_cost(model)
     step = starts * cost.seconds
@@ -194,7 +195,6 @@ def probe_residuals(
         InputError: the model has no latent map, a number is below 1, or `n` is not the number of `images`.
     """
     import torch
-    from tqdm import tqdm
 
     from fmprobe.dynamics.curves import norms_along
 
@@ -209,7 +209,7 @@ def probe_residuals(
     decode = model.decode if model.has_decoder else None
     encode = model.encode_unchecked if model.maps_through_images else None
     blocks, firsts = [], range(0, count, batch_size)
-    with torch.no_grad(), tqdm(total=len(firsts) * steps, desc="steps", delay=2, disable=None, leave=False) as bar:
+    with torch.no_grad(), progress_of("steps", len(firsts) * steps) as bar:
         for first in firsts:
             size = min(batch_size, count - first)
             if images is None:

@@ -12,6 +12,7 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.iterate import free_memory
 from fmprobe.dynamics.protocols import FOR_DEVICE, FOUNDATION, Protocol
 from fmprobe.errors import InputError
+from fmprobe.progress import duration
 
 ROWS = 8  # number of latents that the cost of f is measured with
 TYPICAL_STEPS = 100  # typical number of steps of an orbit, for the estimate before a run
@@ -134,11 +135,6 @@ def rule_name(protocol: Protocol, rule: Mapping[str, Any], asked: Mapping[str, A
     """What the results call a stopping rule whose number of steps was lowered unless a number was asked for."""
     followed = {key: rule[key] for key in ("tol", "measure", "max_steps")}
     return protocol.named(**followed, reason=FOR_DEVICE if asked.get("max_steps") is None else "")
-
-
-def duration(seconds: float) -> str:
-    """A duration in words."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _peak_memory() -> int:

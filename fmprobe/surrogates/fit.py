@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.images import as_pixels
 from fmprobe.inputs import ImagesLike
+from fmprobe.progress import progress_of
 from fmprobe.sharing import team
 from fmprobe.surrogates.artefact import Surrogate
 from fmprobe.surrogates.data import (
@@ -180,9 +180,7 @@ def _encoded(model: Autoencoder, settings: Settings, data: TrainingData, progres
     crew = team()
     if not crew.is_main:
         crew.barrier()
-    # The bar is for work that takes over two seconds, and silent where there is no terminal.
-    quiet = None if progress else True
-    bar = tqdm(total=data.n, desc="encoding images", delay=2, disable=quiet, leave=False)
+    bar = progress_of("encoding images", data.n, shown=None if progress else False)
     noise = partial(coloured_noise, settings), [settings.pixel_noise, settings.seed], settings.draws
     with bar, features_of(model, data.blocks, data.key, *noise, bar.update) as features:
         bar.close()

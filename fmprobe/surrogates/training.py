@@ -17,10 +17,10 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from fmprobe.errors import InputError
 from fmprobe.files import write_atomically
+from fmprobe.progress import progress_of
 from fmprobe.seeding import generator, torch_generator, torch_seed
 from fmprobe.surrogates.artefact import LOG, log_lines
 from fmprobe.surrogates.settings import TrainedSettings
@@ -147,8 +147,8 @@ def train(
     if trackers:
         accelerator.init_trackers("fmprobe", config=schedule.__dict__)
     every = max(schedule.steps // CHECKPOINTS, 1)
-    quiet = None if progress and accelerator.is_main_process else True
-    bar = tqdm(total=schedule.steps, initial=run.first, desc=what, delay=2, disable=quiet, leave=False)
+    shown = None if progress and accelerator.is_main_process else False
+    bar = progress_of(what, schedule.steps, initial=run.first, shown=shown)
     with torch.enable_grad(), bar:
         since, began = run.first, time.perf_counter()
         for step in range(run.first, schedule.steps):

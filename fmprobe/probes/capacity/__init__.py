@@ -196,7 +196,7 @@ def probe_capacity(
         null: the null; by default the model's own architecture with random weights, loaded by its name, and False for
             none.
         seed: seed of the images and the starts.
-        progress: whether to show progress bars; None shows them on a terminal after two seconds.
+        progress: whether to show progress bars; None shows them on a terminal, and lines elsewhere.
         callback: is given each point as soon as it is known.
 
     Raises:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from tqdm import tqdm
 
 from fmprobe.attractors import AttractorSet
 from fmprobe.autoencoder import Autoencoder
@@ -24,6 +23,7 @@ from fmprobe.dynamics.merging import THRESHOLDS
 from fmprobe.dynamics.readings import Readings, read_orbits
 from fmprobe.errors import InputError
 from fmprobe.images import as_pixels
+from fmprobe.progress import progress_of
 from fmprobe.surrogates.closed import BottleneckDecoder, ClosedFormSettings, ComponentRegression
 from fmprobe.surrogates.data import coloured_noise, training_data
 from fmprobe.surrogates.decoder import ImageDecoder
@@ -130,11 +130,9 @@ def points_of(
         effort: `cap`, `steps` and `burn_in` of `read_orbits`.
         seed: seed of the starts.
         batch_size: largest number of latents in one call of f.
-        progress: whether to show progress bars; None shows them on a terminal after two seconds.
+        progress: whether to show progress bars; None shows them on a terminal, and lines elsewhere.
     """
-    quiet = None if progress is None else not progress
-    bar = tqdm(total=len(encoders) * (len(ks) + 1), desc="diagram", delay=2, disable=quiet, leave=False)
-    with bar:
+    with progress_of("diagram", len(encoders) * (len(ks) + 1), shown=progress) as bar:
         for name, (encoder, images_seed) in encoders.items():
             settings = ClosedFormSettings(n_images=n_images, pixel_noise=0.0, seed=images_seed, k=max(ks))
             BottleneckDecoder.check(encoder, settings)

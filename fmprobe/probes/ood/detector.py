@@ -149,7 +149,7 @@ class TrajectoryDetector(Artefact):
             labels: The class of each of `images`, in their order; with them there are scores that compare with the
                 classes. None for no classes.
             seed: Random seed of that split.
-            progress: Whether to show a progress bar; None shows one on a terminal.
+            progress: Whether to show a progress bar; None shows one on a terminal, and lines elsewhere.
 
         Raises:
             InputError: There are fewer than 2 different fit images, or 16 held-out ones, or all orbits diverge; or

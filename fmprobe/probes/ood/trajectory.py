@@ -111,7 +111,7 @@ def find_reference(
         f: The latent map.
         latents: Latents of the fit images, `(n, *latent_shape)`.
         settings: How to iterate and merge.
-        progress: Whether to show a progress bar; None shows one on a terminal.
+        progress: Whether to show a progress bar; None shows one on a terminal, and lines elsewhere.
 
     Raises:
         InputError: Every orbit diverges.
