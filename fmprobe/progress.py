@@ -31,7 +31,7 @@ def progress_of(what: str, total: int | None, *, shown: bool | None = None, unit
     """
     if sys.stderr is None or os.environ.get("TQDM_DISABLE", "") not in ("", "0"):  # as --quiet sets it
         shown = False
-    if shown is None and not sys.stderr.isatty():
+    elif shown is None and not sys.stderr.isatty():
         return Lines(what, total, initial)
     from tqdm.auto import tqdm
 

@@ -66,7 +66,7 @@ class Run:
             folder = RunFolder.open(out, asked, resume) if is_main() else RunFolder(out)
         folder.heard = (lambda line: typer.echo(line, err=True)) if verbose else None
         with folder.locked() if is_main() else nullcontext():
-            if is_main():
+            if is_main() and not (out / config.FILE).is_file():
                 config.keep(out)
             run = cls(folder, began)
             team().barrier()  # now every process has read the results that are there
@@ -105,6 +105,7 @@ class Run:
             discard: folders of intermediate results that are not needed any more.
         """
         if is_main():
+            config.keep(self.path)  # a command that was refused has not taken the place of one that was done
             self.folder.finish({**self.results, **entries})
             self._discard(discard)
         team().barrier()

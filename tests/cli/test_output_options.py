@@ -180,3 +180,19 @@ def test_the_configuration_of_a_run_gives_the_run_again(command, finished, repea
     first, second = finished[command][1], repeated[command][1]
     assert decided(second) == decided(first)
     assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
+
+
+def test_the_configuration_is_that_of_the_command_that_last_wrote_results(written, tmp_path):
+    """The folder holds three commands; one that is refused, or that finds all done, changes nothing."""
+    folder = tmp_path / "run"
+    shutil.copytree(written("run"), folder)
+    kept = (folder / "config.yaml").read_text()
+    assert yaml.safe_load(kept)["command"] == "field"
+    assert yaml.safe_load((written("prototypes") / "config.yaml").read_text())["command"] == "prototypes"
+    first = written("prototypes") / "config.yaml"
+    done = CliRunner().invoke(app, ["prototypes", "--config", str(first), "-o", str(folder)], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert (folder / "config.yaml").read_text() == kept
+    (folder / "results.json").write_text("{")
+    assert CliRunner().invoke(app, ["prototypes", "--config", str(first), "-o", str(folder)]).exit_code != 0
+    assert (folder / "config.yaml").read_text() == kept
