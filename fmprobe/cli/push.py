@@ -26,10 +26,12 @@ License = Annotated[
 
 
 def push(run: Run, repository: Repository, private: Private = False, license: License = None) -> dict[str, str]:
-    """Push a finished run to the hub, with its page, its attractors and a card, in one commit.
+    """Push a finished run to the hub, with its page and a card.
 
-    A detector, a decoder or a set of attractors is pushed alike. Paths of this machine are replaced by their last part.
-    Orbits that were kept to go on from (shards) and the log of events stay here.
+    It becomes one commit. A detector, a decoder or a set of attractors is pushed alike. Paths of this machine are
+    replaced by their last part. Orbits that were kept to go on from (shards) and the log of events stay here.
+
+    Example: fmprobe push runs/dinov2-small ORG/NAME --private
     """
     from fmprobe.runs.folder import RunFolder
 

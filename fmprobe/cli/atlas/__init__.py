@@ -62,9 +62,9 @@ def atlas(
     plan: dict[str, Any],
     load: dict[str, Any],
 ) -> Path:
-    """Probe many models by name, and make one page that compares them: atlas.html in the folder --out.
+    """Compare many models by name on one page, atlas.html.
 
-    Each model is probed as `fmprobe probe MODEL` does, in a process and a folder of its own, one after the other. A
+    The page lies in the folder --out. Each model is probed as `fmprobe probe MODEL` does, in a process and a folder of its own, one after the other. A
     model that fails is a row with its reason, and the others go on. The same command goes on where it stopped: models
     that are done are not loaded again, and more may be named. The exit code is 0 if at least one model was probed.
 
