@@ -244,7 +244,7 @@ def test_a_run_comes_back_by_the_command_and_names_no_place(name, hub, written, 
     assert f"acme/of-{name}" in hub.private
     files = pushed(hub, f"acme/of-{name}")
     assert_of_no_machine(files, tmp_path, written(name).parent)
-    left = {"shards/0.safetensors", "events.jsonl", "code.py", "weights.bin", "link.json"}
+    left = {"shards/0.safetensors", "events.jsonl", "config.yaml", "code.py", "weights.bin", "link.json"}
     whole = {str(path.relative_to(folder)) for path in kept if path.is_file()}
     assert set(files) - {"README.md"} == whole - left
     assert sorted(folder.rglob("*")) == kept

@@ -21,7 +21,14 @@ PAGE = "atlas.html"
 OOD = ("seed", *o.LOAD, *o.ORBITS, *o.MERGING)  # options of `probe` that `ood` takes too
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", parser=o.folder, metavar="PATH", help="Folder of the atlas. [default: runs/atlas]"),
+    typer.Option(
+        "--out",
+        "-o",
+        parser=o.folder,
+        metavar="PATH",
+        help="Folder of the atlas. [default: runs/atlas]",
+        rich_help_panel=o.Panel.OUTPUT,
+    ),
 ]
 RUN = {**o.without(o.RUN, "verbose"), "out": (Out, None)}
 LOAD = o.without(o.LOAD, "revision", "decoder")  # these two belong to one model, and stand in its line of a list
@@ -37,15 +44,35 @@ Names = Annotated[
         parser=o.folder,
         metavar="FILE",
         help="Text with a model a line, and after it options of `fmprobe probe` for it alone; # begins a comment.",
+        rich_help_panel=o.Panel.MODEL,
     ),
 ]
 Data = Annotated[
-    str | None, typer.Option(help="In-distribution images: `fmprobe ood` is run on every model too, in its folder ood.")
+    str | None,
+    typer.Option(
+        help="In-distribution images: `fmprobe ood` is run on every model too, in its folder ood.",
+        metavar="SOURCE",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
 ]
 Ood = Annotated[
-    list[str] | None, typer.Option("--ood", help="Out-of-distribution images, NAME=SOURCE or SOURCE. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--ood",
+        help="Out-of-distribution images, NAME=SOURCE or SOURCE. Repeatable.",
+        metavar="SOURCE",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
 ]
-Images = Annotated[int | None, typer.Option(min=64, help="Number of images of --data. [default: as `fmprobe ood`]")]
+Images = Annotated[
+    int | None,
+    typer.Option(
+        min=64,
+        help="Number of images of --data. [default: as `fmprobe ood`]",
+        metavar="N",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
+]
 
 
 @o.grouped(options=RUN, plan=o.PLAN, load=LOAD)
