@@ -47,8 +47,8 @@ def draw_sheet(pictures: "list[Image]", sizes: list[int], n: int) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: Path, dpi: int = 120) -> None:
-    """Write a figure as PNG, atomically."""
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi))
+    """Write a figure atomically, in the format that the end of the name says."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=dpi))
 
 
 def save_frames(frames: "Tensor", path: Path) -> None:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from _figures import add_figure_options
 from torch import Tensor, nn
 
 import fmprobe
@@ -22,13 +23,14 @@ SMALLEST = REDUCED | {"images": 500, "steps": 800, "width": 8}
 
 
 def parser_of(recipe: str, description: str | None, full: str, device: str = "cpu") -> argparse.ArgumentParser:
-    """A parser with the options --data, --full, --device and --out of the recipe of this name."""
+    """A parser with the options --data, --full, --device, --out, --format and --dpi of the recipe of this name."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = "Folder with mnist.npz, fashion_mnist.npz and cifar10/. [default: no folder, scikit-learn's digits]"
     parser.add_argument("--data", type=Path, help=folder)
     parser.add_argument("--full", action="store_true", help=full)
     parser.add_argument("--device", default=device, help="Device to compute on. [default: %(default)s]")
     parser.add_argument("--out", type=Path, default=Path("runs", recipe), help="Folder for the results.")
+    add_figure_options(parser)
     return parser
 
 

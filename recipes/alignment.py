@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from _figures import save
 from _shared import epochs_of, fill, loaded, parser_of, train, untrained
 from torch import Tensor
 
@@ -60,7 +61,7 @@ def compare(name: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
         seed=arguments.seed,
     )
     lines.append(f"\n=== {arguments.set}, k = {arguments.k}: {len(images)} training images, {len(test)} to compare on")
-    found.plot().savefig(out / f"{name}.png", dpi=120)
+    save(found.draw(), out, name)
     return {"told": lines, "alignment": found.to_dict()}
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _figures import add_figure_options, save
 
 import fmprobe
 from fmprobe.files import write_json
@@ -110,7 +111,7 @@ def examine(label: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
     """The spectral norm and radius of J_f along trajectories of the demo model, trained or with random weights."""
     model = fmprobe.load(str(Path(fmprobe.__file__).parent / "demo" / "vit-mae-digits"), device="cpu", **settings)
     found = fmprobe.probe_contraction(model, n=256, starts=16)
-    found.plot().savefig(out / f"contraction-{label.replace(' ', '-')}.png", dpi=120)
+    save(found.draw(), out, f"contraction-{label.replace(' ', '-')}")
     return found.to_dict()
 
 
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="Number of seeds of each backbone. [default: 3]")
     parser.add_argument("--device", help="Device to compute on. [default: cuda where there is one, else cpu]")
     parser.add_argument("--out", type=Path, default=Path("runs/contraction"), help="Folder for the results.")
+    add_figure_options(parser)
     arguments = parser.parse_args()
     defaults = {"inputs": 1000, "side": 224, "seeds": 10} if arguments.full else {"inputs": 64, "side": 112, "seeds": 3}
     for name, value in defaults.items():

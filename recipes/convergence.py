@@ -10,6 +10,7 @@ spectral norm of the Jacobian, which is the paper's, and its spectral radius. `-
 """
 
 import torch
+from _figures import save
 from _shared import epochs_of, fill, loaded, parser_of, train, untrained
 
 import fmprobe
@@ -49,7 +50,7 @@ def main() -> None:
     for kind, latents in starts.items():
         entry = fmprobe.probe_convergence(model, starts=latents, eps=arguments.eps).to_dict()
         write_json(arguments.out / f"{kind}.json", entry)
-        convergence_scatter(entry).savefig(arguments.out / f"{kind}.png", dpi=120)
+        save(convergence_scatter(entry), arguments.out, kind)
         for rho, points in entry["estimates"].items():
             values = [points[key] for key in ("pearson", "spearman", "median_ratio")]
             cells = ["none" if value is None else f"{value:.3f}" for value in values]

@@ -16,6 +16,7 @@ import argparse
 from itertools import product
 from typing import Any
 
+from _figures import save
 from _shared import FULL, REDUCED, SMALLEST, add_protocol, epochs_of, fill, loaded, parser_of, train, untrained
 from torch import Tensor
 
@@ -106,7 +107,7 @@ def main() -> None:
         rows[own].append({"k": k, "images": n, **found})
     along = "images" if arguments.vary_images else "k"
     for name in sets if is_main() else ():
-        memorization_sweep(rows[name], along).savefig(arguments.out / f"{name}-by-{along}.png", dpi=120)
+        save(memorization_sweep(rows[name], along), arguments.out, f"{name}-by-{along}")
     print("* f may be near constant, or no orbit settled: see `warning` in the network's JSON file")
 
 

@@ -15,6 +15,7 @@ import argparse
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from _figures import save
 from _shared import epochs_of, loaded, parser_of, train, untrained
 
 import fmprobe
@@ -108,7 +109,7 @@ def main() -> None:
     if is_main():
         write_json(arguments.out / "records.json", runs)
         for direction in ("train", "noise"):
-            matched_curves(runs, direction).savefig(arguments.out / f"met-{direction}.png", dpi=120)
+            save(matched_curves(runs, direction), arguments.out, f"met-{direction}")
 
 
 if __name__ == "__main__":

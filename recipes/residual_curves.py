@@ -22,6 +22,7 @@ from typing import Any
 
 import _taef2
 import torch
+from _figures import add_figure_options, save
 from torch import Tensor
 
 import fmprobe
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="Device to compute on.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the noise starts and of a surrogate.")
     parser.add_argument("--out", type=Path, default=Path("runs/residual_curves"), help="Folder for the results.")
+    add_figure_options(parser)
     arguments = parser.parse_args()
     arguments.starts = arguments.starts or (500 if arguments.full else 32)
     arguments.steps = arguments.steps or (300 if arguments.full else 100)
@@ -118,7 +120,7 @@ def main() -> None:
         n = arguments.starts if images is None else None
         row = fmprobe.probe_residuals(model, images, n=n, **options).to_dict()
         title = f"{name}: {row['n']} starts, {row['starts']}"
-        plot_residuals(row, title).savefig(arguments.out / f"{label}.png", dpi=120)
+        save(plot_residuals(row, title), arguments.out, label)
         return {"model": model.provenance, "residual_curves": row}
 
     for name, found in sweep(measure, conditions, arguments.out):

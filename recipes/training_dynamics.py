@@ -12,6 +12,7 @@ that training images, test images and N(0, I) lead to. It prints a line for each
 from typing import Any
 
 import torch
+from _figures import save
 from _shared import FULL, REDUCED, SMALLEST, add_protocol, epochs_of, fill, loaded, parser_of, train, untrained
 
 import fmprobe
@@ -77,7 +78,7 @@ def main() -> None:
     print("|" + "---|" * len(HEADER))
     seed_torch(arguments.seed, "training_dynamics recipe: weights")
     train(untrained(images, arguments), images, arguments, epochs=epochs, seed=arguments.seed, callback=track)
-    training_curves(tracker.records).savefig(arguments.out / "curves.png", dpi=120)
+    save(training_curves(tracker.records), arguments.out, "curves")
     seconds = sum(record["cost"]["seconds"] for record in tracker.records)
     print(f"{name}: {len(tracker.records)} records of {arguments.starts} starts a kind, {seconds:.0f} s of tracking")
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import _taef2
 import numpy as np
+from _figures import add_figure_options, save
 from torch import nn
 
 import fmprobe
@@ -173,7 +174,7 @@ def curves_of(
         seed=seed,
     )
     summary = curves.to_dict()
-    weight_curves(summary, "image_mse", "image MSE").savefig(folder / f"{label}-curves.png", dpi=120)
+    save(weight_curves(summary, "image_mse", "image MSE"), folder, f"{label}-curves")
     save_reconstructions(curves, folder / f"{label}.png")
     return summary
 
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="Device to compute on.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the noise starts and random weights.")
     parser.add_argument("--out", type=Path, default=Path("runs/weight_probing"), help="Folder for the results.")
+    add_figure_options(parser)
     arguments = parser.parse_args()
     arguments.images = arguments.images or (500 if arguments.full else 32)
     if arguments.full:

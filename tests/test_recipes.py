@@ -16,7 +16,7 @@ from fmprobe.cli import app
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("[!_]*.py"))
-SHARED = (ROOT / "recipes" / "_shared.py").read_text()
+SHARED = "\n".join((ROOT / "recipes" / f"{name}.py").read_text() for name in ("_shared", "_figures"))
 
 # The smallest command of every recipe, and a line that it must print. IMAGES: 32 pictures of noise, 32 pixels a side.
 SMALLEST: dict[str, tuple[str, str]] = {
@@ -86,6 +86,24 @@ def test_a_recipe_runs_at_its_smallest(path, images, tmp_path, monkeypatch, capf
     assert re.search(expected, capfd.readouterr().out)
 
 
+def test_every_recipe_that_draws_takes_a_format_and_no_other_does():
+    for path in RECIPES:
+        source = path.read_text()
+        assert ("from _figures import" in source and "save(" in source) == ("--format" in _with_shared(source)), path
+        assert ".savefig(" not in source or path.stem in ("benchmark_omp", "train_demo_model")  # --picture FILE
+
+
+def test_a_figure_of_a_recipe_is_written_in_the_formats_asked_for(tmp_path, monkeypatch):
+    path = ROOT / "recipes" / "contraction.py"
+    arguments = ["--probe", "--format", "pdf,svg", "--dpi", "50", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    monkeypatch.syspath_prepend(str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
+    found = sorted(file.name for file in tmp_path.glob("*.*") if file.suffix in (".pdf", ".svg", ".png"))
+    names = ("contraction-random-weights", "contraction-trained")
+    assert found == [f"{name}.{kind}" for name in names for kind in ("pdf", "svg")]
+
+
 def rows(**candidates: dict[str, Any]) -> dict[str, dict[str, Any]]:
     usual = {"failed": 0, "fits": 7, "separation": 5.0, "seconds": 60.0, "below_median": 0.2}
     return {name: {**usual, **changes} for name, changes in candidates.items()}
@@ -121,9 +139,10 @@ def _flags(parameters: Iterable[Any]) -> set[str]:
 
 
 def _with_shared(source: str) -> str:
-    """A recipe's text with those functions of `_shared.py` that it imports."""
-    imported = re.findall(r"^from _shared import (.+)$", source, re.MULTILINE)
+    """A recipe's text with those functions of what recipes share that it imports, and those that these call."""
+    imported = re.findall(r"^from _(?:shared|figures) import (.+)$", source, re.MULTILINE)
     names = {name for line in imported for name in line.split(", ")}
+    names |= {"add_figure_options"} if "parser_of" in names else set()
     functions = [node for node in ast.parse(SHARED).body if isinstance(node, ast.FunctionDef) and node.name in names]
     return "\n".join([source, *(ast.get_source_segment(SHARED, node) or "" for node in functions)])
 

@@ -43,7 +43,7 @@ def options(
 asked = {name: command for probe in probes() for name, command in probe.COMMANDS.items()}
 kept = {"fit-decoder": fit_decoder, "report": report, "push": push, "models": models, "cache": cache}
 for name, command in ({"demo": demo} | asked | {"atlas": atlas} | kept).items():
-    app.command(name, cls=Command)(with_output(command))
+    app.command(name, cls=Command)(with_output(command, draws=name in {"demo", *asked}))
 
 
 def main() -> None:

@@ -28,10 +28,32 @@ Quiet = Annotated[
 ]
 
 
-def with_output(command: Callable[..., Any]) -> Callable[..., None]:
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="LIST",
+        help="Write every figure to the folder figures of the run, as pdf, svg, png or several, as in pdf,svg.",
+        rich_help_panel=o.Panel.OUTPUT,
+    ),
+]
+Dpi = Annotated[
+    int | None,
+    typer.Option(
+        min=30,
+        max=1200,
+        metavar="N",
+        help="Dots an inch of these figures. [default: 200]",
+        rich_help_panel=o.Panel.OUTPUT,
+    ),
+]
+
+
+def with_output(command: Callable[..., Any], draws: bool = False) -> Callable[..., None]:
     """A command with the options --json and --quiet, and with --config where it has options of its own.
 
-    It returns what --json prints: the folder of a run, whose results.json that is, or the content itself.
+    It returns what --json prints: the folder of a run, whose results.json that is, or the content itself. A command
+    that `draws` returns the folder of a run, and has the options --format and --dpi as well.
     """
     own = inspect.signature(command)
 
@@ -40,6 +62,7 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
         context: typer.Context, *, as_json: bool, quiet: bool, config: Path | None = None, **arguments: Any
     ) -> None:
         arguments.pop("config", None)  # its callback has read it
+        figures = _figures(arguments.pop("formats", None), arguments.pop("dpi", None)) if draws else None
         _refuse_empty(arguments)
         out = sys.stdout
         if quiet:
@@ -49,6 +72,11 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
             stack.enter_context(redirect_stdout(elsewhere if quiet or as_json else out))
             stack.enter_context(configured(context))
             found = command(**arguments, **({"context": context} if "context" in own.parameters else {}))
+            if figures is not None and is_main():
+                from fmprobe.report.figures import write_figures
+
+                files = write_figures(found, **figures)
+                typer.echo(f"figures     {found / 'figures'}, {len(files)} files")
         if as_json and is_main():
             from fmprobe.files import finite
 
@@ -56,6 +84,7 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
 
     kept = [parameter for name, parameter in own.parameters.items() if name != "context"]
     added = ({"config": (Config, None)} if kept else {}) | {"as_json": (Json, False), "quiet": (Quiet, False)}
+    added |= {"formats": (Format, None), "dpi": (Dpi, None)} if draws else {}
     parameters = [
         inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
         *kept,
@@ -64,6 +93,17 @@ def with_output(command: Callable[..., Any]) -> Callable[..., None]:
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def _figures(formats: str | None, dpi: int | None) -> dict[str, Any] | None:
+    """How figures are written; None where nobody asked. Raises InputError for a format that is unknown."""
+    from fmprobe.report.figures import DPI, formats_of
+
+    if formats is None:
+        if dpi is not None:
+            raise InputError("--dpi is of figures that --format asks for: give both, or leave it out")
+        return None
+    return {"formats": formats_of(formats), "dpi": dpi or DPI}
 
 
 def _refuse_empty(arguments: Mapping[str, Any]) -> None:

@@ -83,7 +83,8 @@ def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure
         mean, low, high = (known(level[key] for level in row[metric]) for key in ("mean", "low", "high"))
         finite = finite or any(map(math.isfinite, mean))
         ax.plot(curves["levels"], mean, style, marker="o", ms=3, lw=2.2 if i == 0 else 1.2, color=colour, label=name)
-        ax.fill_between(curves["levels"], low, high, color=colour, alpha=0.12, lw=0)
+        band = "95% interval over images" if i == 0 else None
+        ax.fill_between(curves["levels"], low, high, color=colour, alpha=0.12, lw=0, label=band)
     for key, style, name in (("zero", "-.", "D(0), no atom"), ("own", ":", "D(E(x))")):
         ax.axhline(*known([curves[key][metric]["mean"]]), color="grey", ls=style, lw=1, label=name)
     if not finite:  # no point determines the extent of the axis

@@ -25,6 +25,10 @@ def _nothing(entry: Entry) -> Any:
     return ()
 
 
+def _no_drawings(entry: Entry, run: "FinishedRun") -> "Mapping[str, Figure]":
+    return {}
+
+
 def _silent(entry: Entry, results: Results) -> str:
     return ""
 
@@ -41,6 +45,7 @@ class Section:
         lines: the most important names and values of the entry, for the summary.
         tables: the tables of the entry, for the page, the terminal and CSV files.
         figures: the figures of the entry by what each shows, for the page and notebooks.
+        drawings: further figures, for which the folder of the run is needed.
         body: makes the section's markup from the entry and its run, if it shows more than figures and tables.
         across: makes the markup of several runs together, from the runs and their labels; such a section is on a page
             of several runs alone.
@@ -53,6 +58,7 @@ class Section:
     lines: Callable[[Entry], Lines] = _nothing
     tables: Callable[[Entry], Sequence[Table]] = _nothing
     figures: "Callable[[Entry], Mapping[str, Figure]]" = _nothing
+    drawings: "Callable[[Entry, FinishedRun], Mapping[str, Figure]]" = _no_drawings
     body: "Callable[[Entry, FinishedRun], Markup] | None" = None
     across: "Callable[[Sequence[FinishedRun], Sequence[str]], Markup] | None" = None
 

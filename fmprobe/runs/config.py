@@ -17,7 +17,7 @@ from fmprobe.runs import options as o
 
 FILE = "config.yaml"
 # They decide nothing that is computed: where it goes, what is shown, and whether what is there is taken.
-OUTPUT = ("out", "config", "resume", "verbose", "as_json", "quiet")
+OUTPUT = ("out", "config", "resume", "verbose", "as_json", "quiet", "formats", "dpi")
 
 _current: ContextVar[dict[str, Any] | None] = ContextVar("configuration of the command that runs", default=None)
 

@@ -27,7 +27,7 @@ CALLBACKS = {
     if command.callback is not None
 }
 # These decide nothing that is computed: where it goes, what is shown, and whether what is there is taken.
-OUTPUT = {"out", "config", "as_json", "quiet", "verbose", "resume"}
+OUTPUT = {"out", "config", "formats", "dpi", "as_json", "quiet", "verbose", "resume"}
 
 
 class Reached(BaseException):

@@ -91,9 +91,10 @@ def atlas(
 ) -> Path:
     """Compare many models by name on one page, atlas.html.
 
-    The page lies in the folder --out. Each model is probed as `fmprobe probe MODEL` does, in a process and a folder of its own, one after the other. A
-    model that fails is a row with its reason, and the others go on. The same command goes on where it stopped: models
-    that are done are not loaded again, and more may be named. The exit code is 0 if at least one model was probed.
+    The page lies in the folder --out. Each model is probed as `fmprobe probe MODEL` does, in a process and a folder of
+    its own, one after the other. A model that fails is a row with its reason, and the others go on. The same command
+    goes on where it stopped: models that are done are not loaded again, and more may be named. The exit code is 0 if at
+    least one model was probed.
 
     Example: fmprobe atlas demo facebook/dinov2-small --list more.txt -o atlas
     """

@@ -44,7 +44,7 @@ def plot_alignment(found: Mapping[str, Any]) -> "Figure":
     left.axhline(0, color="grey", lw=0.8)
     left.set_xticks(range(len(maps)), maps)
     left.set_ylim(-1.05, 1.05)
-    left.set_ylabel("cosine of the two fields")
+    left.set_ylabel("cosine of the two fields\n(median, four fifths of the images)")
     right.set_xscale("symlog", linthresh=1)
     right.set_xlabel("step of the iteration")
     right.set_ylabel("correlation of relative representations")

@@ -120,7 +120,8 @@ def plot_capacity(points: Sequence[Entry]) -> "Figure":
     ax.axhline(0, color="grey", ls="--", lw=1)
     ax.set_xscale("log", base=2)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=8)
+        said = "bars: interval over starts\nfilled: at least 90% settled"
+        ax.legend(frameon=False, fontsize=8, title=said, title_fontsize=7)
     return figure
 
 

@@ -131,7 +131,7 @@ def memorization_levels(entry: Mapping[str, Any], measure: str = "cosine") -> "F
         ax.errorbar(mean, i, xerr=spread, fmt="o" if own else "s", color=colour, capsize=3)
     ax.set_yticks(range(len(rows)), [f"{name} ({level['count']})" for name, level in rows.items()])
     ax.invert_yaxis()
-    ax.set_title("Attractors compared with the training images", fontsize=10)
+    ax.set_title("Mean and standard deviation over the images", fontsize=10)
     return figure
 
 

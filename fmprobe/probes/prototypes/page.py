@@ -1,10 +1,12 @@
 """The sections of `fmprobe probe`: gallery, film, statuses, readings, residual curves, merge sweep."""
 
+import io
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
+from fmprobe.pictures import ON_SHEET, draw_sheet
 from fmprobe.probes.prototypes.matched import MATCHED
 from fmprobe.probes.prototypes.nearest_page import NEAREST
 from fmprobe.probes.prototypes.nothing_settled import NOTHING_SETTLED
@@ -17,6 +19,7 @@ from fmprobe.tables import number, rounded
 
 if TYPE_CHECKING:
     from markupsafe import Markup
+    from matplotlib.figure import Figure
 
     from fmprobe.report.finished import FinishedRun
 
@@ -114,7 +117,22 @@ def statuses(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
 def residuals(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
     """The curves of the first starts."""
     title = f"Residual curves: the norm of the step against the step, of {len(found['norms'])} starts"
-    return plot(residual_curves(found, _tol_norm(run.results)), title, run)
+    return plot(_curves(found, run)["residual curves"], title, run)
+
+
+def _curves(found: Mapping[str, Any], run: "FinishedRun") -> "dict[str, Figure]":
+    return {"residual curves": residual_curves(found, _tol_norm(run.results))}
+
+
+def _sheet(found: Mapping[str, Any], run: "FinishedRun") -> "dict[str, Figure]":
+    """The decoded attractors under the sizes of their basins; nothing where there are no pictures."""
+    from PIL import Image
+
+    if not found["sizes"] or not run.results.get("decodes_to_images", True):
+        return {}
+    files = [row["file"] for row in run.rows("prototypes", "index.csv")[:ON_SHEET]]
+    pictures = [Image.open(io.BytesIO(run.read("prototypes", file)), formats=["PNG"]) for file in files]
+    return {"decoded attractors": draw_sheet(pictures, found["sizes"], run.results["orbits"]["noise"]["starts"])}
 
 
 def _tol_norm(results: Mapping[str, Any]) -> float | None:
@@ -195,6 +213,7 @@ SECTIONS = (
         sentence=sentence,
         lines=attractor_lines,
         figures=lambda found: {"basins and merge threshold": basins_and_sweep(found)},
+        drawings=_sheet,
         body=gallery,
     ),
     MATCHED,
@@ -218,6 +237,7 @@ SECTIONS = (
         "residuals",
         "Residual curves",
         "Each line is a start. It shows how far a step moves the latent, up to the step at which the orbit ended.",
+        drawings=_curves,
         body=residuals,
     ),
     Section(

@@ -1,0 +1,46 @@
+"""How recipes write figures: the options --format and --dpi, and the one function that heeds them."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmprobe.pictures import save_figure
+from fmprobe.report.figures import FORMATS, formats_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_asked: dict[str, Any] = {"format": ("png",), "dpi": 120}  # no part of a recipe's settings: results do not depend on it
+
+
+class _Keep(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        _asked[self.dest] = values
+
+
+def add_figure_options(parser: argparse.ArgumentParser) -> None:
+    """Add --format and --dpi."""
+    kinds = ",".join(FORMATS)
+    parser.add_argument(
+        "--format",
+        action=_Keep,
+        type=_formats,
+        default=argparse.SUPPRESS,
+        help=f"Formats of figures, some of {kinds}. [default: png]",
+    )
+    parser.add_argument(
+        "--dpi", action=_Keep, type=int, default=argparse.SUPPRESS, help="Dots an inch of figures. [default: 120]"
+    )
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    try:
+        return formats_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def save(figure: "Figure", folder: Path, name: str) -> None:
+    """Write a figure to a folder in each format that was asked for."""
+    for kind in _asked["format"]:
+        save_figure(figure, folder / f"{name}.{kind}", _asked["dpi"])
