@@ -36,7 +36,10 @@ def drawing(ax: "Given" = None, figsize: tuple[float, float] | None = None) -> I
     Raises:
         InputError: `figsize` is given beside axes, whose figure has a size already, or is no pair of positive numbers.
     """
-    axes = [] if ax is None else list(ax.flat if hasattr(ax, "flat") else ax if isinstance(ax, Sequence) else [ax])  # type: ignore[union-attr]
+    given: Any = ax
+    axes = (
+        [] if ax is None else list(given.flat if hasattr(ax, "flat") else given if isinstance(ax, Sequence) else [ax])
+    )
     if not all(hasattr(one, "get_subplotspec") and hasattr(one, "plot") for one in axes):
         raise InputError("ax: expected axes of matplotlib, one a panel, such as plt.subplots() gives them")
     if figsize is not None:

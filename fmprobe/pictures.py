@@ -1,6 +1,7 @@
 """Image tensors as pictures, and pictures on sheets and in files."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ def to_picture(image: "Tensor") -> "Image":
     return Image.fromarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0])
 
 
-def draw_sheet(pictures: "list[Image]", sizes: list[int], n: int) -> "Figure":
+def draw_sheet(pictures: "Sequence[Image]", sizes: list[int], n: int) -> "Figure":
     """Draw pictures in a grid, each under the size of its basin; a sentence if there are none."""
     shown = pictures[:ON_SHEET]
     columns = max(1, min(8, math.ceil(math.sqrt(len(shown) * 1.6))))

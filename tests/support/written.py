@@ -89,7 +89,8 @@ def chaotic_model() -> fmprobe.Autoencoder:
 def let_settle(decoder: Path) -> None:
     """Give a latent surrogate the same features for every code, so that its map is constant and every orbit settles."""
     surrogate = LatentSurrogate.from_pretrained(decoder)
-    torch.nn.init.zeros_(surrogate.to_features[-1].weight)
+    (last,) = [layer for layer in surrogate.to_features if isinstance(layer, torch.nn.Linear)][-1:]
+    torch.nn.init.zeros_(last.weight)
     surrogate.save(decoder)
 
 
