@@ -37,7 +37,7 @@ def drawing(ax: "Given" = None, figsize: tuple[float, float] | None = None) -> I
         InputError: `figsize` is given beside axes, whose figure has a size already, or is no pair of positive numbers.
     """
     given: Any = ax
-    axes = (
+    axes: list[Any] = (
         [] if ax is None else list(given.flat if hasattr(ax, "flat") else given if isinstance(ax, Sequence) else [ax])
     )
     if not all(hasattr(one, "get_subplotspec") and hasattr(one, "plot") for one in axes):
@@ -97,10 +97,10 @@ def title(figure: "Figure", axes: "Sequence[Axes]", text: str) -> None:
 def legend(figure: "Figure", ax: "Axes", columns: int, side: str = "center") -> None:
     """Put a legend above a figure of one panel, or into the caller's axes."""
     if _in_callers_axes():
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=9)
     else:
         place: Any = f"outside upper {side}"
-        figure.legend(loc=place, ncols=columns, frameon=False, fontsize=8)
+        figure.legend(loc=place, ncols=columns, frameon=False, fontsize=9)
 
 
 def _in_callers_axes() -> bool:

@@ -315,7 +315,7 @@ def plot_contraction(contraction: Mapping[str, Any]) -> "Figure":
     ax.set_xlim(left=0)
     ax.set_yscale("log")
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=8, title="median; band: four fifths of the starts", title_fontsize=7)
+        ax.legend(frameon=False, fontsize=9, title="median; band: four fifths of the starts", title_fontsize=9)
     return figure
 
 

@@ -216,7 +216,7 @@ def convergence_scatter(entry: Mapping[str, Any]) -> "Figure":
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_title(f"Steps until {entry['eps']:g} from the attractor", fontsize=10)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=9)
     return figure
 
 

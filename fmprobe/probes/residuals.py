@@ -259,7 +259,7 @@ def plot_residuals(residuals: Mapping[str, Any], title: str = "") -> "Figure":
         ax.set_xlabel("step t")
         ax.set_ylabel(PANELS[name])
         ax.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[0].legend(frameon=False, fontsize=9)
     canvas.title(figure, panels, title or f"{residuals['n']} starts: {residuals['starts']}")
     return figure
 

@@ -91,7 +91,7 @@ def weight_curves(curves: Mapping[str, Any], metric: str, label: str) -> "Figure
         ax.set_xlim(curves["levels"][0] / 2, 2 * curves["levels"][-1])
     ax.set_xscale("log", base=2)
     ax.set_xticks(curves["levels"], [str(level) for level in curves["levels"]])
-    legend(figure, ax, 4)
+    legend(figure, ax, 3)
     return figure
 
 

@@ -86,7 +86,9 @@ def plot(figure: "Figure", title: str, run: "FinishedRun | None" = None) -> "Mar
     from markupsafe import Markup, escape
 
     svg = to_svg(figure, str(escape(title)), f"r{run.index if run else 0}-{title}")
-    return Markup(f'<div class="plot">{svg}</div>')
+    width = round(72 * figure.get_figwidth())  # in points, so that the page knows how small its labels may become
+    about = f'role="group" aria-label="{escape(title)}" tabindex="0"'  # it can be scrolled where the window is narrow
+    return Markup(f'<div class="plot" style="--width: {width}px" {about}>{svg}</div>')
 
 
 def to_svg(figure: "Figure", title: str, prefix: str | None = None) -> str:

@@ -17,6 +17,6 @@ def figure_of(key: str, entry: Mapping[str, Any]) -> "Figure":
 
 
 def html_of(results: Mapping[str, Any], figure: "Figure", warnings: Sequence[str] = ()) -> str:
-    """Warnings about the results, what was found, and a figure, as HTML."""
-    rows = [("warning", text) for text in warnings] + summary(results)
-    return str(render("notebook.html", rows=rows, svg=to_svg(figure, "plot", f"fmprobe-{id(figure)}")))
+    """Warnings about the results, a figure and what was found, as HTML."""
+    svg = to_svg(figure, "plot", f"fmprobe-{id(figure)}")
+    return str(render("notebook.html", rows=summary(results), warnings=warnings, svg=svg))

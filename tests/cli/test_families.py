@@ -23,7 +23,7 @@ def test_probe_ends_with_a_complete_run_folder(tiny, name, tmp_path, monkeypatch
     assert len(results["residuals"]["norms"]) == 8
     assert results["model"]["tokens"]
     page = (tmp_path / "report.html").read_text()
-    assert str(tiny(name)) in page
+    assert f"<h1>{tiny(name).name}</h1>" in page
     assert (tmp_path / "attractors" / "attractors.safetensors").is_file()
     if name in LANGUAGE:
         assert results["model"]["image_shape"] == []

@@ -13,7 +13,7 @@ COMMANDS: Any = typer.main.get_command(app)
 OOD, SCORE = (COMMANDS.commands[name] for name in ("ood", "score"))
 OPTIONS = {parameter.opts[0]: parameter for parameter in OOD.params if parameter.param_type_name == "option"}
 SHARED = {parameter.name for parameter in SCORE.params} | {"detector"}
-ELSEWHERE = {"--json", "--quiet", "--help"}  # act on what is printed, around every command
+ELSEWHERE = {"--json", "--quiet", "--help", "--config", "--format", "--dpi"}  # act around every command
 
 
 def given(option) -> tuple[list[str], Any]:

@@ -149,6 +149,18 @@ def test_no_one_is_shut_out(driver, written, tmp_path, width, scheme):
     ] == ["image-alt"]
 
 
+def test_labels_of_plots_can_be_read_on_a_phone(driver, page):
+    _look(driver, "phone", "light")
+    driver.get(page.as_uri())
+    sizes = driver.execute_script(
+        "return [...document.querySelectorAll('.plot svg text')].filter(t => t.textContent.trim())"
+        ".map(t => { const at = t.getScreenCTM(); const scale = Math.hypot(at.a, at.b);"
+        " return [t.textContent, parseFloat(getComputedStyle(t).fontSize) * scale] })"
+    )
+    assert len(sizes) > 50
+    assert [(text, size) for text, size in sizes if size < 11] == []
+
+
 def _channels(colour: str) -> list[int]:
     return [int(part) for part in colour.split("(")[1].rstrip(")").split(",")[:3]]
 

@@ -12,6 +12,7 @@ from fmprobe.cli.atlas.child import run_child
 from fmprobe.errors import InputError
 from fmprobe.probes.prototypes import Surrogate, check_choices
 from fmprobe.runs import options as o
+from fmprobe.runs.config import keep
 
 if TYPE_CHECKING:
     from fmprobe.report.atlas import Row
@@ -117,6 +118,7 @@ def atlas(
     out = options["out"] or Path("runs/atlas")
     folder = RunFolder.open(out, {"atlas": common, "fmprobe": __version__}, options["resume"])
     with folder.locked():
+        keep(folder.path)
         _probe_all(folder, asked, common, detection)
     return out
 

@@ -51,7 +51,7 @@ def plot_alignment(found: Mapping[str, Any]) -> "Figure":
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
     if right.get_legend_handles_labels()[0]:
-        right.legend(frameon=False, fontsize=8)
+        right.legend(frameon=False, fontsize=9)
     return figure
 
 

@@ -121,7 +121,7 @@ def plot_capacity(points: Sequence[Entry]) -> "Figure":
     ax.set_xscale("log", base=2)
     if ax.get_legend_handles_labels()[0]:
         said = "bars: interval over starts\nfilled: at least 90% settled"
-        ax.legend(frameon=False, fontsize=8, title=said, title_fontsize=7)
+        ax.legend(frameon=False, fontsize=9, title=said, title_fontsize=9)
     return figure
 
 

@@ -162,7 +162,7 @@ def memorization_sweep(rows: Sequence[Mapping[str, Any]], along: str) -> "Figure
     errors.set_ylabel("test error, mean squared a pixel (dashed)")
     ax.set_xscale("log", base=2)
     ax.set_xticks([row[along] for row in rows], [str(row[along]) for row in rows])
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=9)
     return figure
 
 

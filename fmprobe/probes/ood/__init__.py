@@ -12,6 +12,7 @@ from fmprobe.errors import InputError
 from fmprobe.probes import score as scoring  # `score` is a module of this folder too
 from fmprobe.probes.ood.page import SECTIONS
 from fmprobe.runs import options as o
+from fmprobe.runs.config import OUTPUT
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -165,7 +166,7 @@ def ood(
         raise InputError("no images: name them with --data SOURCE[:split][#column]")
     given = o.given(context)
     if detector is not None:
-        acting = {"detector", "config", "as_json", "quiet", *inspect.signature(scoring.score).parameters}
+        acting = {"detector", *OUTPUT, *inspect.signature(scoring.score).parameters}
         _refuse(context, given - acting, f"--detector {detector} knows its model and settings")
         how = {key: options[key] for key in ("out", "verbose", "resume")}
         return scoring.score(
