@@ -32,7 +32,7 @@ def load_model(name: str, *, image_size: int | None = None, **arguments: Any) ->
     logging.disable_progress_bar()
     model = loading.load(name, image_size=image_size or "fit", **arguments)
     images = f"images {_times(model.image_shape)}" if model.image_shape else "no images"
-    typer.echo(f"{model.name}: {images}, latents {_times(model.latent_shape)}, {model.device}")
+    typer.echo(f"{model.short_name}: {images}, latents {_times(model.latent_shape)}, {model.device}")
     if not model.image_shape:
         if image_size is not None:
             raise InputError(f"{model.name} takes no images: leave --image-size out")
