@@ -34,6 +34,15 @@ TABLE = "scores.csv"
 COLUMNS = ("file", "accepted", "score", "trajectory", "first", "orbit", "problem", "pixels")
 NUMBERS = ("score", "trajectory", "first")
 FAR = 99.0  # deviations; a part that hardly varies among held-out images lies farther out at once
+EXTREMES = {  # by the key of results.json: the title, and how to read it
+    "unusual": (
+        "The most unusual images",
+        "The images with the highest scores; those whose orbits diverge are left out. A p-value is the share of "
+        "held-out in-distribution images that are as unusual. The reason is how far parts of the score lie from the "
+        "held-out images' mean, in standard deviations.",
+    ),
+    "usual": ("The least unusual images", "The images with the lowest scores, the lowest first."),
+}
 NOT_FINITE = "the model gives it a latent that is not finite, so it is as far as can be"
 
 
@@ -343,22 +352,17 @@ def sentence(found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """What the detector said of the images, and the most unusual of them."""
+    """What the detector said of the images, the most and the least unusual of them."""
     names = ("images", "accepted", "unreadable", "not_finite", "rule", "threshold", "data")
     scored = Table("Scored images", [(name.replace("_", " "), found[name]) for name in names if name in found])
-    unusual = found.get("unusual", ())
-    rows = [
-        [Path(one["file"]).name, number(one["score"], ".4g"), f"{one['p_value']:.3f}", _reason(one)] for one in unusual
-    ]
-    lead = (
-        "The images with the highest scores; those whose orbits diverge are left out. A p-value is the share of "
-        "held-out in-distribution images that are as unusual. The reason is how far parts of the score lie from the "
-        "held-out images' mean, in standard deviations."
-    )
-    return [
-        scored,
-        *([Table("The most unusual images", rows, ["file", "score", "p-value", "why"], lead)] if rows else []),
-    ]
+    head, made = ["file", "score", "p-value", "why"], []
+    for key, (title, lead) in EXTREMES.items():
+        rows = [
+            [Path(one["file"]).name, number(one["score"], ".4g"), f"{one['p_value']:.3f}", _reason(one)]
+            for one in found.get(key, ())
+        ]
+        made += [Table(title, rows, head, lead)] if rows else []
+    return [scored, *made]
 
 
 def _reason(one: Mapping[str, Any]) -> str:
@@ -377,13 +381,16 @@ def figures(found: Mapping[str, Any]) -> "dict[str, Figure]":
 
 
 def body(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
-    """The figure, the most unusual images and the tables."""
-    from fmprobe.probes.ood.scored import PICTURE
+    """The figure, the most and the least unusual images, and the tables."""
+    from fmprobe.probes.ood.scored import PICTURES
 
-    unusual = found.get("unusual", ())
-    sheet = run.sprite(PICTURE, rows=1, columns=len(unusual)) if unusual else None
-    rows = [{"file": Path(one["file"]).name, "reason": _reason(one)} for one in unusual]
-    return plots(figures(found), run) + render("unusual.html", sheet=sheet, rows=rows) + markup(tables(found))
+    shown = plots(figures(found), run)
+    for key, (title, _) in EXTREMES.items():
+        if some := found.get(key, ()):
+            sheet = run.sprite(PICTURES[key], rows=1, columns=len(some))
+            rows = [{"file": Path(one["file"]).name, "reason": _reason(one)} for one in some]
+            shown += render("unusual.html", title=title, sheet=sheet, rows=rows)
+    return shown + markup(tables(found))
 
 
 SECTIONS = (

@@ -124,8 +124,12 @@ def test_a_detector_scores_a_folder_row_by_row_and_goes_on_where_it_was_cut(comp
     highest = sorted((row for row in rows if row["score"]), key=lambda row: -float(row["score"]))[:6]
     assert [one["file"] for one in unusual] == [row["file"] for row in highest]
     assert all(len(one["parts"]) == 3 and 0 < one["p_value"] <= 1 for one in unusual)
+    usual = json.loads((out / "results.json").read_text())["ood_scores"]["usual"]
+    lowest = sorted((row for row in rows if row["score"]), key=lambda row: -float(row["score"]))[6:][::-1]
+    assert [one["file"] for one in usual] == [row["file"] for row in lowest]
     page = (out / "report.html").read_text()
     assert "The most unusual images" in page
+    assert "The least unusual images" in page
     assert f"{unusual[0]['parts'][0]['name']} " in page
 
     # Cut in the middle of a line, one kept row marked: it must survive, and the rest be as before. The first row, of

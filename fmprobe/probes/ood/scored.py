@@ -1,4 +1,4 @@
-"""What a detector makes of new images: the distribution of their scores, and the most unusual of them with a reason."""
+"""What a detector makes of new images: the distribution of their scores, the most and the least unusual of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN = 6  # images
 PARTS = 3  # parts of the score that are named for each of them
-PICTURE = "unusual.png"
+PICTURES = {"unusual": "unusual.png", "usual": "usual.png"}  # of the images under each key
 
 Row = Mapping[str, str]  # a row of the table of scores
 
@@ -31,7 +31,7 @@ def about_scores(
     rule: str,
     folder: Path,
 ) -> dict[str, Any]:
-    """The distribution of the scores beside that of the held-out images, and the most unusual images.
+    """The distribution of the scores beside that of the held-out images, the most and the least unusual images.
 
     Their pictures are written into the folder.
 
@@ -46,17 +46,20 @@ def about_scores(
     held_out = detector.held_out_scores(rule)
     scores = np.array([float(row["score"]) for row in known])
     found = {"histogram": histogram_of({INSIDE: held_out, "scored": scores})} if len(known) else {}
-    highest = sorted((row for row in known if float(row["score"]) < LARGEST), key=lambda row: -float(row["score"]))
-    return {**found, "unusual": _unusual(detector, highest[:SHOWN], held_out, read, rule, folder)}
+    ranked = sorted((row for row in known if float(row["score"]) < LARGEST), key=lambda row: -float(row["score"]))
+    chosen = {"unusual": ranked[:SHOWN], "usual": ranked[SHOWN:][-SHOWN:][::-1]}
+    return found | {
+        key: _explained(detector, some, held_out, read, rule, folder / PICTURES[key]) for key, some in chosen.items()
+    }
 
 
-def _unusual(
+def _explained(
     detector: "TrajectoryDetector",
     rows: Sequence[Row],
     held_out: np.ndarray,
     read: Mapping[str, Callable[[], Tensor]],
     rule: str,
-    folder: Path,
+    picture: Path,
 ) -> list[dict[str, Any]]:
     """Of each image its score, p-value and the parts of the score that lie farthest out, as deviations."""
     images, kept = [], []
@@ -69,7 +72,7 @@ def _unusual(
     if not images:
         return []
     batch = torch.stack(images)
-    save_frames(batch[None], folder / PICTURE)
+    save_frames(batch[None], picture)
     scores = np.array([float(row["score"]) for row in kept])
     return [
         {
