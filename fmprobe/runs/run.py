@@ -17,7 +17,6 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.files import finite
 from fmprobe.hub import canonical
-from fmprobe.places import shown as shown_results
 from fmprobe.report.page import write_report
 from fmprobe.report.summary import as_table, sentences, summary, tables
 from fmprobe.runs import config
@@ -175,15 +174,14 @@ class Run:
         """
         if is_main():
             write_report(self.path)
-            results = shown_results(self.results)
-            for text in warnings_in(results):
+            for text in warnings_in(self.results):
                 typer.echo(f"\nwarning     {text}")
-            if shown := tables(results, *keys):
+            if shown := tables(self.results, *keys):
                 typer.echo("\n" + as_text(shown))
-            if said := sentences(results):
+            if said := sentences(self.results):
                 typer.echo("\n" + "\n".join(said))
             report = ("report", str(self.path / "report.html"))
-            typer.echo("\n" + as_table([*summary(results), *beside, report]))
+            typer.echo("\n" + as_table([*summary(self.results), *beside, report]))
         return self.path
 
 

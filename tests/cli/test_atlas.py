@@ -231,7 +231,10 @@ def test_every_option_reaches_every_model_as_it_was_given(name, tmp_path):
 
 
 def test_options_of_probe_that_an_atlas_lacks_are_its_own_or_those_of_one_model():
-    assert set(options_of("probe")) - set(options_of("atlas")) == {"verbose", "revision", "decoder"}
+    assert set(options_of("probe")) - set(options_of("atlas")) == {
+        *("verbose", "formats", "dpi"),
+        *("revision", "decoder"),
+    }
 
 
 def test_detection_runs_beside_the_probe_and_takes_what_it_knows(tmp_path):

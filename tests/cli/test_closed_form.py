@@ -47,7 +47,7 @@ def test_it_begins_with_what_survives_and_takes_the_largest_k_at_which_orbits_se
     assert results["attractors"]["count"] is not None
     assert {point["set"] for point in results["capacity"]} == {"A", "B", "null"}
     page = (tmp_path / "run" / "report.html").read_text()
-    assert 0 < page.index("What survives") < page.index("random weights")
+    assert 0 < page.index("What survives") < page.index("Decoded attractors")
     again, same = run("probe")
     assert "holds this run already" in again
     assert same == results

@@ -80,7 +80,7 @@ def test_the_report_shows_every_score_and_asks_for_nothing(compared):
         assert text in words
     for row in found["scores"]:
         assert f'<th scope="row">{row["name"]}</th>' in page
-    assert page.count("<svg") == len(found["histograms"])
+    assert page.count("<svg") == 1 + len(found["histograms"])  # and the picture of the latent map
     assert {found["detector"]["decision"]["rule"], "trajectory", "first"} <= set(found["histograms"])
 
 

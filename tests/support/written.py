@@ -162,7 +162,7 @@ class Written:
             "DETECTOR": lambda: self("ood") / "detector",
             "DECODER": lambda: self("decoder"),
             "CODES": lambda: self("codes-decoder"),
-            "IMAGES": lambda: self._once("written/images", _save_images) / IMAGES / "images.npz",
+            "IMAGES": lambda: self._once("written/images", _save_images) / f"{IMAGES}.npz",
         }
         for name, path in paths.items():
             if name in word:
@@ -180,8 +180,7 @@ def _save_images(folder: Path) -> None:
         fmprobe.procedural_images(n, 16, seed=seed, mixture=mixture)
         for seed, (n, mixture) in enumerate(((96, "all"), (40, "leaves")))
     )
-    (folder / IMAGES).mkdir()
-    np.savez(folder / IMAGES / "images.npz", known=_pixels(known), other=_pixels(other))
+    np.savez(folder / f"{IMAGES}.npz", known=_pixels(known), other=_pixels(other))
 
 
 def _pixels(images: torch.Tensor) -> np.ndarray:

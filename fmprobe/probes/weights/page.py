@@ -36,8 +36,9 @@ def sentence(found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     said = []
     for source, curves in by_source(found).items():
         errors = {name: row["image_mse"][-1]["mean"] for name, row in curves["dictionaries"].items()}
-        (subject, own), *others = [(name, value) for name, value in errors.items() if value is not None and name != PCA]
-        if others:
+        (subject, own), *rest = errors.items()
+        others = [(name, value) for name, value in rest if value is not None and name != PCA]
+        if own is not None and others:
             best, value = min(others, key=lambda pair: pair[1])
             how = "better" if own < value else "no better"
             of = f" of {source.rsplit('/', 1)[-1]}" if source else ""
