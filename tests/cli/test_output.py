@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from support.written import IMAGES
 from typer.testing import CliRunner
 
 from fmprobe.cli import app, main
@@ -62,7 +63,7 @@ def test_the_table_holds_what_was_found_and_no_more(written):
     errors = {name: row["image_mse"][-1]["mean"] for name, row in curves["dictionaries"].items()}
     best = min(errors.keys() - {"attractors"}, key=lambda name: errors[name])
     text = f"attractors {errors['attractors']:.4f}; best of the others, {best} {errors[best]:.4f}"
-    assert text in rows["weights, images.npz:known"]
+    assert text in rows[f"weights, {IMAGES}.npz:known"]
     scores = results["ood"]["ood"]["scores"]
     auroc = {score["name"]: 100 * score["sets"]["<u>far"]["auroc"] for score in scores}
     assert dict(summary(results["ood"]))["ood, <u>far"].startswith(
