@@ -97,12 +97,12 @@ def with_output(command: Callable[..., Any], draws: bool = False) -> Callable[..
 
 def _figures(formats: str | None, dpi: int | None) -> dict[str, Any] | None:
     """How figures are written; None where nobody asked. Raises InputError for a format that is unknown."""
-    from fmprobe.report.figures import DPI, formats_of
-
     if formats is None:
         if dpi is not None:
             raise InputError("--dpi is of figures that --format asks for: give both, or leave it out")
         return None
+    from fmprobe.report.figures import DPI, formats_of
+
     return {"formats": formats_of(formats), "dpi": dpi or DPI}
 
 

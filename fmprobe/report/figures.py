@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,18 +39,23 @@ def write_figures(folder: Path, formats: Sequence[str], dpi: int = DPI) -> list[
         InputError: the folder holds no finished run.
         WriteError: a file cannot be written.
     """
-    from matplotlib import rc_context
-
     run, written = FinishedRun(folder), []
     for name, figure in figures_of(run):
         figure.supxlabel(caption(run), x=0.01, ha="left", fontsize=7, color="#595b66")
         for kind in formats:
             path = folder / FOLDER / f"{name}.{kind}"
-            with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "fmprobe"}):
-                metadata = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-                write_atomically(path, lambda to, k=kind, m=metadata: figure.savefig(to, format=k, dpi=dpi, metadata=m))  # noqa: B023
+            write_atomically(path, partial(_save, figure, kind, dpi))
             written.append(path)
     return written
+
+
+def _save(figure: "Figure", kind: str, dpi: int, path: Path) -> None:
+    """Write a figure without the time, so that the same run gives the same file."""
+    from matplotlib import rc_context
+
+    metadata = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "fmprobe"}):
+        figure.savefig(path, format=kind, dpi=dpi, metadata=metadata)
 
 
 def figures_of(run: FinishedRun) -> "Iterator[tuple[str, Figure]]":

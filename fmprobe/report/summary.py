@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fmprobe.places import is_place, name_of
 from fmprobe.registry import sections
 from fmprobe.tables import Table
 from fmprobe.validation import errors_in_words, warning_of
@@ -46,7 +47,8 @@ def as_table(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _model(found: Mapping[str, Any]) -> Lines:
-    return [("model", f"{found['id']}, latents {' x '.join(map(str, found['latent_shape']))}")]
+    name = name_of(found["id"]) if is_place(found["id"]) else found["id"]
+    return [("model", f"{name}, latents {' x '.join(map(str, found['latent_shape']))}")]
 
 
 def _decoder(found: Mapping[str, Any]) -> Lines:

@@ -10,6 +10,7 @@ import typer
 from fmprobe.cli.atlas.asked import Asked, asked_for, spelled
 from fmprobe.cli.atlas.child import run_child
 from fmprobe.errors import InputError
+from fmprobe.probes.ood import Ood
 from fmprobe.probes.prototypes import Surrogate, check_choices
 from fmprobe.runs import options as o
 from fmprobe.runs.config import keep
@@ -52,15 +53,6 @@ Data = Annotated[
     str | None,
     typer.Option(
         help="In-distribution images: `fmprobe ood` is run on every model too, in its folder ood.",
-        metavar="SOURCE",
-        rich_help_panel=o.Panel.IMAGES,
-    ),
-]
-Ood = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--ood",
-        help="Out-of-distribution images, NAME=SOURCE or SOURCE. Repeatable.",
         metavar="SOURCE",
         rich_help_panel=o.Panel.IMAGES,
     ),
