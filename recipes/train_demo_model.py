@@ -24,35 +24,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 import fmprobe
+from fmprobe.demo import SIDE, training_digits
 from fmprobe.sharing import alone
 
-# Side in pixels of the image and of its one patch. With 2x2 patches and the same training, nearly every noise start
-# ended in an attractor of its own, a patchwork of parts of several digits.
-SIDE = 16
 WIDTH = 64  # hidden size of encoder and decoder
 PIXEL_NOISE = 0.7  # largest standard deviation of the noise on pixels in [-1, 1]
 LATENT_ANGLE = 75.0  # degrees; at 90 a latent would be noise only
 MATCH = 0.99  # cosine above which two images count as the same; the most alike of the 30 digits have 0.984
 
 
-def training_digits(per_class: int) -> tuple[Tensor, Tensor]:
-    """The first `per_class` digits of each class: images `(10 * per_class, 3, SIDE, SIDE)` in [0, 1], labels."""
-    digits: Any = load_digits()
-    labels = torch.as_tensor(digits.target)
-    chosen = torch.cat([torch.nonzero(labels == c)[:per_class, 0] for c in range(10)])
-    small = torch.as_tensor(digits.images, dtype=torch.float32)[chosen, None] / 16  # grey levels 0 … 16
-    framed = F.pad(small, (1, 1, 1, 1))  # the digits touch the edges; a margin makes them easier to read
-    large = F.interpolate(framed, size=SIDE, mode="bicubic", align_corners=False).clamp(0, 1)
-    return large.expand(-1, 3, -1, -1).contiguous(), labels[chosen]
-
-
 def build_model() -> ViTMAEForPreTraining:
+    # One patch an image. With 2x2 patches and the same training, nearly every noise start ended in an attractor of its
+    # own, a patchwork of parts of several digits.
     config = ViTMAEConfig(
         image_size=SIDE,
         patch_size=SIDE,

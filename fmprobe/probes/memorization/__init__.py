@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from fmprobe.attractors import AttractorSet
     from fmprobe.autoencoder import Autoencoder
+    from fmprobe.runs.run import Run
 
-__all__ = ["COMMANDS", "SECTIONS", "memorization"]
+__all__ = ["COMMANDS", "SECTIONS", "compare_once", "memorization"]
 
 BATCH = 32
 
@@ -63,30 +64,55 @@ def memorization(
 
     Example: fmprobe memorization facebook/vit-mae-base --data train --test test
     """
-    from fmprobe.digests import digest
     from fmprobe.hub import canonical
     from fmprobe.images import sample_images
-    from fmprobe.sharing import is_main
 
     sources = {"train": data} | ({} if test is None else {"test": test})
-    seed = options["seed"]
     with open_prototypes(model, options, plan, load, sources=list(sources.values())) as (run, loaded):
-        subject = decoded(run, loaded, seed)
-        attractors = attractors_in(run, subject)
-        sets = {p: sample_images(s, images, seed=seed, **subject.image_arguments) for p, s in sources.items()}
+        subject = decoded(run, loaded, options["seed"])
+        sets = {
+            p: sample_images(s, images, seed=options["seed"], **subject.image_arguments) for p, s in sources.items()
+        }
         places = {part: canonical(source) for part, source in sources.items()}
-        identity = digest({"sources": places, "ends": use_ends, "seed": seed}, *sets.values())
-
-        def make() -> dict[str, Any] | None:
-            if not is_main():
-                return None  # one process compares what all have found
-            settings = {"ends": use_ends, "seed": seed, "batch_size": plan.get("batch_size") or BATCH}
-            entry = _compared(subject, attractors, run.path, sets, settings)
-            return {"memorization": {**entry, "sources": sources, "identity": identity}}
-
-        same = lambda entry: bool(entry) and entry.get("identity") == identity  # noqa: E731
-        run.once("memorization", make, same=same, what="this")
+        settings = {"ends": use_ends, "seed": options["seed"]}
+        compare_once(run, subject, sets, sources, places, plan.get("batch_size") or BATCH, **settings)
         return run.finish("memorization")
+
+
+def compare_once(
+    run: "Run",
+    model: "Autoencoder",
+    sets: "dict[str, Tensor]",
+    sources: dict[str, str],
+    places: dict[str, str],
+    batch_size: int = BATCH,
+    **settings: Any,
+) -> None:
+    """Put the comparison of a run's attractors with images into its results, unless they hold it.
+
+    Args:
+        run: the run, which holds the attractors.
+        model: its model.
+        sets: images by part, "train" and perhaps "test".
+        sources: where they come from, as it was asked for.
+        places: the same by the one name of each place. They and the images decide whether the results hold this.
+        batch_size: largest number of rows in one call of the model.
+        settings: `ends` and `seed` of `probe_memorization`.
+    """
+    from fmprobe.digests import digest
+    from fmprobe.sharing import is_main
+
+    attractors = attractors_in(run, model)
+    identity = digest({"sources": places, **settings}, *sets.values())
+
+    def make() -> dict[str, Any] | None:
+        if not is_main():
+            return None  # one process compares what all have found
+        entry = _compared(model, attractors, run.path, sets, {**settings, "batch_size": batch_size})
+        return {"memorization": {**entry, "sources": sources, "identity": identity}}
+
+    same = lambda entry: bool(entry) and entry.get("identity") == identity  # noqa: E731
+    run.once("memorization", make, same=same, what="this")
 
 
 def _compared(

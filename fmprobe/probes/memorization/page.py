@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from fmprobe.report.finished import FinishedRun
 
+SAME = 0.99  # cosine above which two images count as the same one
 ON_PAGE = 24  # pairs on the page; the folder holds all
 
 
@@ -35,12 +36,24 @@ def sentence(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         return ""
     levels = entry["levels"]["cosine"]
     name = "test images" if levels.get("test images") else "noise images"
-    nearest = len({image for image in entry["nearest"] if image >= 0})
-    images = "1 training image" if nearest == 1 else f"{nearest} different training images"
     return (
-        f"The {entry['count']} decoded {entry['subject']} lie nearest to {images}, at a mean cosine of "
-        f"{number(entry['coefficient'], '.3f')}; for {name} it is {number(levels[name]['mean'], '.3f')}."
+        f"{_alike(entry)} The mean cosine to the nearest training image is {number(entry['coefficient'], '.3f')}; "
+        f"for {name} it is {number(levels[name]['mean'], '.3f')}."
     )
+
+
+def _alike(entry: Mapping[str, Any]) -> str:
+    """How many of what was decoded are a training image, by the rule of the paper (sec. 4): cosine above 0.99."""
+    count, subject = entry["count"], entry["subject"]
+    same = [i for i, cosine in zip(entry["nearest"], entry["nearest_cosine"], strict=True) if (cosine or 0) > SAME]
+    one = f"one of the {entry['images']['train']} training images (cosine above {SAME})"
+    if count == 1 and same:
+        return f"The one decoded {subject.replace('ends', 'end').replace('attractors', 'attractor')} is {one}."
+    if len(same) < count:
+        return f"{len(same) or 'None'} of {count} decoded {subject} {'is' if len(same) < 2 else 'are'} {one}."
+    distinct = len(set(same))
+    beside = "all different" if distinct == count else f"{distinct} different ones"
+    return f"Each of the {count} decoded {subject} is {one}, {beside}."
 
 
 def values(entry: Mapping[str, Any]) -> list[Table]:
