@@ -141,3 +141,8 @@ class Drawn(ABC):
         """
         with drawing(ax, figsize):
             return self.draw()
+
+
+def caption(figure: "Figure", *parts: str) -> None:
+    """Write below a figure what it is of: the model, the data and the numbers of images and starts."""
+    figure.supxlabel("  ·  ".join(parts), x=0.01, ha="left", fontsize=7, color="#595b66")

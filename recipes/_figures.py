@@ -1,9 +1,12 @@
 """How recipes write figures: the options --format and --dpi, and the one function that heeds them."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmprobe import __version__
+from fmprobe.canvas import caption
 from fmprobe.pictures import save_figure
 from fmprobe.report.figures import FORMATS, formats_of
 
@@ -40,7 +43,15 @@ def _formats(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def save(figure: "Figure", folder: Path, name: str) -> None:
-    """Write a figure to a folder in each format that was asked for."""
+def save(figure: "Figure", folder: Path, name: str, about: Sequence[str]) -> None:
+    """Write a figure to a folder in each format that was asked for.
+
+    Args:
+        figure: the figure.
+        folder: the folder.
+        name: its name, without the end.
+        about: what stands below it: the model, the data, and the numbers of images and starts.
+    """
+    caption(figure, *about, f"fmprobe {__version__}")
     for kind in _asked["format"]:
         save_figure(figure, folder / f"{name}.{kind}", _asked["dpi"])

@@ -51,6 +51,13 @@ def fill(arguments: argparse.Namespace, preset: Mapping[str, Any]) -> None:
         setattr(arguments, name, getattr(arguments, name, None) or value)
 
 
+def told(arguments: argparse.Namespace, images: Tensor, name: str | None = None) -> list[str]:
+    """The network, the data and the number of images, as they stand below a figure."""
+    seed = f", seed {arguments.seed}" if hasattr(arguments, "seed") else ""
+    network = f"convolutional autoencoder, k = {arguments.k}, width {arguments.width}{seed}"
+    return [network, f"{name or arguments.set}, {len(images)} training images"]
+
+
 def epochs_of(steps: int, images: Tensor, batch_size: int, rounding: Callable[[float], int] = round) -> int:
     """The number of epochs that makes this many training steps; at least one."""
     return max(1, rounding(steps / math.ceil(len(images) / batch_size)))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from _figures import save
-from _shared import epochs_of, fill, loaded, parser_of, train, untrained
+from _shared import epochs_of, fill, loaded, parser_of, told, train, untrained
 from torch import Tensor
 
 import fmprobe
@@ -61,7 +61,8 @@ def compare(name: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
         seed=arguments.seed,
     )
     lines.append(f"\n=== {arguments.set}, k = {arguments.k}: {len(images)} training images, {len(test)} to compare on")
-    save(found.draw(), out, name)
+    about = [*told(arguments, images), f"compared with seed {arguments.seed + 1}"]
+    save(found.draw(), out, name, [*about, f"{len(test)} images compared"])
     return {"told": lines, "alignment": found.to_dict()}
 
 

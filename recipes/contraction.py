@@ -111,7 +111,8 @@ def examine(label: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
     """The spectral norm and radius of J_f along trajectories of the demo model, trained or with random weights."""
     model = fmprobe.load(str(Path(fmprobe.__file__).parent / "demo" / "vit-mae-digits"), device="cpu", **settings)
     found = fmprobe.probe_contraction(model, n=256, starts=16)
-    save(found.draw(), out, f"contraction-{label.replace(' ', '-')}")
+    about = [f"demo model, {label}", "16 starts from N(0, I)"]
+    save(found.draw(), out, f"contraction-{label.replace(' ', '-')}", about)
     return found.to_dict()
 
 

@@ -11,7 +11,7 @@ spectral norm of the Jacobian, which is the paper's, and its spectral radius. `-
 
 import torch
 from _figures import save
-from _shared import epochs_of, fill, loaded, parser_of, train, untrained
+from _shared import epochs_of, fill, loaded, parser_of, told, train, untrained
 
 import fmprobe
 from fmprobe.files import write_json
@@ -45,12 +45,13 @@ def main() -> None:
         "uniform": 16 * torch.rand(arguments.starts, arguments.k, generator=draws).to(model.device) - 8,
         "train": model.encode(images[: arguments.starts]),
     }
+    about = told(arguments, images, name)
     print("| starts | attractors | rho | points | Pearson | Spearman | median measured / estimated | left out |")
     print("|" + "---|" * 8)
     for kind, latents in starts.items():
         entry = fmprobe.probe_convergence(model, starts=latents, eps=arguments.eps).to_dict()
         write_json(arguments.out / f"{kind}.json", entry)
-        save(convergence_scatter(entry), arguments.out, kind)
+        save(convergence_scatter(entry), arguments.out, kind, [*about, f"{len(latents)} starts, {kind}"])
         for rho, points in entry["estimates"].items():
             values = [points[key] for key in ("pearson", "spearman", "median_ratio")]
             cells = ["none" if value is None else f"{value:.3f}" for value in values]

@@ -107,7 +107,10 @@ def main() -> None:
         rows[own].append({"k": k, "images": n, **found})
     along = "images" if arguments.vary_images else "k"
     for name in sets if is_main() else ():
-        save(memorization_sweep(rows[name], along), arguments.out, f"{name}-by-{along}")
+        one = "k = 128" if arguments.vary_images else f"{rows[name][0]['images']} training images"
+        about = [f"convolutional autoencoders, seed {arguments.seed}", name, one]
+        about.append(f"{arguments.starts} starts of each kind")
+        save(memorization_sweep(rows[name], along), arguments.out, f"{name}-by-{along}", about)
     print("* f may be near constant, or no orbit settled: see `warning` in the network's JSON file")
 
 

@@ -108,8 +108,9 @@ def main() -> None:
             print("| " + " | ".join(cells) + " |", flush=True)
     if is_main():
         write_json(arguments.out / "records.json", runs)
+        about = [f"convolutional autoencoder, k = {arguments.k}", f"{arguments.images} training images at first"]
         for direction in ("train", "noise"):
-            save(matched_curves(runs, direction), arguments.out, f"met-{direction}")
+            save(matched_curves(runs, direction), arguments.out, f"met-{direction}", about)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def main() -> None:
         n = arguments.starts if images is None else None
         row = fmprobe.probe_residuals(model, images, n=n, **options).to_dict()
         title = f"{name}: {row['n']} starts, {row['starts']}"
-        save(plot_residuals(row, title), arguments.out, label)
+        save(plot_residuals(row, title), arguments.out, label, [name, f"{row['n']} starts, {row['starts']}"])
         return {"model": model.provenance, "residual_curves": row}
 
     for name, found in sweep(measure, conditions, arguments.out):

@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 import fmprobe
+from fmprobe.canvas import caption
 from fmprobe.demo import SIDE, training_digits
 from fmprobe.sharing import alone
 
@@ -206,6 +207,7 @@ def draw(pictures: Tensor, nearest: Tensor, file: Path) -> None:
         if i < len(pictures):
             axes.imshow(pictures[i].clamp(0, 1).permute(1, 2, 0).numpy())
             axes.set_title(f"{nearest[i]:.3f}", fontsize=8)
+    caption(figure, "small ViT-MAE", "30 training digits", f"{len(pictures)} attractors, cosine to the nearest digit")
     figure.savefig(file, dpi=120)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from _figures import save
-from _shared import FULL, REDUCED, SMALLEST, add_protocol, epochs_of, fill, loaded, parser_of, train, untrained
+from _shared import FULL, REDUCED, SMALLEST, add_protocol, epochs_of, fill, loaded, parser_of, told, train, untrained
 
 import fmprobe
 from fmprobe.probes.training import training_curves
@@ -78,7 +78,8 @@ def main() -> None:
     print("|" + "---|" * len(HEADER))
     seed_torch(arguments.seed, "training_dynamics recipe: weights")
     train(untrained(images, arguments), images, arguments, epochs=epochs, seed=arguments.seed, callback=track)
-    save(training_curves(tracker.records), arguments.out, "curves")
+    about = [*told(arguments, images, name), f"{arguments.starts} starts of each kind"]
+    save(training_curves(tracker.records), arguments.out, "curves", about)
     seconds = sum(record["cost"]["seconds"] for record in tracker.records)
     print(f"{name}: {len(tracker.records)} records of {arguments.starts} starts a kind, {seconds:.0f} s of tracking")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from _figures import save
-from _shared import epochs_of, fill, loaded, parser_of, train, untrained
+from _shared import epochs_of, fill, loaded, parser_of, told, train, untrained
 from torch import Tensor, nn
 
 import fmprobe
@@ -64,7 +64,7 @@ def draw(name: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
     last = field_of(network.requires_grad_(False), arguments)
     entry = last.to_dict()
     lines = [line(f"seed {seed}, {epochs} epochs, loss {losses[-1]:.4f}", last)]
-    save(plot_field(entry, f"seed {seed}: {len(entry['attractors'])} attractors"), out, name)
+    save(plot_field(entry, f"seed {seed}: {len(entry['attractors'])} attractors"), out, name, told(arguments, images))
     frames, titles = [], []
     for epoch, weights in kept.weights.items():
         network.load_state_dict(weights)

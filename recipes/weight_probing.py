@@ -174,7 +174,8 @@ def curves_of(
         seed=seed,
     )
     summary = curves.to_dict()
-    save(weight_curves(summary, "image_mse", "image MSE"), folder, f"{label}-curves")
+    about = [subject.model.short_name, f"{len(images)} images of {label}", f"{n_atoms} attractors or ends"]
+    save(weight_curves(summary, "image_mse", "image MSE"), folder, f"{label}-curves", about)
     save_reconstructions(curves, folder / f"{label}.png")
     return summary
 

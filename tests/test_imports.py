@@ -1,8 +1,12 @@
 """The import rules of CONTRIBUTING.md: no circle, and no import of a line above."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -60,7 +64,7 @@ def test_no_circle():
 
 
 def test_every_room_stands_on_one_line():
-    assert sorted(lines()) == sorted({room(name) for name in GRAPH} - {"demo"})
+    assert sorted(lines()) == sorted({room(name) for name in GRAPH})
 
 
 def test_no_import_goes_up():
@@ -88,3 +92,24 @@ def test_the_package_itself_gives_its_version_alone():
                 assert taken == {"__version__"} or {f"fmprobe.{alias}" for alias in taken} <= FILES.keys(), name
             elif isinstance(statement, ast.Import):
                 assert "fmprobe" not in {alias.name for alias in statement.names}, name
+
+
+def third_party() -> set[str]:
+    """Other people's packages that the library and the adapters import, in functions too."""
+    found = set()
+    for root in (PACKAGE, PACKAGE.parent / "adapters"):
+        for path in root.rglob("*.py"):
+            for one in statements(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in one.names] if isinstance(one, ast.Import) else [one.module or ""]
+                found |= {name.split(".")[0] for name in names}
+    return found - set(sys.stdlib_module_names) - {"fmprobe", "fmprobe_adapters", ""}
+
+
+def test_a_package_is_required_if_and_only_if_it_is_imported():
+    """Those of an extra are named there, and what needs them says so."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = {re.split(r"[>=\[]", line)[0] for line in project["dependencies"]}
+    of = packages_distributions()
+    imported = {of[name][0].lower().replace("-", "_") for name in third_party()}
+    assert imported - {"diffusers"} == {name.lower().replace("-", "_") for name in required}
+    assert project["optional-dependencies"]["diffusers"]

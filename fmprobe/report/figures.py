@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fmprobe.canvas import caption
 from fmprobe.errors import InputError
 from fmprobe.files import write_atomically
 from fmprobe.registry import sections
@@ -41,7 +42,7 @@ def write_figures(folder: Path, formats: Sequence[str], dpi: int = DPI) -> list[
     """
     run, written = FinishedRun(folder), []
     for name, figure in figures_of(run):
-        figure.supxlabel(caption(run), x=0.01, ha="left", fontsize=7, color="#595b66")
+        caption(figure, *said_of(run))
         for kind in formats:
             path = folder / FOLDER / f"{name}.{kind}"
             write_atomically(path, partial(_save, figure, kind, dpi))
@@ -67,8 +68,8 @@ def figures_of(run: FinishedRun) -> "Iterator[tuple[str, Figure]]":
                 yield re.sub(r"\W+", "-", title.lower())[:LONGEST].strip("-"), figure
 
 
-def caption(run: FinishedRun) -> str:
-    """The model, how many starts or images, and the data."""
+def said_of(run: FinishedRun) -> list[str]:
+    """What is written below each figure of a run: the model, how many starts or images, and the data."""
     results, protocol = run.results, run.results.get("protocol") or {}
     parts = [run.name]
     if (results.get("decoder") or {}).get("kind") == "surrogate":
@@ -79,4 +80,4 @@ def caption(run: FinishedRun) -> str:
         parts.append(f"{n} images")
     if data := protocol.get("data"):
         parts.append(f"data: {data if isinstance(data, str) else ', '.join(map(str, data))}")
-    return "  ·  ".join([*parts, f"fmprobe {results.get('fmprobe', '')}"])
+    return [*parts, f"fmprobe {results.get('fmprobe', '')}"]

@@ -47,7 +47,8 @@ def test_the_demo_leaves_a_complete_run_folder(demo_run):
     assert done.returncode == 0, done.stderr
     names = {path.name for path in out.iterdir()}
     written = {"manifest.json", "config.yaml", "events.jsonl", "results.json", "attractors"}
-    assert names == written | {"prototypes", "prototypes.png", "trajectories.png", "report.html"}
+    assert names == written | {"prototypes", "prototypes.png", "trajectories.png", "memorization", "report.html"}
+    assert "is one of the 30 training images" in done.stdout
     results = json.loads((out / "results.json").read_text())
     noise, attractors = results["orbits"]["noise"], results["attractors"]
     assert noise["starts"] == 64

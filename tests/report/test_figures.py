@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import fmprobe
 from fmprobe.cli import app
-from fmprobe.report.figures import caption, figures_of, write_figures
+from fmprobe.report.figures import figures_of, said_of, write_figures
 from fmprobe.report.finished import FinishedRun
 
 BEGINNINGS = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
@@ -63,8 +63,8 @@ def test_every_run_has_figures_with_what_they_are_of(written):
     for name in WITH_FIGURES:
         run = FinishedRun(written(name))
         assert dict(figures_of(run)), name
-        assert run.name in caption(run)
-        assert "/" not in caption(run)
+        assert run.name in said_of(run)
+        assert "/" not in "".join(said_of(run))
 
 
 def test_files_are_of_the_formats_asked_for(written, tmp_path):
