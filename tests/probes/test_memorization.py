@@ -16,7 +16,7 @@ from support.maps import draws
 import fmprobe
 from fmprobe.dynamics.distances import chamfer, nearest
 from fmprobe.probes.memorization.coefficient import bound_terms, rank_at, save_pairs
-from fmprobe.probes.memorization.page import memorization_levels, memorization_sweep
+from fmprobe.probes.memorization.page import memorization_levels, memorization_sweep, sentence
 
 SHAPE, D = (1, 4, 6), 24
 
@@ -193,3 +193,34 @@ def test_pictures_are_drawn_from_the_plain_dict(remembered, tmp_path):
     pixels = np.asarray(Image.open(pairs[0]))
     assert pixels.shape == (4, 14)
     assert np.abs(pixels[:, :6].astype(int) - pixels[:, 8:]).max() <= 1  # remembered: both halves are one image
+
+
+@pytest.mark.parametrize(
+    ("nearest", "cosines", "said"),
+    [
+        ([3, 1], [0.999, 0.995], "Each of the 2 decoded attractors is a different one of the 9 training images"),
+        (
+            [3, 3],
+            [0.999, 0.995],
+            "Each of the 2 decoded attractors is one of the 9 training images (cosine above 0.99), 1 d",
+        ),
+        ([3, 1], [0.999, 0.98], "1 of 2 decoded attractors is one of the 9 training images"),
+        ([3, -1], [0.98, None], "None of 2 decoded attractors is one of the 9 training images"),
+        ([2, 3, 4], [1.0, 1.0, 0.2], "2 of 3 decoded attractors are one of the 9 training images"),
+        ([3], [0.999], "The one decoded attractor is one of the 9 training images"),
+    ],
+)
+def test_the_sentence_says_how_many_attractors_are_training_images(nearest, cosines, said):
+    row = {"mean": 0.5, "std": 0.1, "count": 4}
+    entry = {
+        "count": len(nearest),
+        "subject": "attractors",
+        "nearest": nearest,
+        "nearest_cosine": cosines,
+        "images": {"train": 9},
+        "coefficient": 0.9,
+        "levels": {"cosine": {"attractors": row, "noise images": row}},
+    }
+    text = sentence(entry, {})
+    assert text.startswith(said)
+    assert text.endswith("for noise images it is 0.500.")

@@ -52,8 +52,9 @@ def _alike(entry: Mapping[str, Any]) -> str:
     if len(same) < count:
         return f"{len(same) or 'None'} of {count} decoded {subject} {'is' if len(same) < 2 else 'are'} {one}."
     distinct = len(set(same))
-    beside = "all different" if distinct == count else f"{distinct} different ones"
-    return f"Each of the {count} decoded {subject} is {one}, {beside}."
+    if distinct == count:
+        return f"Each of the {count} decoded {subject} is a different {one}."
+    return f"Each of the {count} decoded {subject} is {one}, {distinct} different ones in all."
 
 
 def values(entry: Mapping[str, Any]) -> list[Table]:
