@@ -106,13 +106,18 @@ class AttractorSet(Attractors, Artefact, Drawn):
         """Read what `save` wrote.
 
         Raises:
-            InputError: a file is missing, incomplete or damaged.
+            InputError: a file is missing, incomplete, damaged or of another version.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         folder = Path(folder)
         content, path = read_json(folder / "attractors.json"), folder / "attractors.safetensors"
+        if content.get("schema") != SCHEMA:
+            raise InputError(
+                f"{folder / 'attractors.json'} is of schema {content.get('schema')!r}, and this version reads {SCHEMA}: "
+                "find them again, or load them with the version that saved them"
+            )
         if not path.is_file() or file_digest(path) != content.get("sha256"):
             raise InputError(f"{path} is missing or is not the file that attractors.json describes: find them again")
         # Of sets that were saved before these were known.

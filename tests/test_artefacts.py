@@ -43,6 +43,11 @@ FUTURE = {
         f"prototypes vit-mae-digits -o run {SEARCH}",
         ["'99.0' there", "name another folder with --out, or add --no-resume"],
     ),
+    "run/attractors/attractors.json": (
+        {"schema": 99},
+        f"field vit-mae-digits -o run --resolution 3 {SEARCH}",
+        ["schema 99", "find them again, or load them with the version that saved them"],
+    ),
     "ood/detector/detector.json": (
         {"schema": 99},
         "score ood/detector -o new --data images.npz:other --device cpu",
