@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -15,6 +16,7 @@ import pytest
 import torch
 from support.checkpoints import TINY, save_dinov2
 from support.once import Once
+from support.sketches import sketched
 from support.written import Written
 
 ASSETS = Path(os.environ.get("FMPROBE_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
@@ -77,6 +79,22 @@ def small_diagram() -> Iterator[None]:
     from fmprobe.probes.prototypes import closed_form
 
     with mock.patch.multiple(closed_form, IMAGES=24, KS=(2, 6), STARTS=4, MAX_STEPS=10):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_readings() -> Iterator[None]:
+    """A command takes few steps for an exponent, and as many however long f takes here."""
+    from fmprobe.probes.prototypes import reading
+
+    with mock.patch.multiple(reading, CAPS=(4,), LADDER=(reading.FEWEST_STEPS,), SET_STEPS=reading.LEAST_SET[1]):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def quick_pages(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Pages are made without plots, save where they are what a test is about."""
+    with nullcontext() if request.path.parent.name == "report" else sketched():
         yield
 
 
