@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fmprobe.attractors import AttractorSet, find_attractors
     from fmprobe.autoencoder import Autoencoder, from_functions
-    from fmprobe.convolutional import ConvAutoencoder, DenseAutoencoder, train_autoencoder
+    from fmprobe.convolutional import ConvAutoencoder, DenseAutoencoder
     from fmprobe.dynamics.fields import Plane
     from fmprobe.dynamics.iterate import iterate
     from fmprobe.dynamics.lyapunov import lyapunov_exponents
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fmprobe.surrogates.fit import fit_decoder
     from fmprobe.surrogates.latent import LatentSurrogate
     from fmprobe.surrogates.pixel import PixelDecoder
+    from fmprobe.training import train_autoencoder, train_autoencoders
 
 __version__ = version("fmprobe")
 
@@ -50,7 +51,8 @@ _HOMES = {
     "find_attractors": "fmprobe.attractors",
     "ConvAutoencoder": "fmprobe.convolutional",
     "DenseAutoencoder": "fmprobe.convolutional",
-    "train_autoencoder": "fmprobe.convolutional",
+    "train_autoencoder": "fmprobe.training",
+    "train_autoencoders": "fmprobe.training",
     "load_images": "fmprobe.images",
     "fit_decoder": "fmprobe.surrogates.fit",
     "LatentSurrogate": "fmprobe.surrogates.latent",
@@ -115,6 +117,7 @@ __all__ = [
     "read_orbits",
     "surrogate_report",
     "train_autoencoder",
+    "train_autoencoders",
     "vector_field",
 ]
 

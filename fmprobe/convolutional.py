@@ -1,20 +1,13 @@
-"""Small autoencoders to train: the paper's convolutional one, a fully connected one, their variants, and the training
-loop.
-"""
+"""Small autoencoders to train: the paper's convolutional one, a fully connected one, and their variants."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmprobe.autoencoder import Autoencoder, check_images, from_functions
-from fmprobe.dynamics.checks import check_counts, check_seed
+from fmprobe.autoencoder import Autoencoder, from_functions
 from fmprobe.errors import InputError
-from fmprobe.progress import progress_of
-from fmprobe.seeding import generator, seed_torch, torch_generator
 
 # The default strength of each variant. `BottleneckAutoencoder` says what it means.
 STRENGTHS = {"plain": 0.0, "denoising": 0.3, "contractive": 0.1, "variational": 0.1, "sparse": 0.01, "masked": 0.5}
@@ -92,25 +85,38 @@ class BottleneckAutoencoder(nn.Module):
         """Mean squared error of `images` `(B, *image_shape)`, and what the variant adds to it, with noise from
         `generator`.
         """
+        return self.loss_under(self.noise(images, generator), images)
 
-        def normal(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator).to(like)
-
-        if self.variant == "denoising":
-            return F.mse_loss(self(images + self.strength * normal(images)), images)
+    def noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """What the variant draws for `images` `(B, *image_shape)`, one row an image; rows are empty if it draws
+        nothing.
+        """
         if self.variant == "masked":
-            return F.mse_loss(self(images * self._kept(images, generator)), images)
+            return self._kept(images, generator)
+        values = {"denoising": self.image_shape, "variational": (self.k,), "contractive": (self.k,)}
+        shape = (len(images), *values.get(self.variant, (0,)))
+        return torch.randn(shape, generator=generator).to(images)
+
+    def loss_under(self, noise: Tensor, images: Tensor) -> Tensor:
+        """The loss of `images` `(B, *image_shape)` where their noise is given. It draws nothing, so that `torch.func`
+        can transform it.
+        """
+        if self.variant == "denoising":
+            return F.mse_loss(self(images + self.strength * noise), images)
+        if self.variant == "masked":
+            return F.mse_loss(self(images * noise), images)
         if self.variant == "variational":
             mean, log_variance = self.down(images).chunk(2, dim=1)
-            code = mean + (0.5 * log_variance).exp() * normal(mean)
+            code = mean + (0.5 * log_variance).exp() * noise
             divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
             return F.mse_loss(self.decode(code), images) + self.strength * divergence / images[0].numel()
-        images = images.detach().requires_grad_(self.variant == "contractive")
-        code = self.encode(images)
-        error = F.mse_loss(self.decode(code), images.detach())
         if self.variant == "contractive":
-            (pulled,) = torch.autograd.grad((code * normal(code)).sum(), images, create_graph=True)
-            return error + self.strength * pulled.square().flatten(1).sum(1).mean() / self.k
+            code, pull, *_ = torch.func.vjp(self.encode, images)
+            (pulled,) = pull(noise)
+            penalty = pulled.square().flatten(1).sum(1).mean() / self.k
+            return F.mse_loss(self.decode(code), images) + self.strength * penalty
+        code = self.encode(images)
+        error = F.mse_loss(self.decode(code), images)
         return error + self.strength * code.abs().mean() if self.variant == "sparse" else error
 
     def _kept(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -220,104 +226,3 @@ def _layers(*widths: int) -> list[nn.Module]:
     for i in range(len(widths) - 1):
         layers += [nn.Linear(widths[i], widths[i + 1]), nn.ReLU()]
     return layers[:-1]
-
-
-def train_autoencoder(
-    model: BottleneckAutoencoder,
-    images: Tensor,
-    *,
-    epochs: int = 500,
-    batch_size: int = 128,
-    learning_rate: float = 5e-4,
-    weight_decay: float = 1e-4,
-    seed: int = 0,
-    callback: Callable[[int, nn.Module], object] | None = None,
-    progress: bool | None = None,
-) -> list[float]:
-    """Train a model on its own loss by the paper's recipe: Adam, with its rate divided by 10 at half and at three
-    quarters.
-
-    The order of the images and all noise depend on `seed` alone. The caller's random state is left as it was. The model
-    is left in eval mode.
-
-    Args:
-        model: the model to train.
-        images: images `(n, *image_shape)` in [0, 1], on any device.
-        epochs: number of epochs.
-        batch_size: number of images in a batch.
-        learning_rate: learning rate at the beginning.
-        weight_decay: weight decay of Adam.
-        seed: seed of the order and of the noise.
-        callback: called as `callback(epoch, model)`, before the training with 0 and after each epoch with 1, 2, …; for
-            example an `AttractorTracker`.
-        progress: whether a bar is shown; None shows one on a terminal, and lines elsewhere.
-
-    Returns:
-        The mean loss of each epoch.
-
-    Raises:
-        InputError: there are no images, or not such as the model takes, or a rate makes no sense.
-        ValueError: a number makes no sense.
-    """
-    _check_training(model, images, epochs, batch_size, learning_rate, weight_decay, seed)
-    call = callback or (lambda epoch, model: None)
-    device = next(model.parameters()).device
-    optimiser: Any = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    milestones = sorted({max(1, epochs // 2), max(1, 3 * epochs // 4)})
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones)
-    noise = torch_generator(seed, "autoencoders: noise of the variant")
-    losses = []
-    forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with forked, progress_of("training", epochs, shown=progress, unit="epoch") as bar:
-        seed_torch(seed, "autoencoders: layers")  # for layers that draw by themselves, such as dropout
-        model.train()
-        call(0, model)
-        for epoch in range(1, epochs + 1):
-            order = generator(seed, epoch, "autoencoders: order of the images").permutation(len(images))
-            losses.append(_train_epoch(model, images, torch.from_numpy(order).split(batch_size), optimiser, noise))
-            schedule.step()
-            bar.set_postfix(loss=f"{losses[-1]:.4f}")
-            bar.update()
-            call(epoch, model)
-    model.eval()
-    return losses
-
-
-def _check_training(
-    model: BottleneckAutoencoder,
-    images: Tensor,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    seed: int,
-) -> None:
-    """Check the arguments of `train_autoencoder`."""
-    check_images(images, model.image_shape)
-    if len(images) == 0:
-        raise InputError("cannot train on no images: pass at least one")
-    check_counts(0, epochs=epochs)
-    check_counts(batch_size=batch_size)
-    check_seed(seed)
-    if not 0 < learning_rate < math.inf or not 0 <= weight_decay < math.inf:
-        raise InputError(
-            f"learning_rate must be positive and finite, weight_decay at least 0: got {learning_rate}, {weight_decay}"
-        )
-
-
-def _train_epoch(
-    model: BottleneckAutoencoder,
-    images: Tensor,
-    batches: Sequence[Tensor],
-    optimiser: torch.optim.Optimizer,
-    noise: torch.Generator,
-) -> float:
-    """Train for one epoch on batches of rows of the images; return the mean loss."""
-    device, total = next(model.parameters()).device, 0.0
-    for rows in batches:
-        loss = model.loss(images[rows.to(images.device)].to(device), noise)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        total += float(loss.detach()) * len(rows)
-    return total / len(images)

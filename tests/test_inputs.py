@@ -93,6 +93,7 @@ CALLS = {
         k.bare, images={"mine": x, "none": x[:0]}, null=k.bare
     ),
     ("train_autoencoder", "images"): lambda k, x: fmprobe.train_autoencoder(k.network, x, epochs=1),
+    ("train_autoencoders", "images"): lambda k, x: fmprobe.train_autoencoders([k.network], x, epochs=1),
 }
 RANGES = {  # what is done to good images, and what the error says to do
     "bytes as floats": (lambda x: 255 * x, "divide them by 255"),
@@ -131,8 +132,9 @@ TAKEN = {  # other kinds of the same images
         "photo", datasets.Image()
     ),
 }
-STRICT = {("Autoencoder.check_images", "images"), ("train_autoencoder", "images")} | {
-    ("AttractorTracker", name) for name in ("train", "test")
+STRICT = {("Autoencoder.check_images", "images")} | {
+    *((name, "images") for name in ("train_autoencoder", "train_autoencoders")),
+    *(("AttractorTracker", name) for name in ("train", "test")),
 }
 
 

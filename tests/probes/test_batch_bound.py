@@ -106,6 +106,6 @@ def test_every_public_function_that_takes_a_batch_size_is_tried():
         if "batch_size" in inspect.signature(made).parameters
     }
     assert len(bounded) > 5
-    training = {"train_autoencoder"}  # of whose steps it is the size
+    training = {"train_autoencoder", "train_autoencoders"}  # of whose steps it is the size
     training |= {"probe_capacity"}  # it bounds f; the fits in it call the encoder in blocks of their own size
     assert {name for name in bounded - training if f"fmprobe.{name}(" not in source} == set()
