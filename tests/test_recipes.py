@@ -38,6 +38,10 @@ SMALLEST: dict[str, tuple[str, str]] = {
         "--atoms 32 --dim 16 --select 4 --targets 4 --large 8 --sklearn-targets 2 --rounds 1",
         r"finite: True; an atom twice: False",
     ),
+    "benchmark_training": (
+        "--networks 2 --width 2 --images 20 --epochs 1 --rounds 1",
+        r"one after the other .*\nat once, fmprobe \(vmap\) .* of a loss [\d.e+-]+\nat once, grouped",
+    ),
     "convergence": ("--images 16 --steps 2 --starts 4", r"\| train \| \d+ \| spectral radius \|"),
     "memorization": (
         "--ks 2 --images 16 --steps 2 --starts 4 --max-steps 5 --width 2",
