@@ -1,7 +1,6 @@
-"""Compare Orthogonal Matching Pursuit of many targets with scikit-learn's and with the plain batched algorithm.
+"""Compare Orthogonal Matching Pursuit of many targets with scikit-learn's, and with what the machine can do.
 
     python recipes/benchmark_omp.py                     # 4096 atoms of dimension 4096, 256 selected, 64 targets
-    python recipes/benchmark_omp.py --plain             # fmprobe and the plain algorithm alone, on sizes of probes
     python recipes/benchmark_omp.py --scaling omp.png   # the first, and time against targets and atoms, plotted
 
 All sides run on the same cores, in rounds that alternate between them, and include the products of all atoms.
@@ -9,6 +8,9 @@ Medians over the rounds are printed, with the range. scikit-learn's `orthogonal_
 so it is timed on the first few. The order of the matrix it is given decides its speed, so it is timed in several ways:
 as `numpy.dot` makes the matrix, with and without `copy_Gram`, and in Fortran order, which suits it best (there
 `copy_Gram=False` would spoil the matrix for the next target).
+
+The time has two parts: the products of all atoms, which are arithmetic, and the steps, which read the rows of all atoms
+chosen before. Their rates are printed beside those of one product of matrices and of one copy, in the same rounds.
 """
 
 import argparse
@@ -26,8 +28,7 @@ from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
 import fmprobe
-from fmprobe.dynamics.matching_pursuit import BUDGET, DEPENDENT, UnitAtoms
-from fmprobe.dynamics.sparse_codes import Codes
+from fmprobe.dynamics.matching_pursuit import BUDGET, UnitAtoms
 from fmprobe.seeding import torch_generator
 from fmprobe.sharing import alone
 
@@ -38,22 +39,7 @@ SKLEARN: dict[str, tuple[str, Literal["C", "F"], bool]] = {
     "scikit-learn, float64, as it comes": ("float64", "C", True),
     "scikit-learn, float64, Fortran order": ("float64", "F", True),
 }
-Clock = Callable[[], float]
-FMPROBE, PLAIN = "fmprobe, float32", "plain batched algorithm, float32"
-STORE = 1 << 24  # bytes of rows that the plain algorithm keeps for a block of targets: more or fewer made it slower
-# Numbers of atoms, their dimension, numbers of targets and of atoms selected.
-PROBES = (
-    (64, 256, 64, 16),
-    (500, 1024, 64, 32),
-    (512, 4096, 256, 256),
-    (1024, 1024, 256, 128),
-    (2048, 4096, 256, 128),
-    (4096, 4096, 64, 32),
-    (4096, 4096, 64, 256),
-    (4096, 16384, 64, 256),
-    (4096, 4096, 16, 512),
-    (4096, 4096, 16, 1024),
-)
+FMPROBE = "fmprobe, float32"
 
 
 def problem(atoms: int, dim: int, targets: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -63,50 +49,18 @@ def problem(atoms: int, dim: int, targets: int, seed: int = 0) -> tuple[Tensor, 
     return dictionary, torch.randn(targets, dim, generator=g)
 
 
-def by_fmprobe(
-    dictionary: Tensor, targets: Tensor, select: int, clock: Clock = time.perf_counter
-) -> tuple[Tensor, float]:
+def seconds_of(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def by_fmprobe(dictionary: Tensor, targets: Tensor, select: int) -> tuple[Tensor, float]:
     """Chosen atoms and seconds for all targets."""
-    began = clock()
+    began = time.perf_counter()
     codes = fmprobe.orthogonal_matching_pursuit(dictionary, targets, select)
     assert bool(codes.coefficients.isfinite().all())
-    return codes.indices, clock() - began
-
-
-def by_plain(
-    dictionary: Tensor, targets: Tensor, select: int, clock: Clock = time.perf_counter
-) -> tuple[Tensor, float]:
-    """The same by the Cholesky algorithm as it is published (Rubinstein et al. 2008), all targets of a block together.
-
-    `rows[b, j]` holds the part of every atom along the direction that the j-th chosen atom added. Each step reads all
-    earlier rows to make one new row.
-    """
-    began = clock()
-    atoms, norms = UnitAtoms(dictionary, with_gram=True), targets.norm(dim=1)
-    chosen = torch.empty(len(targets), select, dtype=torch.long)
-    factors = dictionary.new_zeros(len(targets), select, select)
-    dependent = DEPENDENT * torch.finfo(dictionary.dtype).eps
-    size = min(max(4, min(64, STORE // (dictionary.element_size() * select * len(dictionary)))), len(targets))
-    store = dictionary.new_empty(size, select, len(dictionary))
-    for first in range(0, len(targets), size):
-        block = slice(first, first + size)
-        correlations = atoms.products(targets[block] / norms[block, None])
-        rows, row = store[: len(correlations)], torch.empty_like(correlations)[:, None]
-        share, usable = torch.zeros_like(correlations), torch.ones_like(correlations, dtype=torch.bool)
-        for k in range(select):
-            best = torch.where(usable, correlations.abs(), 0).argmax(1, keepdim=True)
-            scale = (1 - share.gather(1, best)).sqrt()
-            along = rows[:, :k].take_along_dim(best[:, None], 2).mT
-            atoms.rows(best, row)
-            row.baddbmm_(along, rows[:, :k], alpha=-1)
-            rows[:, k] = row[:, 0].div_(scale)
-            correlations.addcmul_(row[:, 0], correlations.gather(1, best) / scale, value=-1)
-            share.addcmul_(row[:, 0], row[:, 0])
-            usable = (usable & (1 - share > dependent)).scatter(1, best, False)
-            chosen[block, k], factors[block, k, :k], factors[block, k, k] = best[:, 0], along[:, 0], scale[:, 0]
-    codes = Codes(chosen, torch.full_like(chosen[:, 0], select), factors, dictionary, targets, atoms.norms, norms)
-    assert bool(codes.coefficients.isfinite().all())
-    return chosen, clock() - began
+    return codes.indices, time.perf_counter() - began
 
 
 def by_sklearn(
@@ -127,16 +81,17 @@ def by_sklearn(
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """fmprobe, the plain algorithm and scikit-learn on one problem."""
+    """fmprobe, scikit-learn and the machine on one problem."""
     dictionary, targets = problem(arguments.atoms, arguments.dim, arguments.targets)
     few, select = min(arguments.sklearn_targets, len(targets)), arguments.select
     by_fmprobe(dictionary, targets[:4], min(8, select))  # warms up
-    seconds: dict[str, list[float]] = {name: [] for name in (FMPROBE, PLAIN, *SKLEARN)}
+    seconds: dict[str, list[float]] = {name: [] for name in (FMPROBE, *SKLEARN)}
+    measured: list[dict[str, float]] = []
     equal = 0
     for _ in range(arguments.rounds):
         chosen, ours = by_fmprobe(dictionary, targets, select)
         seconds[FMPROBE].append(1000 * ours / len(targets))
-        seconds[PLAIN].append(1000 * by_plain(dictionary, targets, select)[1] / len(targets))
+        measured.append(rates(dictionary, targets, select))
         for name, way in SKLEARN.items():
             sets, theirs = by_sklearn(dictionary, targets, select, few, *way)
             seconds[name].append(1000 * theirs / len(targets))
@@ -150,25 +105,27 @@ def compare(arguments: argparse.Namespace) -> None:
     for name, values in seconds.items():
         ratio = "" if name == FMPROBE else f", {median(values) / base:.1f} times fmprobe's"
         print(f"  {name:46}{median(values):8.1f}  ({min(values):.1f} to {max(values):.1f}){ratio}")
-    print(f"  the same atoms as scikit-learn (float64) for {equal} of {few} targets", flush=True)
+    print(f"  the same atoms as scikit-learn (float64) for {equal} of {few} targets")
+    for name in measured[0]:
+        values = [found[name] for found in measured]
+        print(f"  {name:46}{median(values):8.1f}  ({min(values):.1f} to {max(values):.1f})", flush=True)
 
 
-def compare_with_plain(rounds: int) -> None:
-    """fmprobe and the plain algorithm on sizes that probes use, in processor time, which other load disturbs less."""
-    print(f"{torch.get_num_threads()} threads, {rounds} rounds; ms of processor time a target, median (least)")
-    for atoms, dim, count, select in PROBES:
-        dictionary, targets = problem(atoms, dim, count)
-        ours, plain, equal = [], [], 0.0
-        for _ in range(rounds):
-            chosen, seconds = by_fmprobe(dictionary, targets, select, time.process_time)
-            ours.append(1000 * seconds / count)
-            others, seconds = by_plain(dictionary, targets, select, time.process_time)
-            plain.append(1000 * seconds / count)
-            equal = float((chosen == others).all(1).double().mean())
-        print(f"  {atoms} atoms of dimension {dim}, {select} selected, {count} targets: ", end="")
-        print(f"fmprobe {median(ours):.2f} ({min(ours):.2f}), plain {median(plain):.2f} ({min(plain):.2f}), ", end="")
-        ratios = median(plain) / median(ours), min(plain) / min(ours)
-        print(f"{ratios[0]:.2f} ({ratios[1]:.2f}) times; the same paths for {equal:.1%} of targets", flush=True)
+def rates(dictionary: Tensor, targets: Tensor, select: int) -> dict[str, float]:
+    """GFLOP/s and GB/s of both parts, each followed by the machine's own."""
+    n, d = dictionary.shape
+    side, values = torch.randn(2048, 2048), torch.randn(1 << 26)
+    copied = torch.zeros_like(values)
+    product, copy = seconds_of(lambda: side @ side), seconds_of(lambda: copied.copy_(values))
+    products = seconds_of(lambda: UnitAtoms(dictionary, with_gram=True))
+    whole = seconds_of(lambda: fmprobe.orthogonal_matching_pursuit(dictionary, targets, select))
+    read = dictionary.element_size() * len(targets) * n * select * (select - 1) / 2
+    return {
+        "products of all atoms, GFLOP/s": n * n * d / products / 1e9,  # the half of them that is computed
+        "one product of matrices, GFLOP/s": 2 * len(side) ** 3 / product / 1e9,
+        "steps, GB/s read": read / max(whole - products, 1e-9) / 1e9,
+        "one copy, GB/s read and written": 2 * values.nbytes / copy / 1e9,
+    }
 
 
 def memory(peak: bool) -> int:
@@ -249,15 +206,10 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="Number of rounds.")
     parser.add_argument("--scaling", type=Path, help="PNG to plot the scaling into.")
-    parser.add_argument(
-        "--plain", action="store_true", help="Compare with the plain algorithm alone, on several sizes."
-    )
     parser.add_argument("--only-large", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only_large:
         return large(arguments)
-    if arguments.plain:
-        return compare_with_plain(arguments.rounds)
     compare(arguments)
     subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only-large"], check=True)
     if arguments.scaling:
