@@ -19,7 +19,6 @@ from fmprobe.progress import progress_of
 from fmprobe.seeding import generator, seed_torch, torch_generator
 
 Callback = Callable[[int, nn.Module], object]
-NOISE = "autoencoders: noise of the variant"  # a random stream
 ALONE = "train it alone, by train_autoencoder"
 
 
@@ -83,7 +82,7 @@ def train_autoencoder(
     """
     _check(model, images, [seed])
     recipe = Recipe(epochs, batch_size, learning_rate, weight_decay)
-    noise = torch_generator(seed, NOISE)
+    noise = _noise_of(seed)
 
     def losses_of(batches: Tensor) -> Tensor:
         return model.loss(batches[0], noise)[None]
@@ -133,7 +132,7 @@ def train_autoencoders(
     _check_many(models, seeds, callbacks)
     _check(models[0], images, seeds)
     recipe = Recipe(epochs, batch_size, learning_rate, weight_decay)
-    noises = [torch_generator(seed, NOISE) for seed in seeds]
+    noises = [_noise_of(seed) for seed in seeds]
     losses = [_Loss(model) for model in models]
     stacked, _ = stack_module_state(losses)  # type: ignore[arg-type]  # it takes any sequence of modules
 
@@ -206,6 +205,11 @@ def descend(
 def order_of(n: int, seed: int, epoch: int) -> Tensor:
     """The order `(n,)` in which a model of this seed sees n images in an epoch."""
     return torch.from_numpy(generator(seed, epoch, "autoencoders: order of the images").permutation(n))
+
+
+def _noise_of(seed: int) -> torch.Generator:
+    """What a model of this seed draws its noise from."""
+    return torch_generator(seed, "autoencoders: noise of the variant")
 
 
 def _descend_epoch(
