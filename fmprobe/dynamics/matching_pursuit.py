@@ -12,6 +12,7 @@ ROWS = 1 << 26  # bytes of rows of the targets that advance together on a CPU: m
 MOST = 256  # targets that advance together elsewhere
 STOP = 16  # units of rounding: a target is explained if its largest correlation is below this share of its norm
 DEPENDENT = 100  # units of rounding: an atom lies in the span of the chosen ones if its squared distance is below
+EXCESS = 1000  # units of rounding: by so much may an atom seem to explain more than there is, since errors add up
 
 
 def orthogonal_matching_pursuit(
@@ -154,11 +155,11 @@ def _follow(atoms: UnitAtoms, correlations: Tensor, indices: Tensor, factors: Te
     usable = (atoms.norms > 0).repeat(len(correlations), 1)
     live = torch.ones_like(usable[:, :1])
     row = torch.empty_like(correlations)
-    stop, dependent = _rounding(share, STOP), _rounding(share, DEPENDENT)
+    stop, dependent, excess = (_rounding(share, units) for units in (STOP, DEPENDENT, EXCESS))
     for k in range(indices.shape[1]):
         # No atom explains more than there is: one that seems to has a remainder that is lost in rounding.
         remains = 1 - share
-        usable &= (remains > dependent) & (correlations.square() <= (remains + dependent) * (left + dependent))
+        usable &= (remains > dependent) & (correlations.square() <= (remains + excess) * (left + excess))
         score, best = torch.where(usable, correlations.abs(), 0).max(1, keepdim=True)
         live = live & (score > stop)
         if not live.any():

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import orthogonal_mp_gram
 from support.maps import draws
@@ -76,6 +76,7 @@ def test_coefficients_are_for_atoms_as_given():
     seed=st.integers(0, 1000),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
+@example(n=26, d=26, b=5, k=26, coherence=0.0, seed=854, dtype=torch.float32)  # small pivots, whose errors add up
 def test_laws_of_the_path(n, d, b, k, coherence, seed, dtype):
     dictionary, targets = dictionary_of(n, d, seed, coherence).to(dtype), draws(b, d, seed + 7).to(dtype)
     codes = omp(dictionary, targets, k)
