@@ -11,7 +11,7 @@ from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.checks import check_counts
 from fmprobe.dynamics.cover import Points
 from fmprobe.dynamics.distances import Dissimilarity
-from fmprobe.dynamics.floor import ROWS_OF_A_LINE, rounding_floor
+from fmprobe.dynamics.floor import rounding_floor
 from fmprobe.dynamics.jacobian import (
     NotDifferentiableError,
     distance_to_fixed_point,
@@ -19,14 +19,12 @@ from fmprobe.dynamics.jacobian import (
     spectral_radius,
 )
 from fmprobe.dynamics.merging import SWEEPS, THRESHOLDS, merge_ends, single_linkage
-from fmprobe.dynamics.norms import norms
 from fmprobe.dynamics.orbits import Orbits
 from fmprobe.dynamics.paging import forget
 from fmprobe.dynamics.polish import METHODS, anderson
 from fmprobe.dynamics.settling import iterate_on
 
 AT_ONCE = 1024  # number of ends in memory at a time, where they are read from disk
-CHECKS = 0.1  # largest share of the evaluations that measuring rounding floors may add
 MARGIN = 1e-3  # accuracy of a known spectral radius: a fixed point is unstable if its radius exceeds 1 by more
 
 
@@ -252,25 +250,9 @@ class _Search:
 
     def _distance(self, latents: Tensor, radii: Tensor) -> Tensor:
         """Distance to the exact fixed points of f, including the rounding of f; nan where it is not known."""
-        floor, evaluations = self._floors(latents)
+        floor, evaluations = rounding_floor(self.f, latents)
         self.orbits = replace(self.orbits, check_evaluations=self.orbits.check_evaluations + evaluations)
         return distance_to_fixed_point(self.f, latents, radii, noise=floor)
-
-    def _floors(self, latents: Tensor) -> tuple[Tensor, int]:
-        """Rounding floors at latents, `(m,)`, measured within CHECKS of the evaluations; and the rows of f they took.
-
-        The first latents are measured, on as many lines as can be afforded, and at least one. For the others, the
-        rounding relative to the latent is the largest of those measured.
-        """
-        left = int(CHECKS * int(self.orbits.steps.sum())) - self.orbits.check_evaluations
-        lines = max(1, left // ROWS_OF_A_LINE)
-        if not len(latents):
-            return latents.new_zeros(0), 0
-        first = latents[:lines]
-        known, evaluations = rounding_floor(self.f, first, most=lines // len(first))
-        size = norms(latents.flatten(1)).to(known)
-        relative = (known / size[: len(known)].clamp(min=torch.finfo(known.dtype).tiny)).amax()
-        return torch.cat([known, relative * size[len(known) :]]), evaluations
 
     def _under_other_measures(self, chosen: Tensor) -> dict[str, dict[str, float]]:
         """Count how many attractors are distinct under the measures that were not asked for."""

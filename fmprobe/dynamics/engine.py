@@ -1,6 +1,5 @@
 """The loop of the engine: a working batch that takes new starts and gives up orbits as they end."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,12 +8,11 @@ from torch import Tensor
 
 from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.cycles import examine_cycles
-from fmprobe.dynamics.floor import Floors
+from fmprobe.dynamics.floor import rounding_floor
 from fmprobe.dynamics.orbits import Status
 from fmprobe.dynamics.verdicts import distance_left, still_falling
 from fmprobe.dynamics.working import OUT_OF_STEPS, RUNNING, Criterion, WorkingBatch
 
-RESOLVED = 32  # a step of so many units of the latents' resolution shows that f is computed about as finely
 Observer = Callable[[Tensor, Tensor, Tensor], None]
 # Gives at most so many starts: index (k,), latents (k, d), tol (k,), largest number of steps (k,).
 Take = Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -57,7 +55,7 @@ class Engine:
     ) -> None:
         self.f, self.shape, self.criterion = apart(f, batch_size), shape, criterion
         self.batch_size, self.observers, self.check_every = batch_size, observers, check_every
-        self.calls, self.floors = 0, Floors(self.f, batch_size)
+        self.calls = 0
 
     def go(self, take: Take, keep: Callable[[Ended], None], looked: Callable[[], None]) -> None:
         """Follow every start that `take` gives.
@@ -116,7 +114,8 @@ class Engine:
 
     def _judge(self, batch: WorkingBatch) -> tuple[Tensor, Tensor, int]:
         """Return the statuses, the errors, and the number of rows of f that they took."""
-        rules, criterion, before = self.criterion.rules, self.criterion, self.floors.evaluations
+        taken = 0
+        rules, criterion = self.criterion.rules, self.criterion
         status, last = batch.outcome.clone(), batch.last_sample()
         spent = status == OUT_OF_STEPS
         if spent.any():
@@ -126,33 +125,24 @@ class Engine:
         # Rounding shows as coordinates that stand still, or as jitter that further steps do not remove.
         amplitude = torch.where(status == Status.CYCLE, batch.amplitude, batch.recent.median(1).values.exp())
         small = amplitude < rules.floor_share * batch.norm
-        standing, fine = (status == Status.CONVERGED) & (batch.unmoved >= 0.25), self._steps_are_fine(batch)
-        floor = torch.where(standing & fine, rules.floor_factor * criterion.resolution * batch.norm, 0.0)
-        suspect = standing & ~fine
+        suspect = (status == Status.CONVERGED) & (batch.unmoved >= 0.25)
         suspect |= ((status == Status.CYCLE) | spent) & small
+        floor = torch.zeros_like(batch.step)
         rows = suspect.nonzero()[:, 0]
         if len(rows):
-            floor[rows] = self.floors.at(batch.latents[rows].reshape(-1, *self.shape))
+            latents = batch.latents[rows].reshape(-1, *self.shape)
+            measured, evaluations = rounding_floor(self.f, latents, self.batch_size)
+            floor[rows] = measured.double()
+            taken += evaluations
         at_floor = suspect & (status != Status.CONVERGED) & (amplitude <= rules.floor_factor * floor)
         status[at_floor] = int(Status.CONVERGED)
-        rows, taken = (status == Status.CYCLE).nonzero()[:, 0], self.floors.evaluations - before
+        rows = (status == Status.CYCLE).nonzero()[:, 0]
         if len(rows):
             cycling = batch.rows(rows)
             batch.period[rows], repels, evaluations = examine_cycles(self.f, cycling, self.shape, criterion)
             status[rows[repels]] = int(Status.WANDERING)
             taken += evaluations
         return status, self._errors(batch, status, floor, last), taken
-
-    def _steps_are_fine(self, batch: WorkingBatch) -> Tensor:
-        """Tell which orbits were seen to move by as little as the latents' own resolution, `(R,)` bool.
-
-        Then coordinates that stand still show the rounding of the latents, and no coarser one inside f. Where the last
-        step is exactly zero, the size that it would have had is extrapolated from the two steps before.
-        """
-        previous, earlier = batch.recent[:, -2].exp(), batch.recent[:, -3].exp()
-        due = torch.where(batch.steps > 2, previous * (previous / earlier), math.inf)
-        step = torch.where(batch.step > 0, batch.step, due)
-        return step <= RESOLVED * self.criterion.resolution * batch.norm
 
     def _errors(self, batch: WorkingBatch, status: Tensor, floor: Tensor, last: Tensor) -> Tensor:
         """Estimate the distance to the fixed point from the steps that remain and from the rounding in each."""

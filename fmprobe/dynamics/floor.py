@@ -1,57 +1,20 @@
 """The rounding floor of f: how much of f(z) is rounding noise."""
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
 
 from fmprobe.dynamics.calls import Function, apart
-from fmprobe.dynamics.norms import norms, power_of_two
+from fmprobe.dynamics.norms import norms
 from fmprobe.seeding import torch_generator
 
 FINE, COARSE = 2.0**-13, 2.0**-8  # spacings relative to the latent: below and at the resolution of bfloat16
 ORDER = 4  # order of the differences: high enough that a smooth f leaves next to nothing
-ROWS_OF_A_LINE = 2 * (ORDER + 1)  # rows of f that one line takes
 COORDINATES = 128  # least number of roundings that are pooled for one latent
-CELL = 2.0**-6  # side of a cell, relative to the root mean square of the coordinates
 
 
-class Floors:
-    """Rounding floors of f that are measured once for each cell of latent space.
-
-    Orbits that come to rest at one place share a measurement, which is made at the middle of their cell. So the floor
-    of a latent depends on the latent alone, whoever asks first. A cell is no larger than the lines of `rounding_floor`.
-
-    Attributes:
-        evaluations: number of rows of f that were computed.
-    """
-
-    def __init__(self, f: Function, batch_size: int) -> None:
-        self.f, self.batch_size, self.evaluations = f, batch_size, 0
-        self._known: dict[bytes, float] = {}
-
-    def at(self, latents: Tensor) -> Tensor:
-        """The floors at latents `(n, *latent_shape)`, float64 `(n,)`."""
-        middles = _middles(latents.flatten(1))
-        keys = [hashlib.sha256(row.numpy()).digest() for row in middles.cpu()]
-        new = {key: row for row, key in enumerate(keys) if key not in self._known}
-        if new:
-            floors, evaluations = rounding_floor(
-                self.f, middles[list(new.values())].reshape(-1, *latents.shape[1:]), self.batch_size
-            )
-            self._known |= zip(new, floors.tolist(), strict=True)
-            self.evaluations += evaluations
-        return torch.tensor([self._known[key] for key in keys], dtype=torch.float64, device=latents.device)
-
-
-def _middles(rows: Tensor) -> Tensor:
-    """The middle of the cell that each row `(n, d)` lies in."""
-    side = CELL * power_of_two(norms(rows) / math.sqrt(rows.shape[1]))[:, None].to(rows)
-    return (rows / side).round() * side
-
-
-def rounding_floor(f: Function, latents: Tensor, batch_size: int = 256, most: int | None = None) -> tuple[Tensor, int]:
+def rounding_floor(f: Function, latents: Tensor, batch_size: int = 256) -> tuple[Tensor, int]:
     """Estimate the rounding noise of f at each latent.
 
     Fourth differences of f along short random lines vanish for a smooth f and leave its noise (Moré and Wild 2011,
@@ -64,7 +27,6 @@ def rounding_floor(f: Function, latents: Tensor, batch_size: int = 256, most: in
         f: the map, on a batch of latents.
         latents: the latents `(n, *latent_shape)`.
         batch_size: largest number of latents in one call of f.
-        most: largest number of lines at a latent; by default as many as COORDINATES asks for.
 
     Returns:
         The standard deviation of the noise at each latent, as a norm `(n,)`, infinite where f is not finite; and the
@@ -73,7 +35,7 @@ def rounding_floor(f: Function, latents: Tensor, batch_size: int = 256, most: in
     if not len(latents):
         return latents.new_zeros(0), 0
     n, d, f = len(latents), latents[0].numel(), apart(f, batch_size)
-    lines = min(math.ceil(COORDINATES / d), most or COORDINATES)
+    lines = min(COORDINATES, math.ceil(COORDINATES / d))
     generator = torch_generator(0, "floor: lines")
     # A fixed point in rounded arithmetic lies in the middle of a rounding cell, so the lines start beside it.
     origins = torch.randn(lines, *latents.shape[1:], generator=generator).to(latents)
@@ -95,4 +57,4 @@ def rounding_floor(f: Function, latents: Tensor, batch_size: int = 256, most: in
         fine, coarse = noise(FINE), noise(COARSE)
     kept = (FINE / COARSE) ** 0.75  # an exponent halfway between that of rounding, 0.5, and that of a kink, 1
     floor = torch.where(fine >= kept * coarse, torch.maximum(fine, coarse), fine)
-    return floor.nan_to_num(nan=math.inf, posinf=math.inf).to(latents.dtype), n * lines * ROWS_OF_A_LINE
+    return floor.nan_to_num(nan=math.inf, posinf=math.inf).to(latents.dtype), 2 * n * lines * (ORDER + 1)

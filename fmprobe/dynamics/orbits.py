@@ -91,8 +91,7 @@ class Orbits:
         periods: `(n,)`; period of a cycle, 0 for other orbits.
         evaluations: number of rows of f computed along orbits.
         surplus: how many of these rows belonged to orbits that had already ended.
-        check_evaluations: number of further rows, spent on measuring rounding floors and on examining cycles. A floor is
-            measured once for each place where orbits come to rest, so processes that share starts may count more of it.
+        check_evaluations: number of further rows, spent on measuring rounding floors and on examining cycles.
         protocol: everything that decided a status, as JSON holds it.
         trajectories: one `(steps + 1, *latent_shape)` tensor a start, if asked for.
     """

@@ -20,8 +20,7 @@ def affine(rate, d, seed=0):
 @pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float32, 5e-6), (torch.float64, 1e-13)])
 def test_a_slow_fixed_point_is_found_to_rounding(dtype, accuracy):
     f, exact = affine(0.99, 4)
-    rows = torch.arange(20) != 12  # in float32 this orbit comes to rest at the rounding floor by itself
-    starts = draws(20, 4)[rows].to(dtype)
+    starts = draws(20, 4).to(dtype)
     rough, fine = (find_attractors(f, starts=starts, polish=polish) for polish in (None, "anderson"))
     assert len(rough) == len(fine) == 1
     assert fine.polished == 1
