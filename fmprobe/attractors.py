@@ -115,8 +115,8 @@ class AttractorSet(Attractors, Artefact, Drawn):
         content, path = read_json(folder / "attractors.json"), folder / "attractors.safetensors"
         if content.get("schema") != SCHEMA:
             raise InputError(
-                f"{folder / 'attractors.json'} is of schema {content.get('schema')!r}, and this version reads {SCHEMA}: "
-                "find them again, or load them with the version that saved them"
+                f"{folder / 'attractors.json'} is of schema {content.get('schema')!r}, and this version reads "
+                f"{SCHEMA}: find them again, or load them with the version that saved them"
             )
         if not path.is_file() or file_digest(path) != content.get("sha256"):
             raise InputError(f"{path} is missing or is not the file that attractors.json describes: find them again")

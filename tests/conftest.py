@@ -16,7 +16,7 @@ import pytest
 import torch
 from support.checkpoints import TINY, save_dinov2
 from support.once import Once
-from support.sketches import sketched
+from support.quick import short_readings, sketched
 from support.written import Written
 
 ASSETS = Path(os.environ.get("FMPROBE_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
@@ -83,11 +83,9 @@ def small_diagram() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def short_readings() -> Iterator[None]:
-    """A command takes few steps for an exponent, and as many however long f takes here."""
-    from fmprobe.probes.prototypes import reading
-
-    with mock.patch.multiple(reading, CAPS=(4,), LADDER=(reading.FEWEST_STEPS,), SET_STEPS=reading.LEAST_SET[1]):
+def quick_readings() -> Iterator[None]:
+    """A command takes few steps for an exponent; `support.quick.whole_readings` gives the usual number."""
+    with short_readings():
         yield
 
 

@@ -1,5 +1,6 @@
 """The loop of the engine: a working batch that takes new starts and gives up orbits as they end."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from fmprobe.dynamics.orbits import Status
 from fmprobe.dynamics.verdicts import distance_left, still_falling
 from fmprobe.dynamics.working import OUT_OF_STEPS, RUNNING, Criterion, WorkingBatch
 
+RESOLVED = 32  # a step of so many units of the latents' resolution shows that f is computed about as finely
 Observer = Callable[[Tensor, Tensor, Tensor], None]
 # Gives at most so many starts: index (k,), latents (k, d), tol (k,), largest number of steps (k,).
 Take = Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -125,9 +127,10 @@ class Engine:
         # Rounding shows as coordinates that stand still, or as jitter that further steps do not remove.
         amplitude = torch.where(status == Status.CYCLE, batch.amplitude, batch.recent.median(1).values.exp())
         small = amplitude < rules.floor_share * batch.norm
-        suspect = (status == Status.CONVERGED) & (batch.unmoved >= 0.25)
+        standing, fine = (status == Status.CONVERGED) & (batch.unmoved >= 0.25), self._steps_are_fine(batch)
+        floor = torch.where(standing & fine, rules.floor_factor * criterion.resolution * batch.norm, 0.0)
+        suspect = standing & ~fine
         suspect |= ((status == Status.CYCLE) | spent) & small
-        floor = torch.zeros_like(batch.step)
         rows = suspect.nonzero()[:, 0]
         if len(rows):
             latents = batch.latents[rows].reshape(-1, *self.shape)
@@ -143,6 +146,17 @@ class Engine:
             status[rows[repels]] = int(Status.WANDERING)
             taken += evaluations
         return status, self._errors(batch, status, floor, last), taken
+
+    def _steps_are_fine(self, batch: WorkingBatch) -> Tensor:
+        """Tell which orbits were seen to move by as little as the latents' own resolution, `(R,)` bool.
+
+        Then coordinates that stand still show the rounding of the latents, and no coarser one inside f. Where the last
+        step is exactly zero, the size that it would have had is extrapolated from the two steps before.
+        """
+        previous, earlier = batch.recent[:, -2].exp(), batch.recent[:, -3].exp()
+        due = torch.where(batch.steps > 2, previous * (previous / earlier), math.inf)
+        step = torch.where(batch.step > 0, batch.step, due)
+        return step <= RESOLVED * self.criterion.resolution * batch.norm
 
     def _errors(self, batch: WorkingBatch, status: Tensor, floor: Tensor, last: Tensor) -> Tensor:
         """Estimate the distance to the fixed point from the steps that remain and from the rounding in each."""

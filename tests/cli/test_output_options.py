@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.resources import files
 from unittest import mock
 
 import pytest
@@ -16,6 +17,7 @@ import fmprobe
 from fmprobe.cli import app
 from fmprobe.runs.folder import read_events
 
+DEMO = str(files("fmprobe.demo") / "vit-mae-digits")
 SMALL = "-n 4 --max-steps 60"
 RUNS = {  # every command once, small; D, E: images; ENCODER: a model that needs a decoder; RUN, DETECTOR: folders
     "demo": "",
@@ -59,11 +61,11 @@ def places(tmp_path_factory, tiny_dinov2, written, hub):
 
 
 def run(command, out, places, *more, said=None):
-    """The command, whose models but ENCODER are the stub; `said` in place of its arguments in `RUNS`."""
+    """The command, where ENCODER and the demo have their own models and others the stub; `said` in place of `RUNS`."""
     load = fmprobe.load
 
     def loaded(name, **arguments):
-        return load(name, **arguments) if name == places["ENCODER"] else stub()
+        return load(name, **arguments) if name in (places["ENCODER"], DEMO) else stub()
 
     arguments = [places.get(part, part) for part in (RUNS[command] if said is None else said).split()]
     where = ["--out", str(out)] if command in WITH["out"] else []

@@ -109,6 +109,8 @@ def test_two_processes_find_and_reconstruct_what_one_does(probed, tmp_path):
     assert len([event for event in events if event["event"] == "reconstructed"]) == 2
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (out, tmp_path / "two"))
     assert one["attractors"]["sizes"] == two["attractors"]["sizes"]
+    for found in (one, two):
+        del found["orbits"]["noise"]["exponent"]  # of as many orbits as the time allows
     assert one["orbits"] == two["orbits"]
     for source, curves in one["weights"]["data"].items():
         other = two["weights"]["data"][source]

@@ -1,6 +1,7 @@
 """Merging, basins and stability, held to maps whose attractors are known."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -272,3 +273,14 @@ def test_distances_are_exact_where_points_nearly_coincide():
 def test_where_there_is_no_attractor_nothing_is_polished():
     found = find_attractors(lambda z: z + 1, starts=torch.zeros(3, 2), max_steps=5, polish="anderson")
     assert (len(found), found.polished) == (0, 0)
+
+
+@pytest.mark.parametrize("rate", [1e-5, 0.3, 0.9])
+@pytest.mark.parametrize("d", [2, 16, 200])
+def test_rounding_is_measured_at_the_attractor_alone_where_orbits_move_as_finely_as_their_latents(rate, d):
+    # At rate 1e-5 an orbit has three steps, and its last leaves half the coordinates as they are.
+    shift = draws(1, d, seed=1)
+    found = find_attractors(lambda z: shift + rate * (z - shift), starts=draws(100, d), progress=False)
+    assert len(found) == 1
+    assert found.orbits.check_evaluations == 10 * math.ceil(128 / d)  # ten rows a line, and 128 roundings
+    assert (found.latents - shift).norm() <= 1.01 * found.errors.max()

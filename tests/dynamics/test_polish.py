@@ -17,17 +17,20 @@ def affine(rate, d, seed=0):
     return lambda z: z @ matrix.to(z).T + shift.to(z), exact
 
 
-@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float32, 5e-6), (torch.float64, 1e-13)])
-def test_a_slow_fixed_point_is_found_to_rounding(dtype, accuracy):
-    f, exact = affine(0.99, 4)
-    starts = draws(20, 4).to(dtype)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_slow_fixed_point_is_found_to_rounding(dtype):
+    d, rate = 4, 0.99
+    f, exact = affine(rate, d)
+    # A sum of d products and a shift is off by at most d + 1 roundings, and so is its fixed point 1 / (1 - rate) times.
+    accuracy = (d + 1) * torch.finfo(dtype).eps / 2 / (1 - rate)
+    starts = draws(20, d).to(dtype)
     rough, fine = (find_attractors(f, starts=starts, polish=polish) for polish in (None, "anderson"))
     assert len(rough) == len(fine) == 1
     assert fine.polished == 1
     off = [float((found.latents[0] - exact).norm() / exact.norm()) for found in (rough, fine)]
     assert off[0] > 1e-4
     assert off[1] < accuracy
-    assert (fine.latents[0] - exact).norm() <= fine.errors[0]
+    assert (fine.latents[0] - exact).norm() <= 3 * fine.errors[0]  # of rounding, it is a standard deviation
     assert torch.equal(fine.labels, rough.labels)
     assert torch.equal(fine.orbits.ends, rough.orbits.ends)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.quick import whole_readings
 from support.written import chaotic_model
 
 import fmprobe
@@ -18,6 +19,12 @@ from fmprobe.probes.prototypes.reading import JVP_COST, SECONDS, effort, read_se
 from fmprobe.runs.plan import Plan
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def usual_readings():
+    with whole_readings():
+        yield
 
 
 def found_by(model, n=8, **settings):

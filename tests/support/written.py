@@ -21,7 +21,7 @@ from fmprobe.report.page import write_report
 from fmprobe.surrogates.latent import LatentSurrogate
 from support.checkpoints import TINY, save_dinov2
 from support.once import Once
-from support.sketches import drawn
+from support.quick import drawn, whole_readings
 
 SEARCH = "-n 12 --max-steps 40"
 # The commands that write each folder. A word in capitals is a path.
@@ -150,7 +150,7 @@ class Written:
             return MADE[name]() if name in MADE else load(name, **arguments)  # type: ignore[arg-type]
 
         argv = mock.patch.object(sys, "argv", ["fmprobe", *words])
-        with mock.patch("fmprobe.loading.load", loaded), argv, drawn():
+        with mock.patch("fmprobe.loading.load", loaded), argv, drawn(), whole_readings():
             done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0, done.output
         return done.stdout

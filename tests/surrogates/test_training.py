@@ -84,8 +84,10 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(encoder, tmp_path, 
     finish(start(settings, tmp_path / "two", launcher, ACCELERATE_USE_CPU="true", **cache))
     with safe_open(tmp_path / "two", "pt") as file:
         assert file.metadata()["processes"] == "2"
+    two = weights(tmp_path / "two")
     for name, value in one.items():
-        torch.testing.assert_close(weights(tmp_path / "two")[name], value, atol=1e-4, rtol=0)
+        # In norm: Adam makes whole steps of the rounding in a gradient that is nearly zero.
+        assert (two[name] - value).norm() <= 1e-3 * value.norm().clamp(min=1), name
 
 
 def test_accumulation_changes_nothing(encoder):
