@@ -23,12 +23,14 @@ ASSETS = Path(os.environ.get("FMPROBE_TEST_ASSETS", Path(__file__).parents[2] / 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if ASSETS.is_dir():
-        return
-    missing = pytest.mark.skip(reason=f"needs real images and weights, and {ASSETS} is not there")
+    missing = {
+        "assets": None if ASSETS.is_dir() else f"needs real images and weights, and {ASSETS} is not there",
+        "gpu": None if torch.cuda.is_available() else "needs a CUDA device, and there is none",
+    }
     for item in items:
-        if "assets" in item.keywords:
-            item.add_marker(missing)
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ SMALLEST: dict[str, tuple[str, str]] = {
         r"attractors +\d+ and \d+",
     ),
     "contraction": ("--backbones resnet18 --inputs 4 --side 32 --seeds 1", r"resnet18"),
+    "gpu_suite": ("--part 9 --small", r"part 9: done"),
     "residual_curves": ("--starts 2 --steps 3", r"latent norm +\d"),
     "vector_field": ("--seeds 0 --images 32 --steps 2 --frames 2 --resolution 3", r"pictures and animations"),
     "benchmark_engine": ("--epochs 1 --images 32 -n 4 --width 2 --overhead-steps 0", r"same ends: \d+ of \d+"),
