@@ -67,7 +67,7 @@ RUNS = {
         "memorization",
         f"{DATA} --ks 2 4 8 16 32 64 128 256 512 {SEEDS} --images 12000 --steps 37600 --patience 10 --starts 256",
         "about 10 hours",
-        f"{DATA} --ks 2 8 32 128 512 {SEEDS} --images 1000 --steps 1500 --patience 15 --width 8 --starts 64"
+        f"{DATA} --ks 2 8 32 128 512 {SEEDS} --images 1000 --steps 800 --patience 15 --width 8 --starts 64"
         " --max-steps 500",
         by=("set", "k"),
         shown=(
@@ -86,7 +86,7 @@ RUNS = {
         "memorization",
         f"{DATA} --vary-images {SEEDS} --images 12000 --steps 6000 --starts 256",
         "about 3 hours",
-        f"{DATA} --sets mnist --vary-images {SEEDS} --images 1000 --steps 1500 --width 8 --starts 64 --max-steps 500",
+        f"{DATA} --sets mnist --vary-images {SEEDS} --images 1000 --steps 800 --width 8 --starts 64 --max-steps 500",
         by=("set", "images"),
         shown=("test error", "settled", "attractors", "coefficient", "test images", "rank"),
     ),
@@ -94,7 +94,7 @@ RUNS = {
         "training_dynamics",
         f"{DATA} --seeds 0 1 2 3 4 --images 12000 --steps 12000 --starts 1000",
         "about 5 hours",
-        f"{DATA} --seeds 0 1 2 3 4 --images 1000 --steps 2000 --width 8 --starts 48",
+        f"{DATA} --seeds 0 1 2 3 4 --images 1000 --steps 1200 --width 8 --starts 48",
         by=("set", "seed"),
         shown=(
             "attractors from train at the end",
