@@ -4,6 +4,7 @@ A rule is written here, and as a sentence in the docstring of its recipe, before
 """
 
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from _rules import Mean, RankCorrelation, Rule, Share, SignTest
 
@@ -15,26 +16,25 @@ class Run:
     """One command, whose figures several claims share.
 
     Attributes:
-        recipe: the script, without its ending.
-        options: its options at the size that carries the claims.
-        cost: what that takes, as estimated from a single condition.
-        reduced: options that give a first answer in minutes; None where there is no smaller run.
+        command: the command at the size that carries the claims.
+        cost: what that takes, as estimated from a smaller run.
+        reduced: a command that gives a first answer in minutes; None where there is no smaller run.
         by: columns by which a table of the figures is grouped.
         shown: columns of that table: means over the rows of a group.
-        measurable: whether `evidence.py` can gather the figures of the run.
+        measurable: whether `evidence.py` can run the command and gather its figures.
     """
 
-    recipe: str
-    options: str
+    command: str
     cost: str
     reduced: str | None = None
     by: COLUMNS = ()
     shown: COLUMNS = ()
     measurable: bool = True
 
-    def command(self, reduced: bool = False) -> str:
-        """What to type."""
-        return f"python recipes/{self.recipe}.py {self.reduced if reduced else self.options}".strip()
+    @property
+    def recipe(self) -> str:
+        """The script of the command, without its ending."""
+        return PurePath(self.command.split()[1]).stem
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,19 @@ DATA = "--data ../shared/data"
 SEEDS = "--seeds 0 1 2"
 TEN = "--seeds 0 1 2 3 4 5 6 7 8 9"
 ALL_SETS = "--sets digits mnist fashion_mnist cifar10"
-GPU = "needs the hub and an accelerator; not estimated"
+GPU = "not known: it needs the hub and an accelerator"
+
+MEMORIZATION = f"python recipes/memorization.py {DATA}"
+TRAINING = f"python recipes/training_dynamics.py {DATA} --seeds 0 1 2 3 4"
+CONVERGENCE = f"python recipes/convergence.py {DATA} {ALL_SETS} --widths 8 16 {SEEDS}"
+SMALL = "--width 8 --images 1000"
 
 RUNS = {
     "memorization": Run(
-        "memorization",
-        f"{DATA} --ks 2 4 8 16 32 64 128 256 512 {SEEDS} --images 12000 --steps 37600 --patience 10 --starts 256",
+        f"{MEMORIZATION} --ks 2 4 8 16 32 64 128 256 512 {SEEDS} --images 12000 --steps 37600 --patience 10"
+        " --starts 256",
         "about 10 hours",
-        f"{DATA} --ks 2 8 32 128 512 {SEEDS} --images 1000 --steps 800 --patience 15 --width 8 --starts 64"
-        " --max-steps 500",
+        f"{MEMORIZATION} --ks 2 8 32 128 512 {SEEDS} {SMALL} --steps 800 --patience 15 --starts 64 --max-steps 500",
         by=("set", "k"),
         shown=(
             "epochs",
@@ -83,18 +87,16 @@ RUNS = {
         ),
     ),
     "overfitting": Run(
-        "memorization",
-        f"{DATA} --vary-images {SEEDS} --images 12000 --steps 6000 --starts 256",
+        f"{MEMORIZATION} --vary-images {SEEDS} --images 12000 --steps 6000 --starts 256",
         "about 3 hours",
-        f"{DATA} --sets mnist --vary-images {SEEDS} --images 1000 --steps 800 --width 8 --starts 64 --max-steps 500",
+        f"{MEMORIZATION} --sets mnist --vary-images {SEEDS} {SMALL} --steps 800 --starts 64 --max-steps 500",
         by=("set", "images"),
         shown=("test error", "settled", "attractors", "coefficient", "test images", "rank"),
     ),
     "training": Run(
-        "training_dynamics",
-        f"{DATA} --seeds 0 1 2 3 4 --images 12000 --steps 12000 --starts 1000",
+        f"{TRAINING} --images 12000 --steps 12000 --starts 1000",
         "about 5 hours",
-        f"{DATA} --seeds 0 1 2 3 4 --images 1000 --steps 1200 --width 8 --starts 48",
+        f"{TRAINING} {SMALL} --steps 1200 --starts 48",
         by=("set", "seed"),
         shown=(
             "attractors from train at the end",
@@ -105,17 +107,15 @@ RUNS = {
         ),
     ),
     "demo": Run(
-        "train_demo_model",
-        "--examine fmprobe/demo/vit-mae-digits",
-        "a minute",
+        "python recipes/train_demo_model.py --examine fmprobe/demo/vit-mae-digits",
+        "about a minute",
         by=("seed",),
         shown=("converged", "attractors", "training digits", "spectral_radius_max"),
     ),
     "convergence": Run(
-        "convergence",
-        f"{DATA} {ALL_SETS} --widths 8 16 {SEEDS} --images 1400 --steps 12000",
+        f"{CONVERGENCE} --images 1400 --steps 12000",
         "about 2 hours",
-        f"{DATA} {ALL_SETS} --widths 8 16 {SEEDS} --images 1000 --steps 800 --starts 100",
+        f"{CONVERGENCE} --images 1000 --steps 800 --starts 100",
         by=("set", "starts"),
         shown=(
             "attractors",
@@ -126,35 +126,41 @@ RUNS = {
         ),
     ),
     "contraction": Run(
-        "contraction",
-        "--full",
-        "about 60 hours of a core",
-        "--seeds 10",
+        "python recipes/contraction.py --full",
+        "about 60 hours",
+        "python recipes/contraction.py --seeds 10",
         by=("output", "backbone"),
         shown=("ratio",),
     ),
     "residuals-demo": Run(
-        "residual_curves", "--starts 500 --steps 300", "a minute", by=("curve",), shown=("fall", "growth")
-    ),
-    "residuals-local": Run(
-        "residual_curves",
-        "--assets ../shared --starts 50 --steps 300 --image-size 112",
-        "about 3 hours",
-        "--assets ../shared --starts 12 --steps 60 --image-size 56",
+        "python recipes/residual_curves.py --starts 500 --steps 300",
+        "about a minute",
         by=("curve",),
         shown=("fall", "growth"),
     ),
-    "residuals-full": Run("residual_curves", "--full --data ILSVRC/imagenet-1k:validation", GPU),
+    "residuals-local": Run(
+        "python recipes/residual_curves.py --assets ../shared --starts 50 --steps 300 --image-size 112",
+        "about 3 hours",
+        "python recipes/residual_curves.py --assets ../shared --starts 12 --steps 60 --image-size 56",
+        by=("curve",),
+        shown=("fall", "growth"),
+    ),
+    "residuals-full": Run("python recipes/residual_curves.py --full --data ILSVRC/imagenet-1k:validation", GPU),
     "field": Run(
-        "vector_field",
-        f"{DATA} --set mnist {TEN}",
+        f"python recipes/vector_field.py {DATA} --set mnist {TEN}",
         "about 20 minutes",
-        f"{TEN} --resolution 15 --frames 2",
+        f"python recipes/vector_field.py {TEN} --resolution 15 --frames 2",
         by=("seed",),
         shown=("attractors",),
     ),
-    "weights-full": Run("weight_probing", "--full", GPU, measurable=False),
-    "ood-full": Run("ood_detection", "--full --seeds 5", GPU, measurable=False),
+    "weights": Run("python recipes/weight_probing.py --full", GPU, measurable=False),
+    "weights-xl": Run(
+        "fmprobe weights stabilityai/sdxl-vae -n 4096 --images 500 --data ILSVRC/imagenet-1k:validation",
+        GPU,
+        measurable=False,
+    ),
+    "ood": Run("python recipes/ood_detection.py --full --seeds 5", GPU, measurable=False),
+    "prototypes": Run("fmprobe prototypes stabilityai/sd-vae-ft-mse -n 4096 -o prototypes", GPU, measurable=False),
 }
 
 BELOW = "ratio below 1"
@@ -289,7 +295,7 @@ CLAIMS = {
     "steps-in-proportion": Claim(
         "Measured steps are in proportion to the estimate by the spectral norm (the slope of logarithms is near 1).",
         "prop. A.9",
-        "about log(eps / ||e0||) / log(rho) steps",
+        "about log(eps / e0) / log(rho) steps, e0 the distance at the start",
         "convergence",
         Mean("slope by the spectral norm", 0.5, 1.5, by="starts"),
     ),
@@ -332,7 +338,14 @@ CLAIMS = {
         "Attractors of Stable Diffusion's autoencoder reconstruct images better than a random orthogonal basis.",
         "fig. 4, 7-9, 15",
         "on all six data sets, with 32 to 4096 atoms",
-        "weights-full",
+        "weights",
+        SignTest("image MSE of the basis less that of the attractors", by="set"),
+    ),
+    "attractors-beat-the-basis-xl": Claim(
+        "The same on the autoencoder of Stable Diffusion XL.",
+        "fig. 15",
+        "they do",
+        "weights-xl",
         SignTest("image MSE of the basis less that of the attractors", by="set"),
     ),
     "trajectory-beats-knn": Claim(
@@ -340,14 +353,14 @@ CLAIMS = {
         "fig. 5, 10, tab. 1",
         "AUROC 91.20, 90.99, 92.63, 91.29 against 42.59, 32.36, 89.41, 68.60, and FPR95 29.60, 29.95, 25.85, 29.85"
         " against 100.00, 100.00, 34.50, 86.35 (SUN397, Places365, Texture, iNaturalist)",
-        "ood-full",
+        "ood",
         SignTest("AUROC of the trajectory less that of KNN over all images", by="set"),
     ),
     "prototypes": Claim(
         "Decoded attractors of Stable Diffusion show geometric and texture patterns.",
         "fig. 18",
         "they do",
-        "weights-full",
+        "prototypes",
         None,
     ),
 }

@@ -30,6 +30,7 @@ from _rules import NOT_RUN, Finding
 
 from fmprobe.errors import InputError
 from fmprobe.files import read_json, write_atomically
+from fmprobe.progress import duration
 from fmprobe.runs.sweeps import results_in
 from fmprobe.sharing import alone
 
@@ -44,7 +45,7 @@ HEAD = """# Evidence
 `python recipes/evidence.py` writes this file from `recipes/results/`. No figure in it is typed by hand. A verdict is
 that of a rule which was written before the run; the rules stand below. "Reduced" is a smaller run than the one that was
 planned for the claim, and its command is the one of the smaller run. A dash under "published" marks a question beside
-the paper. Costs are hours of one processor core.
+the paper. Costs are those of one processor core; "about" marks an estimate for a run that has not been made.
 
 - **Rank correlation** is Spearman's, with a 95% bootstrap interval over rows. It agrees where the interval excludes 0
   and reaches 0.5 in the direction of the claim, in part where it only excludes 0, and does not where it does neither.
@@ -62,11 +63,13 @@ def result_of(run: str) -> dict[str, Any] | None:
 
 
 def finding_of(claim: Claim) -> Finding:
+    """What the rule of a claim says of its run."""
     result = result_of(claim.run)
     if result is None or claim.rule is None:
         return Finding(NOT_RUN, "–")
-    found = claim.rule(result["rows"])
-    return Finding(f"{found.verdict} (reduced)" if result["reduced"] else found.verdict, found.text)
+    found, seeds = claim.rule(result["rows"]), len(result["seeds"])
+    text = f"{found.text}; {seeds} seed{'s' if seeds > 1 else ''}"
+    return Finding(f"{found.verdict} (reduced)" if result["reduced"] else found.verdict, text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -76,12 +79,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def cost_of(run: str) -> str:
     result = result_of(run)
-    return f"{RUNS[run].cost} (estimate)" if result is None else f"{result['processor_seconds'] / 3600:.2f} h"
+    return RUNS[run].cost if result is None else duration(result["processor_seconds"])
 
 
 def command_of(run: str) -> str:
+    """What to type for the run whose figures are shown, or to get them."""
     result = result_of(run)
-    return f"`{RUNS[run].command() if result is None else result['command']}`"
+    reduced = " --reduced" if result and result["reduced"] else ""
+    return f"`python recipes/evidence.py --run {run}{reduced}`" if RUNS[run].measurable else f"`{RUNS[run].command}`"
 
 
 def claims_table(runs: Sequence[str] = tuple(RUNS), *, whole: bool = False) -> str:
@@ -144,15 +149,17 @@ def filled(text: str) -> str:
 def document() -> str:
     """The content of `evidence.md`."""
     runs = []
-    for name in RUNS:
+    for name, run in RUNS.items():
         if result := result_of(name):
             machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-            cells = [name, f"`{result['command']}`", result["commit"], machine, ", ".join(map(str, result["seeds"]))]
-            runs.append([*cells, f"{result['processor_seconds']:.0f}", str(len(result["rows"]))])
+            seeds = ", ".join(map(str, result["seeds"]))
+            runs.append([name, f"`{result['command']}`", cost_of(name), result["commit"], machine, seeds])
+        if result is None or result["reduced"]:
+            runs.append([name, f"`{run.command}`", run.cost, "not run", "–", "–"])
     rules = [
         f"- **{claim.text}** {claim.rule.words if claim.rule else 'No number decides.'}\n" for claim in CLAIMS.values()
     ]
-    header = ["run", "command", "commit", "machine", "seeds", "processor seconds", "rows"]
+    header = ["run", "command", "cost", "commit", "machine", "seeds"]
     parts = [HEAD, count_line().split(" [")[0] + "\n", claims_table(whole=True)]
     parts += ["## Runs\n", table(header, runs), "## Rules\n", "".join(rules)]
     return "\n".join(parts)
@@ -171,9 +178,16 @@ def texts() -> Iterator[tuple[Path, str]]:
         yield path, filled(path.read_text(encoding="utf-8"))
 
 
+def asked(run: Run, reduced: bool) -> str:
+    """The command of a run of either size."""
+    if reduced and run.reduced is None:
+        raise InputError(f"there is no smaller run than {run.command!r}: leave out --reduced")
+    return run.reduced if reduced and run.reduced else run.command
+
+
 def compute(run: Run, folder: Path, reduced: bool, minutes: float | None, processes: int) -> bool:
     """Run a command or go on with it; whether it is complete."""
-    recipe, *options = shlex.split(run.command(reduced))[1:]
+    recipe, *options = shlex.split(asked(run, reduced))[1:]
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
     before, commit = len(_kept(folder)), _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--", "fmprobe", "adapters", "recipes/*.py")
@@ -198,7 +212,7 @@ def gather(run: Run, folder: Path, reduced: bool) -> dict[str, Any]:
     commits = dict.fromkeys((folder / COMMITS).read_text(encoding="utf-8").splitlines())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
-        "command": run.command(reduced),
+        "command": asked(run, reduced),
         "reduced": reduced,
         "commit": ", ".join(commits),
         "machine": {"device": device, "cores": os.cpu_count(), "torch": torch.__version__},
@@ -238,8 +252,8 @@ def listed() -> str:
         claims = [
             f"    {finding_of(claim).verdict:22} {claim.text}\n" for claim in CLAIMS.values() if claim.run == name
         ]
-        smaller = "" if run.reduced is None else f"    reduced: {run.command(reduced=True)}\n"
-        text += f"{name}, {cost_of(name)}\n    {run.command()}\n{smaller}{''.join(claims)}\n"
+        smaller = "" if run.reduced is None else f"    reduced: {run.reduced}\n"
+        text += f"{name}, {cost_of(name)}\n    {run.command}\n{smaller}{''.join(claims)}\n"
     return text
 
 
@@ -257,9 +271,7 @@ def main() -> None:
     if arguments.list:
         print(listed(), end="")
     elif name := arguments.run:
-        if arguments.reduced and RUNS[name].reduced is None:
-            raise InputError(f"the run {name} has no smaller form: leave out --reduced")
-        digest = sha256(RUNS[name].command(arguments.reduced).encode()).hexdigest()[:8]
+        digest = sha256(asked(RUNS[name], arguments.reduced).encode()).hexdigest()[:8]
         folder = arguments.work.resolve() / f"{name}-{digest}"  # results of other options stay out of it
         if not compute(RUNS[name], folder, arguments.reduced, arguments.minutes, arguments.processes):
             raise InputError(f"the run {name} is not complete, with {len(_kept(folder))} results: run the same again")
