@@ -21,6 +21,7 @@ class Run:
         reduced: a command that gives a first answer in minutes; None where there is no smaller run.
         by: columns by which a table of the figures is grouped.
         shown: columns of that table: means over the rows of a group.
+        split: a column by whose values each of those columns is split into several.
         measurable: whether `evidence.py` can run the command and gather its figures.
     """
 
@@ -29,6 +30,7 @@ class Run:
     reduced: str | None = None
     by: COLUMNS = ()
     shown: COLUMNS = ()
+    split: str | None = None
     measurable: bool = True
 
     @property
@@ -72,7 +74,7 @@ RUNS = {
         f"{MEMORIZATION} --ks 2 4 8 16 32 64 128 256 512 {SEEDS} --images 12000 --steps 37600 --patience 10"
         " --starts 256",
         "about 10 hours",
-        f"{MEMORIZATION} --ks 2 8 32 128 512 {SEEDS} {SMALL} --steps 800 --patience 15 --starts 64 --max-steps 500",
+        f"{MEMORIZATION} --ks 2 8 64 512 {SEEDS} {SMALL} --steps 600 --patience 15 --starts 64 --max-steps 500",
         by=("set", "k"),
         shown=(
             "epochs",
@@ -129,8 +131,9 @@ RUNS = {
         "python recipes/contraction.py --full",
         "about 60 hours",
         "python recipes/contraction.py --seeds 10",
-        by=("output", "backbone"),
+        by=("backbone",),
         shown=("ratio",),
+        split="output",
     ),
     "residuals-demo": Run(
         "python recipes/residual_curves.py --starts 500 --steps 300",

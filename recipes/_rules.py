@@ -230,7 +230,7 @@ def _interval(statistic: Callable[..., Any], samples: tuple[np.ndarray, ...]) ->
         n_resamples=RESAMPLES,
         confidence_level=1 - LEVEL,
         method="percentile",
-        random_state=np.random.default_rng(0),
+        rng=np.random.default_rng(0),
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 

@@ -88,7 +88,8 @@ def evidence(folder: Path) -> list[dict[str, Any]]:
                 spread = len(estimated) > 1 and np.ptp(estimated) > 0
                 name = rho.replace("_", " ")
                 row |= {f"points by the {name}": len(measured), f"correlation by the {name}": points["spearman"]}
-                row[f"slope by the {name}"] = float(theilslopes(measured, estimated).slope) if spread else None
+                fit: Any = theilslopes(measured, estimated) if spread else None
+                row[f"slope by the {name}"] = float(fit.slope) if fit else None
             rows.append(row)
     return rows
 

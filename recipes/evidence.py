@@ -109,10 +109,13 @@ def means_table(name: str) -> str:
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in sorted(result["rows"], key=lambda row: [(isinstance(row[key], str), row[key]) for key in run.by]):
         groups.setdefault(tuple(str(row[key]) for key in run.by), []).append(row)
-    rows = [
-        [*key, *(_mean([row[column] for row in members]) for column in run.shown)] for key, members in groups.items()
-    ]
-    return table([*run.by, *run.shown], rows)
+    part_of = {id(row): f", {row[run.split]}" if run.split else "" for row in result["rows"]}
+    columns = [(name, part) for name in run.shown for part in dict.fromkeys(part_of.values())]
+    rows = []
+    for key, members in groups.items():
+        values = [[row[name] for row in members if part_of[id(row)] == part] for name, part in columns]
+        rows.append([*key, *map(_mean, values)])
+    return table([*run.by, *(name + part for name, part in columns)], rows)
 
 
 def _mean(values: Sequence[float | None]) -> str:

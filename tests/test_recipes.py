@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from _claims import CLAIMS, RUNS
 
 from fmprobe.cli import app
 
@@ -38,6 +39,7 @@ SMALLEST: dict[str, tuple[str, str]] = {
         "--atoms 32 --dim 16 --select 4 --targets 4 --large 8 --sklearn-targets 2 --rounds 1",
         r"finite: True; an atom twice: False",
     ),
+    "evidence": ("--list", r"python recipes/memorization\.py .*\n.*reduced: python"),
     "convergence": ("--images 16 --steps 2 --starts 4", r"\| train \| \d+ \| spectral radius \|"),
     "memorization": (
         "--ks 2 --images 16 --steps 2 --starts 4 --max-steps 5 --width 2",
@@ -82,8 +84,20 @@ def test_a_recipe_runs_at_its_smallest(path, images, tmp_path, monkeypatch, capf
     monkeypatch.setattr(sys, "argv", [str(path), *arguments.replace("IMAGES", str(images)).split()])
     monkeypatch.syspath_prepend(str(path.parent))
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(path), run_name="__main__")
+    recipe = runpy.run_path(str(path), run_name="__main__")
     assert re.search(expected, capfd.readouterr().out)
+    if "evidence" in recipe:
+        check_evidence(path.stem, recipe["evidence"](Path("runs", path.stem)))
+
+
+def check_evidence(recipe: str, rows: list[dict[str, Any]]) -> None:
+    """The figures of a run hold every column that its tables and the rules of its claims name."""
+    for name, run in RUNS.items():
+        if run.recipe == recipe and rows:
+            assert {"seed", *run.by, *run.shown, run.split or "seed"} <= rows[0].keys()
+            rules = [claim.rule for claim in CLAIMS.values() if claim.run == name]
+            named = [getattr(rule, key, None) for rule in rules for key in ("x", "y", "column", "by", "unit")]
+            assert {column for column in named if column} <= rows[0].keys()
 
 
 def test_every_recipe_that_draws_takes_a_format_and_no_other_does():
@@ -143,6 +157,7 @@ def _with_shared(source: str) -> str:
     imported = re.findall(r"^from _(?:shared|figures) import (.+)$", source, re.MULTILINE)
     names = {name for line in imported for name in line.split(", ")}
     names |= {"add_figure_options"} if "parser_of" in names else set()
+    names |= {"add_seeds"} if "add_protocol" in names else set()
     functions = [node for node in ast.parse(SHARED).body if isinstance(node, ast.FunctionDef) and node.name in names]
     return "\n".join([source, *(ast.get_source_segment(SHARED, node) or "" for node in functions)])
 
@@ -215,7 +230,7 @@ def test_the_score_that_is_shown_for_a_set_is_chosen_on_the_others(monkeypatch, 
     assert rows["best single score on this set"] == ["98.0", "94.0", "90.0", "98.0", "92.0", "94.0"]
 
 
-@pytest.mark.parametrize("name", ["README.md", "recipes/README.md"])
+@pytest.mark.parametrize("name", ["README.md", "recipes/README.md", "recipes/evidence.md"])
 def test_every_flag_that_the_texts_name_exists(name):
     text = (ROOT / name).read_text()
     assert unknown_flags(text) == []
