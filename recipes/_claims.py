@@ -69,11 +69,12 @@ TRAINING = f"python recipes/training_dynamics.py {DATA} --seeds 0 1 2 3 4"
 CONVERGENCE = f"python recipes/convergence.py {DATA} {ALL_SETS} --widths 8 16 {SEEDS}"
 SMALL = "--width 8 --images 1000"
 
+# Costs are estimated from 15 ms of a core for a training step of width 16, and from the smaller runs.
 RUNS = {
     "memorization": Run(
         f"{MEMORIZATION} --ks 2 4 8 16 32 64 128 256 512 {SEEDS} --images 12000 --steps 37600 --patience 10"
         " --starts 256",
-        "about 10 hours",
+        "about 10 hours, at most 14",
         f"{MEMORIZATION} --ks 2 8 64 512 {SEEDS} {SMALL} --steps 600 --patience 15 --starts 64 --max-steps 500",
         by=("set", "k"),
         shown=(
@@ -90,14 +91,14 @@ RUNS = {
     ),
     "overfitting": Run(
         f"{MEMORIZATION} --vary-images {SEEDS} --images 12000 --steps 6000 --starts 256",
-        "about 3 hours",
+        "about 2 hours",
         f"{MEMORIZATION} --sets mnist --vary-images {SEEDS} {SMALL} --steps 800 --starts 64 --max-steps 500",
         by=("set", "images"),
         shown=("test error", "settled", "attractors", "coefficient", "test images", "rank"),
     ),
     "training": Run(
         f"{TRAINING} --images 12000 --steps 12000 --starts 1000",
-        "about 5 hours",
+        "about 2 hours",
         f"{TRAINING} {SMALL} --steps 1200 --starts 48",
         by=("set", "seed"),
         shown=(
@@ -116,7 +117,7 @@ RUNS = {
     ),
     "convergence": Run(
         f"{CONVERGENCE} --images 1400 --steps 12000",
-        "about 2 hours",
+        "about 90 minutes",
         f"{CONVERGENCE} --images 1000 --steps 800 --starts 100",
         by=("set", "starts"),
         shown=(
@@ -129,7 +130,7 @@ RUNS = {
     ),
     "contraction": Run(
         "python recipes/contraction.py --full",
-        "about 60 hours",
+        "about 5 hours",
         "python recipes/contraction.py --seeds 10",
         by=("backbone",),
         shown=("ratio",),
@@ -143,7 +144,7 @@ RUNS = {
     ),
     "residuals-local": Run(
         "python recipes/residual_curves.py --assets ../shared --starts 50 --steps 300 --image-size 112",
-        "about 3 hours",
+        "about an hour",
         "python recipes/residual_curves.py --assets ../shared --starts 12 --steps 60 --image-size 56",
         by=("curve",),
         shown=("fall", "growth"),
@@ -151,7 +152,7 @@ RUNS = {
     "residuals-full": Run("python recipes/residual_curves.py --full --data ILSVRC/imagenet-1k:validation", GPU),
     "field": Run(
         f"python recipes/vector_field.py {DATA} --set mnist {TEN}",
-        "about 20 minutes",
+        "about 15 minutes",
         f"python recipes/vector_field.py {TEN} --resolution 15 --frames 2",
         by=("seed",),
         shown=("attractors",),

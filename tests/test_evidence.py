@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 
 from fmprobe.errors import InputError
 from fmprobe.files import read_json
-from fmprobe.runs.sweeps import sweep
+from fmprobe.runs.sweeps import results_in, sweep
 
 
 def rows(**columns):
@@ -285,4 +285,7 @@ def test_a_stopped_run_keeps_what_it_found_and_its_commits(tmp_path, monkeypatch
 
 def test_a_sweep_keeps_its_cost(tmp_path):
     dict(sweep(lambda _, settings: sum(i * i for i in range(2_000_000)), {"a": {}}, tmp_path))
-    assert 0 < read_json(tmp_path / "a.json")["processor_seconds"] < 60
+    (tmp_path / "other.json").write_text('{"result": 1}')
+    (content,) = results_in(tmp_path)
+    assert content == read_json(tmp_path / "a.json")
+    assert 0 < content["processor_seconds"] < 60

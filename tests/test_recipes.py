@@ -1,6 +1,8 @@
 """Every recipe runs at its smallest setting, and every flag that the texts name exists."""
 
+import argparse
 import ast
+import math
 import re
 import runpy
 import sys
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from _claims import CLAIMS, RUNS
 
@@ -92,6 +95,7 @@ def test_a_recipe_runs_at_its_smallest(path, images, tmp_path, monkeypatch, capf
 
 def check_evidence(recipe: str, rows: list[dict[str, Any]]) -> None:
     """The figures of a run hold every column that its tables and the rules of its claims name."""
+    assert rows or recipe == "train_demo_model"  # its smallest command trains, and `--examine` gives the figures
     for name, run in RUNS.items():
         if run.recipe == recipe and rows:
             assert {"seed", *run.by, *run.shown, run.split or "seed"} <= rows[0].keys()
@@ -116,6 +120,29 @@ def test_a_figure_of_a_recipe_is_written_in_the_formats_asked_for(tmp_path, monk
     found = sorted(file.name for file in tmp_path.glob("*.*") if file.suffix in (".pdf", ".svg", ".png"))
     names = ("contraction-random-weights", "contraction-trained")
     assert found == [f"{name}.{kind}" for name in names for kind in ("pdf", "svg")]
+
+
+@pytest.mark.parametrize(("patience", "run"), [(1, 3), (2, 6), (3, 6), (None, 6)])
+def test_a_training_ends_when_the_validation_error_has_not_fallen_for_a_while(patience, run, monkeypatch):
+    """The errors are those of epochs 0 to 6; the weights stand for the epoch that they were left in."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    shared = runpy.run_path(str(ROOT / "recipes" / "_shared.py"))
+    errors = [5.0, 4.0, 3.0, 3.5, 2.0, math.nan, 2.5]
+    image = torch.zeros(1, 1, 1, 1)
+    network = torch.nn.Conv2d(1, 1, 1)
+
+    def train(network, images, arguments, *, epochs, seed, callback=lambda epoch, model: None):
+        for epoch in range(epochs + 1):
+            torch.nn.init.constant_(network.bias, math.sqrt(errors[epoch]))  # its error on a black image
+            callback(epoch, network)
+
+    train_until = shared["train_until"]
+    monkeypatch.setitem(train_until.__globals__, "train", train)
+    arguments = argparse.Namespace(patience=patience)
+    found = train_until(network, image, image, arguments, epochs=6, seed=0)
+    best = 6 if patience is None else errors.index(min(errors[: run + 1]))
+    assert found == {"best": best, "run": run}
+    assert float(network.bias.detach() ** 2) == pytest.approx(errors[best])
 
 
 def rows(**candidates: dict[str, Any]) -> dict[str, dict[str, Any]]:
