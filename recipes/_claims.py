@@ -136,6 +136,13 @@ RUNS = {
         shown=("ratio",),
         split="output",
     ),
+    "alignment": Run(
+        f"python recipes/alignment.py {DATA} --ks 2 8 32 --seeds 0 3 6 9 12 15 18 21 24 27",
+        "about an hour",
+        "python recipes/alignment.py --images 1000 --width 8 --steps 600 --seeds 0 3 6 9 12",
+        by=("map", "k"),
+        shown=("cosine", "cosine of the null", "cosine of the ceiling", "adjusted Rand"),
+    ),
     "residuals-demo": Run(
         "python recipes/residual_curves.py --starts 500 --steps 300",
         "about a minute",
@@ -316,6 +323,20 @@ CLAIMS = {
         "below 1 for most of 12 backbones",
         "contraction",
         Share(BELOW, by="output", unit="backbone"),
+    ),
+    "fields-align": Claim(
+        "The fields of two seeds align near the images better than that of a seed and an untrained network.",
+        "sec. 6",
+        "–",
+        "alignment",
+        SignTest("cosine less that of the null", by="map"),
+    ),
+    "basins-agree": Claim(
+        "Basins of two seeds agree better than by chance.",
+        "sec. 6",
+        "–",
+        "alignment",
+        SignTest("adjusted Rand", by="map"),
     ),
     "residuals-demo": Claim(
         "Residuals fall at bounded norms: the demo model, a small ViT-MAE.",
