@@ -129,7 +129,7 @@ def test_a_training_ends_when_the_validation_error_has_not_fallen_for_a_while(pa
     shared = runpy.run_path(str(ROOT / "recipes" / "_shared.py"))
     errors = [5.0, 4.0, 3.0, 3.5, 2.0, math.nan, 2.5]
     image = torch.zeros(1, 1, 1, 1)
-    network = torch.nn.Conv2d(1, 1, 1)
+    network: Any = torch.nn.Conv2d(1, 1, 1)
 
     def train(network, images, arguments, *, epochs, seed, callback=lambda epoch, model: None):
         for epoch in range(epochs + 1):
