@@ -75,7 +75,7 @@ RUNS = {
         f"{MEMORIZATION} --ks 2 4 8 16 32 64 128 256 512 {SEEDS} --images 12000 --steps 37600 --patience 10"
         " --starts 256",
         "about 10 hours, at most 14",
-        f"{MEMORIZATION} --ks 2 8 64 512 {SEEDS} {SMALL} --steps 600 --patience 15 --starts 64 --max-steps 500",
+        f"{MEMORIZATION} --ks 2 16 128 {SEEDS} {SMALL} --steps 1500 --patience 15 --starts 64 --max-steps 500",
         by=("set", "k"),
         shown=(
             "epochs",
