@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 LINKS = {
     ".docs/pages/": "",
     "recipes/README.md": "recipes.md",
+    "recipes/evidence.md": "evidence.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }

@@ -3,12 +3,16 @@
 import argparse
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from _figures import add_figure_options
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fmprobe
 from fmprobe.images import load_small_set
@@ -43,6 +47,13 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, help="Number of channels of the first layer.")
     parser.add_argument("--starts", type=int, help="Number of starts of each kind.")
     parser.add_argument("--max-steps", type=int, help="Largest number of steps of an orbit.")
+    add_seeds(parser)
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Add the seeds of the networks. `--seed 1` means the same as `--seeds 1`."""
+    words = "Seeds of the weights, the training and the starts; one network each."
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help=words)
 
 
 def fill(arguments: argparse.Namespace, preset: Mapping[str, Any]) -> None:
@@ -90,3 +101,46 @@ def train(
         seed=seed,
         callback=callback,
     )
+
+
+class _Enough(Exception):
+    """The validation error has stopped falling."""
+
+
+def train_until(
+    network: fmprobe.ConvAutoencoder,
+    images: Tensor,
+    validation: Tensor,
+    arguments: argparse.Namespace,
+    *,
+    epochs: int,
+    seed: int,
+) -> dict[str, int]:
+    """Train until the validation error has not fallen for `arguments.patience` epochs, and put the best weights back.
+
+    Without a patience all epochs are run, and the last is the best.
+
+    Returns:
+        The number of epochs that were `run`, at most `epochs`, and the `best` of them, by the error on `validation`.
+    """
+    if arguments.patience is None:
+        train(network, images, arguments, epochs=epochs, seed=seed)
+        return {"best": epochs, "run": epochs}
+    best, least, run, weights = 0, math.inf, 0, {}
+
+    def watch(epoch: int, model: nn.Module) -> None:
+        nonlocal best, least, run, weights
+        with torch.no_grad():
+            error = float(F.mse_loss(model(validation), validation))
+        run = epoch
+        if error < least:
+            best, least, weights = epoch, error, deepcopy(model.state_dict())
+        if epoch - best >= arguments.patience:
+            raise _Enough
+
+    with suppress(_Enough):
+        train(network, images, arguments, epochs=epochs, seed=seed, callback=watch)
+    if weights:  # none where the error was never finite
+        network.load_state_dict(weights)
+    network.eval()
+    return {"best": best, "run": run}

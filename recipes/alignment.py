@@ -5,17 +5,23 @@
     python recipes/alignment.py --data ../shared/data --sets mnist --weight-decay 1e-2
     python recipes/alignment.py --full                                   # MNIST of the hub, 500 epochs; an accelerator
 
-1. The paper's convolutional autoencoder is trained from two seeds, on the same images in two orders.
+1. The paper's convolutional autoencoder is trained from two seeds for each pair, on the same images in two orders.
 2. Maps between the two latent spaces are fitted on two thirds of the test images.
 3. The fields are compared on the other third, beside a null and a ceiling. The null is a third seed without training.
    The ceiling is the first network under 1% of weight noise.
 
 The recipe prints one table for each data set and bottleneck. `--out` keeps the tables and figures.
+
+Rules by which `evidence.py` decides, written before the runs; `_rules.py` says when each agrees:
+
+- "cosine less that of the null" is positive for more than half of the rows, for each of "map" alone: sign test.
+- "adjusted Rand" is positive for more than half of the rows, for each of "map" alone: sign test.
 """
 
 import argparse
 import math
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +34,7 @@ from fmprobe.images import SMALL_SETS
 from fmprobe.loading import pick_device
 from fmprobe.probes.alignment.perturbation import perturbed
 from fmprobe.report.summary import tables
-from fmprobe.runs.sweeps import sweep
+from fmprobe.runs.sweeps import results_in, sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
 from fmprobe.tables import as_text
@@ -66,6 +72,20 @@ def compare(name: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
     return {"told": lines, "alignment": found.to_dict()}
 
 
+def evidence(folder: Path) -> list[dict[str, Any]]:
+    """The figures of each pair of networks and map of a finished run, for `evidence.py`."""
+    rows = []
+    for content in results_in(folder):
+        settings, found = content["settings"], content["result"]["alignment"]
+        for name, figures in found["subject"]["maps"].items():
+            row = {key: settings[key] for key in ("set", "k", "seed")} | {"map": name}
+            cosines = [found[part]["maps"][name]["cosine"].get("q50") for part in ("subject", "null", "ceiling")]
+            row |= dict(zip(("cosine", "cosine of the null", "cosine of the ceiling"), cosines, strict=True))
+            row["cosine less that of the null"] = None if None in cosines[:2] else cosines[0] - cosines[1]
+            rows.append(row | {"adjusted Rand": figures["basins"]["adjusted_rand"]})
+    return rows
+
+
 @together()
 def main() -> None:
     parser = parser_of("alignment", __doc__, "Use all images of the hub's MNIST, width 32 and 500 epochs.", "auto")
@@ -79,7 +99,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, help="Learning rate at the start. [default: 1e-3]")
     parser.add_argument("--weight-decay", type=float, default=1e-4, help="Weight decay of the training.")
     parser.add_argument("--max-steps", type=int, help="Largest number of steps of an orbit. [default: 1000]")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the first network.")
+    words = "Seeds of first networks, one pair each. The second network and the null take the two seeds after it."
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help=words)
     arguments = parser.parse_args()
     arguments.device = str(pick_device(arguments.device))
     preset = {"epochs": None, "width": 16, "learning_rate": 1e-3, "max_steps": 1000}
@@ -89,11 +110,14 @@ def main() -> None:
     fill(arguments, preset)
     sets = arguments.sets or (["mnist"] if arguments.full or arguments.data else ["digits"])
     ks = arguments.ks or ([2, 8, 32, 128] if arguments.full else [2, 8])
-    given = {name: value for name, value in vars(arguments).items() if name not in ("sets", "ks", "full", "out")}
+    given = {
+        name: value for name, value in vars(arguments).items() if name not in ("sets", "ks", "seeds", "full", "out")
+    }
     conditions = {}
     for name in sets:
         n = arguments.images or (None if arguments.full or name == "digits" else 4000)
-        conditions |= {f"{name}-{k}": {**given, "set": name, "images": n, "k": k} for k in ks}
+        for k, seed in product(ks, arguments.seeds):
+            conditions[f"{name}-{k}-seed{seed}"] = {**given, "set": name, "images": n, "k": k, "seed": seed}
     work = partial(compare, out=arguments.out)
     for _, found in sweep(work, conditions, arguments.out):
         print("\n".join(found["told"]))

@@ -13,6 +13,10 @@
    "Across" is over inputs, coordinate by coordinate, and no offset can raise it.
 
 The recipe prints a line for each backbone. One backbone is in memory at a time. `--out` keeps the ratios.
+
+Rules by which `evidence.py` decides, written before the runs; `_rules.py` says when each agrees:
+
+- "ratio below 1" holds for more than half of the backbones, for each of "output" alone: binomial test.
 """
 
 import argparse
@@ -29,7 +33,7 @@ from _figures import add_figure_options, save
 import fmprobe
 from fmprobe.files import write_json
 from fmprobe.probes.contraction import noise_images, std_ratio
-from fmprobe.runs.sweeps import sweep
+from fmprobe.runs.sweeps import results_in, sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import is_main, together
 
@@ -78,7 +82,18 @@ def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
             ratios = std_ratio(function, (x.to(arguments.device) for x in inputs))
             for kind, value in ratios.items():
                 row[f"{output} {kind}"].append(value)
-    return {"ratios": row, "seconds": time.perf_counter() - began}
+    return {"name": name, "ratios": row, "seconds": time.perf_counter() - began}
+
+
+def evidence(folder: Path) -> list[dict[str, Any]]:
+    """The ratio of each backbone, output and seed of a finished run, for `evidence.py`."""
+    rows = []
+    for content in results_in(folder / "backbones"):
+        for output, ratios in content["result"]["ratios"].items():
+            for seed, ratio in enumerate(ratios):
+                row = {"output": output, "backbone": content["result"]["name"], "seed": seed, "ratio": ratio}
+                rows.append(row | {"ratio below 1": ratio is not None and ratio < 1})
+    return rows
 
 
 def print_ratios(name: str, row: dict[str, Any], seconds: float) -> None:

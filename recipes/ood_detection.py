@@ -17,6 +17,11 @@
    and the one that is best on the set itself, which is known only afterwards.
 
 `--out` is a run folder with results.json, report.html and the detector, ready for `fmprobe score`.
+
+Rules by which `evidence.py` decides, written before the runs; `_rules.py` says when each agrees:
+
+- "AUROC of the trajectory less that of KNN over all images" is positive for more than half of the rows, for each of
+  "set" alone: sign test.
 """
 
 import argparse

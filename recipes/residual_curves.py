@@ -12,6 +12,11 @@
 3. Every start takes all steps. The curves are residuals of the latents, residuals of the decoded images, and norms.
 
 The recipe prints medians at a few steps. `--out` keeps one JSON file and one figure for each model and kind of start.
+
+Rules by which `evidence.py` decides, written before the runs; `_rules.py` says when each agrees:
+
+- "residual falls tenfold at norms that stay bounded" holds for more than 90% of the rows, for each of "curve" alone:
+  binomial test.
 """
 
 import argparse
@@ -26,10 +31,10 @@ from _figures import add_figure_options, save
 from torch import Tensor
 
 import fmprobe
-from fmprobe.probes.residuals import plot_residuals
+from fmprobe.probes.residuals import Residuals, plot_residuals
 from fmprobe.report.summary import tables
 from fmprobe.runs.models import with_decoder
-from fmprobe.runs.sweeps import sweep
+from fmprobe.runs.sweeps import results_in, sweep
 from fmprobe.sharing import together
 from fmprobe.tables import as_text
 
@@ -75,6 +80,28 @@ def images_for(name: str, model: fmprobe.Autoencoder, arguments: argparse.Namesp
     return None if source is None else model.load_images(source, arguments.starts)
 
 
+def starts_of(curves: Residuals) -> dict[str, list[float]]:
+    """For each start the last residual over the first, and the largest norm of the second half over the first's."""
+    half = curves.norm.shape[1] // 2
+    fall = curves.latent[:, -1] / curves.latent[:, 0]
+    growth = curves.norm[:, half:].amax(1) / curves.norm[:, :half].amax(1)
+    return {"fall": fall.tolist(), "growth": growth.tolist()}
+
+
+def evidence(folder: Path) -> list[dict[str, Any]]:
+    """The figures of each start of a finished run, for `evidence.py`."""
+    rows = []
+    for content in results_in(folder):
+        settings, found = content["settings"], content["result"]
+        starts = found["starts"] if found else {"fall": [], "growth": []}  # there were no images
+        for fall, growth in zip(starts["fall"], starts["growth"], strict=True):
+            row = {"curve": f"{settings['name']}, {settings['kind']}", "seed": settings["seed"]}
+            row |= {"fall": fall, "growth": growth}
+            row["residual falls tenfold at norms that stay bounded"] = fall < 0.1 and growth < 1.1  # nan: no
+            rows.append(row)
+    return rows
+
+
 @together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,10 +145,11 @@ def main() -> None:
             return None
         options = {"steps": arguments.steps, "seed": arguments.seed, "batch_size": arguments.batch_size}
         n = arguments.starts if images is None else None
-        row = fmprobe.probe_residuals(model, images, n=n, **options).to_dict()
+        curves = fmprobe.probe_residuals(model, images, n=n, **options)
+        row = curves.to_dict()
         title = f"{name}: {row['n']} starts, {row['starts']}"
         save(plot_residuals(row, title), arguments.out, label, [name, f"{row['n']} starts, {row['starts']}"])
-        return {"model": model.provenance, "residual_curves": row}
+        return {"model": model.provenance, "residual_curves": row, "starts": starts_of(curves)}
 
     for name, found in sweep(measure, conditions, arguments.out):
         if found is not None:

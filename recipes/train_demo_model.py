@@ -1,6 +1,7 @@
 """Train the model that `fmprobe demo` ships: a small ViT-MAE that memorises 30 handwritten digits.
 
     python recipes/train_demo_model.py --out vit-mae-digits --picture attractors.png
+    python recipes/train_demo_model.py --examine fmprobe/demo/vit-mae-digits --out runs/demo-attractors
 
 The latent map f(z) = E(D(z)) of an autoencoder trained on few images has those images among its attractors (Fumero
 et al., ICLR 2026, sec. 3 and fig. 14). This recipe makes the smallest such case that is still a Hugging Face model.
@@ -11,7 +12,12 @@ It takes about two minutes.
 3. The training reconstructs the clean digit from noise on the pixels, noise on the latent, and a second step of f.
 4. f is iterated from z ~ N(0, I). The attractors are counted and compared with the training digits.
 
-No attractor is placed by hand: step 4 reports what the trained map has, training digit or not.
+No attractor is placed by hand: step 4 reports what the trained map has, training digit or not. `--examine` repeats it
+for a model that is trained already, from ten seeds of the starts, and `--out` keeps the findings.
+
+Rules by which `evidence.py` decides, written before the runs; `_rules.py` says when each agrees:
+
+- "every attractor is a training digit" holds for more than half of the seeds: binomial test.
 """
 
 import argparse
@@ -31,6 +37,7 @@ from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 import fmprobe
 from fmprobe.canvas import caption
 from fmprobe.demo import SIDE, training_digits
+from fmprobe.runs.sweeps import results_in, sweep
 from fmprobe.sharing import alone
 
 WIDTH = 64  # hidden size of encoder and decoder
@@ -193,6 +200,30 @@ def examine(model: fmprobe.Autoencoder, images: Tensor, starts: int, seed: int) 
     return findings, pictures, nearest
 
 
+def examine_trained(folder: Path, per_class: int, out: Path) -> None:
+    """Print what noise starts of ten seeds find in a trained model, and keep it in `out`."""
+    loaded = fmprobe.load(folder, device="cpu")
+    images, _ = training_digits(per_class)
+
+    def work(_: str, settings: dict[str, Any]) -> dict[str, Any]:
+        return asdict(examine(loaded, images, settings["starts"], settings["seed"])[0])
+
+    conditions = {f"seed-{i}": {"model": loaded.fingerprint, "starts": 64, "seed": i} for i in range(10)}
+    for _, findings in sweep(work, conditions, out):
+        print(json.dumps(findings), flush=True)
+
+
+def evidence(folder: Path) -> list[dict[str, Any]]:
+    """The findings of each seed of the starts of a finished `--examine`, for `evidence.py`."""
+    rows = []
+    for content in results_in(folder):
+        found = content["result"]
+        row = {key: found[key] for key in ("seed", "starts", "converged", "spectral_radius_max")}
+        row |= {"attractors": found["distinct_relative"], "training digits": found["matching_a_training_digit"]}
+        rows.append(row | {"every attractor is a training digit": row["attractors"] == row["training digits"] > 0})
+    return rows
+
+
 def draw(pictures: Tensor, nearest: Tensor, file: Path) -> None:
     """Draw the decoded attractors, each titled with its cosine to the nearest training digit."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -272,6 +303,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="Images in a training step. [default: %(default)s]")
     parser.add_argument("--lr", type=float, default=2e-3, help="Largest learning rate. [default: %(default)s]")
     parser.add_argument("--license", help="Licence that the card states, by its name on the hub. [default: none]")
+    words = "Folder of a trained model to examine. Nothing is trained, and --out is a folder for the findings."
+    parser.add_argument("--examine", type=Path, help=words)
     parser.add_argument("--picture", type=Path, help="PNG to draw the decoded attractors into.")
     return parser.parse_args()
 
@@ -280,6 +313,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(1)  # the model is too small to gain from more, and one thread adds in one order
+    if args.examine:
+        return examine_trained(args.examine, args.per_class, args.out)
     torch.manual_seed(args.seed)
     images, _ = training_digits(args.per_class)
     model = build_model()
@@ -308,6 +343,7 @@ def main() -> None:
     if args.picture:
         draw(found[0][1], found[0][2], args.picture)
     print(f"model in {args.out}")
+    return None
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@
 3. `epochs-SEED.gif` shows the field from the first epoch to the last.
 
 The recipe prints a line for each picture. `--out` keeps the pictures.
+
+Rules by which `evidence.py` decides, written before the runs; `_rules.py` says when each agrees:
+
+- "number unlike that of the first seed" holds for more than half of the seeds: binomial test.
 """
 
 import argparse
@@ -28,7 +32,7 @@ import fmprobe
 from fmprobe.images import SMALL_SETS
 from fmprobe.loading import pick_device
 from fmprobe.probes.field import VectorField, animate_fields, plot_field
-from fmprobe.runs.sweeps import sweep
+from fmprobe.runs.sweeps import results_in, sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
 
@@ -74,6 +78,15 @@ def draw(name: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
         titles.append(f"seed {seed}, epoch {epoch}: {len(frames[-1]['attractors'])} attractors")
     animate_fields(frames, titles, out / f"epochs-{seed}.gif")
     return {"told": lines, "field": entry}
+
+
+def evidence(folder: Path) -> list[dict[str, Any]]:
+    """The number of attractors of each seed of a finished run beside that of the least seed, for `evidence.py`."""
+    counts = {c["settings"]["seed"]: len(c["result"]["field"]["attractors"]) for c in results_in(folder)}
+    first = min(counts, default=0)
+    differs = {seed: None if seed == first else count != counts[first] for seed, count in counts.items()}
+    name = "number unlike that of the first seed"
+    return [{"seed": seed, "attractors": counts[seed], name: differs[seed]} for seed in sorted(counts)]
 
 
 def line(label: str, field: VectorField) -> str:

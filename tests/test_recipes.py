@@ -1,6 +1,8 @@
 """Every recipe runs at its smallest setting, and every flag that the texts name exists."""
 
+import argparse
 import ast
+import math
 import re
 import runpy
 import sys
@@ -10,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
+from _claims import CLAIMS, RUNS
 
 from fmprobe.cli import app
 
@@ -43,6 +47,7 @@ SMALLEST: dict[str, tuple[str, str]] = {
         "--networks 2 --width 2 --images 20 --epochs 1 --rounds 1",
         r"one after the other .*\nat once, fmprobe \(vmap\) .* of a loss [\d.e+-]+\nat once, grouped",
     ),
+    "evidence": ("--list", r"python recipes/memorization\.py .*\n.*reduced: python"),
     "convergence": ("--images 16 --steps 2 --starts 4", r"\| train \| \d+ \| spectral radius \|"),
     "memorization": (
         "--ks 2 --images 16 --steps 2 --starts 4 --max-steps 5 --width 2",
@@ -87,8 +92,21 @@ def test_a_recipe_runs_at_its_smallest(path, images, tmp_path, monkeypatch, capf
     monkeypatch.setattr(sys, "argv", [str(path), *arguments.replace("IMAGES", str(images)).split()])
     monkeypatch.syspath_prepend(str(path.parent))
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(path), run_name="__main__")
+    recipe = runpy.run_path(str(path), run_name="__main__")
     assert re.search(expected, capfd.readouterr().out)
+    if "evidence" in recipe:
+        check_evidence(path.stem, recipe["evidence"](Path("runs", path.stem)))
+
+
+def check_evidence(recipe: str, rows: list[dict[str, Any]]) -> None:
+    """The figures of a run hold every column that its tables and the rules of its claims name."""
+    assert rows or recipe == "train_demo_model"  # its smallest command trains, and `--examine` gives the figures
+    for name, run in RUNS.items():
+        if run.recipe == recipe and rows:
+            assert {"seed", *run.by, *run.shown, run.split or "seed"} <= rows[0].keys()
+            rules = [claim.rule for claim in CLAIMS.values() if claim.run == name]
+            named = [getattr(rule, key, None) for rule in rules for key in ("x", "y", "column", "by", "unit")]
+            assert {column for column in named if column} <= rows[0].keys()
 
 
 def test_every_recipe_that_draws_takes_a_format_and_no_other_does():
@@ -107,6 +125,29 @@ def test_a_figure_of_a_recipe_is_written_in_the_formats_asked_for(tmp_path, monk
     found = sorted(file.name for file in tmp_path.glob("*.*") if file.suffix in (".pdf", ".svg", ".png"))
     names = ("contraction-random-weights", "contraction-trained")
     assert found == [f"{name}.{kind}" for name in names for kind in ("pdf", "svg")]
+
+
+@pytest.mark.parametrize(("patience", "run"), [(1, 3), (2, 6), (3, 6), (None, 6)])
+def test_a_training_ends_when_the_validation_error_has_not_fallen_for_a_while(patience, run, monkeypatch):
+    """The errors are those of epochs 0 to 6; the weights stand for the epoch that they were left in."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    shared = runpy.run_path(str(ROOT / "recipes" / "_shared.py"))
+    errors = [5.0, 4.0, 3.0, 3.5, 2.0, math.nan, 2.5]
+    image = torch.zeros(1, 1, 1, 1)
+    network: Any = torch.nn.Conv2d(1, 1, 1)
+
+    def train(network, images, arguments, *, epochs, seed, callback=lambda epoch, model: None):
+        for epoch in range(epochs + 1):
+            torch.nn.init.constant_(network.bias, math.sqrt(errors[epoch]))  # its error on a black image
+            callback(epoch, network)
+
+    train_until = shared["train_until"]
+    monkeypatch.setitem(train_until.__globals__, "train", train)
+    arguments = argparse.Namespace(patience=patience)
+    found = train_until(network, image, image, arguments, epochs=6, seed=0)
+    best = 6 if patience is None else errors.index(min(errors[: run + 1]))
+    assert found == {"best": best, "run": run}
+    assert float(network.bias.detach() ** 2) == pytest.approx(errors[best])
 
 
 def rows(**candidates: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -148,6 +189,7 @@ def _with_shared(source: str) -> str:
     imported = re.findall(r"^from _(?:shared|figures) import (.+)$", source, re.MULTILINE)
     names = {name for line in imported for name in line.split(", ")}
     names |= {"add_figure_options"} if "parser_of" in names else set()
+    names |= {"add_seeds"} if "add_protocol" in names else set()
     functions = [node for node in ast.parse(SHARED).body if isinstance(node, ast.FunctionDef) and node.name in names]
     return "\n".join([source, *(ast.get_source_segment(SHARED, node) or "" for node in functions)])
 
@@ -220,7 +262,7 @@ def test_the_score_that_is_shown_for_a_set_is_chosen_on_the_others(monkeypatch, 
     assert rows["best single score on this set"] == ["98.0", "94.0", "90.0", "98.0", "92.0", "94.0"]
 
 
-@pytest.mark.parametrize("name", ["README.md", "recipes/README.md"])
+@pytest.mark.parametrize("name", ["README.md", "recipes/README.md", "recipes/evidence.md"])
 def test_every_flag_that_the_texts_name_exists(name):
     text = (ROOT / name).read_text()
     assert unknown_flags(text) == []

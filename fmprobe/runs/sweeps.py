@@ -52,8 +52,10 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
             while not (found := kept(folder, name, wanted[name])):
                 if drawn < len(missing) and (drawn := draw(1)) <= len(missing):
                     mine = missing[drawn - 1]
+                    began = time.process_time()
                     result = work(mine, deepcopy(wanted[mine]))  # a copy, since `work` may change its argument
-                    write_json(file_of(folder, mine), {"settings": wanted[mine], "result": result}, exact=True)
+                    cost = {"processor_seconds": round(time.process_time() - began, 1)}
+                    write_json(file_of(folder, mine), {"settings": wanted[mine], "result": result, **cost}, exact=True)
                 else:
                     crew.check()
                     time.sleep(PATIENCE)
@@ -67,6 +69,16 @@ def file_of(folder: Path, name: str) -> Path:
     if len(safe) > LONGEST:
         safe = f"{safe[: LONGEST - 17]}-{sha256(name.encode()).hexdigest()[:16]}"
     return folder / f"{safe}.json"
+
+
+def results_in(folder: Path) -> list[dict[str, Any]]:
+    """The content of every condition's file in a folder, by name: `settings`, `result` and `processor_seconds`."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        content = read_json(path)
+        if {"settings", "result"} <= content.keys():
+            found.append(content)
+    return found
 
 
 def kept(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,6 +177,27 @@ def test_bad_input_is_named():
     )
     with pytest.raises(fmprobe.InputError, match="not finite"):
         fmprobe.probe_memorization(broken, TRAIN, n=2)
+
+
+def test_a_sweep_draws_the_means_of_networks_beside_what_nothing_memorized():
+    def entry(coefficient, test):
+        own = None if coefficient is None else {"mean": coefficient, "std": 0.3, "count": 2}
+        levels = {"ends": own, "test images": {"mean": test}, "mean image": {"mean": 0.95}}
+        return {"subject": "ends", "levels": {"cosine": levels}, "errors": {"test": test / 10}}
+
+    values = {8: [(0.5, 0.2)], 2: [(0.9, 0.4), (0.7, 0.6), (None, 0.8)], 32: [(None, 0.3)]}
+    rows = [{"k": k, "train": entry(*own), "noise": entry(None, 0)} for k, found in values.items() for own in found]
+    main, errors = memorization_sweep(rows, "k").axes
+    drawn: dict[Any, Any] = {line.get_label(): line for line in main.get_lines()}
+    assert drawn["test images"].get_xydata() == pytest.approx(np.array([(2, 0.6), (8, 0.2), (32, 0.3)]))
+    assert drawn["mean image"].get_xydata()[:, 1] == pytest.approx(0.95)
+    assert errors.get_lines()[0].get_xydata() == pytest.approx(np.array([(2, 0.06), (8, 0.02), (32, 0.03)]))
+    bars: Any = main.containers
+    train, noise = bars
+    assert train.lines[0].get_xydata() == pytest.approx(np.array([(2, 0.8), (8, 0.5)]))
+    ends = [segment[:, 1] for segment in train.lines[2][0].get_segments()]
+    assert np.array(ends) == pytest.approx(np.array([(0.7, 0.9), (0.2, 0.8)]))  # of networks, and of attractors
+    assert len(noise.lines[0].get_xydata()) == 0
 
 
 def test_pictures_are_drawn_from_the_plain_dict(remembered, tmp_path):

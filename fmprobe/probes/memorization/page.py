@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.report.plots import SERIES, axes
@@ -152,32 +153,41 @@ def memorization_levels(entry: Mapping[str, Any], measure: str = "cosine") -> "F
 def memorization_sweep(rows: Sequence[Mapping[str, Any]], along: str) -> "Figure":
     """Memorization coefficient by where attractors were sought from, and test error, along a quantity.
 
+    Several networks of one value of it, such as seeds, are shown by their mean and deviation. A single one is shown
+    with the deviation of its attractors. What test images and the mean training image come to is drawn beside them.
+
     `rows`: one a network, `along` ("k" or "images") and the entries "train" and "noise".
     """
     label = {"k": "bottleneck k", "images": "training images"}[along]
     figure, ax = axes(label, "cosine to nearest training image")
+    groups = {value: [row for row in rows if row[along] == value] for value in sorted({row[along] for row in rows})}
     for start, colour in (("train", SERIES[0]), ("noise", SERIES[1])):
-        known = [row for row in rows if row[start]["coefficient"] is not None]
-        means = [row[start]["coefficient"] for row in known]
-        spread = [row[start]["levels"]["cosine"][row[start]["subject"]]["std"] for row in known]
-        ax.errorbar(
-            [row[along] for row in known],
-            means,
-            yerr=spread,
-            fmt="o-",
-            color=colour,
-            capsize=3,
-            label=f"{start} starts",
-        )
+        levels = {value: [_own(row[start]) for row in group] for value, group in groups.items()}
+        points = {value: _point([level for level in found if level]) for value, found in levels.items() if any(found)}
+        means, spreads = zip(*points.values(), strict=True) if points else ((), ())
+        ax.errorbar(list(points), means, yerr=spreads, fmt="o-", color=colour, capsize=3, label=f"{start} starts")
+    for name, style in (("test images", ":"), ("mean image", "-.")):
+        found = [mean(row["train"]["levels"]["cosine"][name]["mean"] for row in group) for group in groups.values()]
+        ax.plot(list(groups), found, style, color="black", lw=1, label=name)
     errors = ax.twinx()
-    errors.plot(
-        [row[along] for row in rows], [row["train"]["errors"]["test"] for row in rows], "s--", color="grey", lw=1
-    )
+    found = [mean(row["train"]["errors"]["test"] for row in group) for group in groups.values()]
+    errors.plot(list(groups), found, "s--", color="grey", lw=1)
     errors.set_ylabel("test error, mean squared a pixel (dashed)")
     ax.set_xscale("log", base=2)
-    ax.set_xticks([row[along] for row in rows], [str(row[along]) for row in rows])
+    ax.set_xticks(list(groups), list(map(str, groups)))
     ax.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _own(entry: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """Mean and deviation of the cosines of an entry's subject; None where there is nothing."""
+    return entry["levels"]["cosine"][entry["subject"]]
+
+
+def _point(levels: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """Mean and deviation over networks; of a single one over its attractors."""
+    means = [level["mean"] for level in levels]
+    return mean(means), pstdev(means) if len(means) > 1 else levels[0]["std"]
 
 
 SECTIONS = (
