@@ -203,6 +203,7 @@ def _fit(
     **settings: Any,
 ) -> dict[str, Any]:
     """Load the encoder, fit the surrogate, save it and report its errors."""
+    from fmprobe.runs import config
     from fmprobe.runs.models import load_model
     from fmprobe.runs.run import default_out
     from fmprobe.sharing import is_main
@@ -220,6 +221,7 @@ def _fit(
         surrogate.put_behind(pixel)
     if is_main():
         surrogate.save(folder)
+        config.keep(folder)
     typer.echo(f"decoder     {folder}; {errors_in_words(surrogate.info['validation'])}")
     if (warning := warning_of(surrogate.describe()["decoder"])) is not None:
         typer.echo(f"\nwarning     {warning}")

@@ -168,7 +168,7 @@ def decided(folder):
     return timeless(json.loads((folder / "results.json").read_text()))
 
 
-@pytest.mark.parametrize("command", KEEPS_A_RUN)
+@pytest.mark.parametrize("command", [*KEEPS_A_RUN, "fit-decoder"])
 def test_the_configuration_of_a_run_holds_every_option_that_decides_something(command, finished):
     kept = yaml.safe_load((finished[command][1] / "config.yaml").read_text())
     arguments = {p.name for p in COMMANDS[command].params if p.param_type_name == "argument"}
@@ -181,6 +181,14 @@ def test_the_configuration_of_a_run_holds_every_option_that_decides_something(co
 def test_the_configuration_of_a_run_gives_the_run_again(command, finished, repeated):
     first, second = finished[command][1], repeated[command][1]
     assert decided(second) == decided(first)
+    assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
+
+
+def test_the_configuration_of_a_decoder_gives_the_decoder_again(finished, places, tmp_path):
+    first, second = finished["fit-decoder"][1], tmp_path / "again"
+    run("fit-decoder", second, places, "--config", str(first / "config.yaml"), said="")
+    fingerprints = [json.loads((folder / "config.json").read_text())["weights_sha256"] for folder in (first, second)]
+    assert fingerprints[0] == fingerprints[1]
     assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
 
 
