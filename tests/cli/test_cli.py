@@ -123,7 +123,13 @@ def test_a_fitted_decoder_goes_straight_into_load(tiny_dinov2, tmp_path):
     done = run("fit-decoder", tiny_dinov2, "--out", out, *options)
     assert done.returncode == 0, done.stderr
     assert "L1" in done.stdout
-    assert {path.name for path in out.iterdir()} == {"config.json", "log.jsonl", "model.safetensors", "README.md"}
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "config.yaml",
+        "log.jsonl",
+        "model.safetensors",
+        "README.md",
+    }
     model = fmprobe.load(tiny_dinov2, decoder=out)
     assert model.image_shape == (3, 42, 42)  # the decoder's, not the processor's
     assert model.has_decoder
