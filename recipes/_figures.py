@@ -13,7 +13,8 @@ from fmprobe.report.figures import FORMATS, formats_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_asked: dict[str, Any] = {"format": ("png",), "dpi": 120}  # no part of a recipe's settings: results do not depend on it
+_USUAL: dict[str, Any] = {"format": ("png",), "dpi": 120}
+_asked = {**_USUAL}  # no part of a recipe's settings: results do not depend on it
 
 
 class _Keep(argparse.Action):
@@ -23,6 +24,7 @@ class _Keep(argparse.Action):
 
 def add_figure_options(parser: argparse.ArgumentParser) -> None:
     """Add --format and --dpi."""
+    _asked.update(_USUAL)  # another recipe may have run in this process
     kinds = ",".join(FORMATS)
     parser.add_argument(
         "--format",

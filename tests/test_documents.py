@@ -31,7 +31,7 @@ def blocks(path: Path) -> list[str]:
 
 def lines() -> list[tuple[str, str]]:
     """Every line of a document that calls fmprobe, without its comment."""
-    called = re.compile(r"^    (?:.* -m )?(fmprobe .+?)(?:  +#.*)?$", re.MULTILINE)
+    called = re.compile(r"^    (?:.* -m )?(fmprobe [a-z].*?)(?:  +#.*)?$", re.MULTILINE)
     return [(path.stem, line) for path in TEXTS for line in called.findall(path.read_text(encoding="utf-8"))]
 
 

@@ -50,9 +50,12 @@ def driver():
 @pytest.fixture
 def shown(driver, page):
     """The page, loaded anew on a desktop, in light."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
     driver.get_log("performance")
     _look(driver, "desktop", "light")
     driver.get(page.as_uri())
+    WebDriverWait(driver, 60).until(lambda _: driver.execute_script("return document.readyState") == "complete")
     return driver
 
 
