@@ -21,10 +21,11 @@ from fmprobe.inputs import ImagesLike
 from fmprobe.probes.ood import artefact
 from fmprobe.probes.ood.calibration import Calibration, check_acceptance
 from fmprobe.probes.ood.features import feature_vectors
-from fmprobe.probes.ood.score import LARGEST, Bank, Encoded, FirstPoint, Needs, Scores
+from fmprobe.probes.ood.plain import PlainScores, encoded
+from fmprobe.probes.ood.score import LARGEST, Bank, Needs, Scores
 from fmprobe.probes.ood.split import content_hashes, pixels_of, split_by_content
-from fmprobe.probes.ood.table import BY_NAME, OFFERED, SCORES, joined_of
-from fmprobe.probes.ood.trajectory import Nearest, Reference, TrajectorySettings, find_reference, follow
+from fmprobe.probes.ood.table import BY_NAME, OFFERED, joined_of
+from fmprobe.probes.ood.trajectory import Reference, TrajectorySettings, find_reference
 from fmprobe.probes.ood.views import PytorchOOD
 
 AUTO = "auto"  # the rule that is chosen by what it costs
@@ -169,7 +170,7 @@ class TrajectoryDetector(Artefact):
         content, blocks = [], []
         for block in self.model.image_batches(images, "fit images", block=self.settings.batch_size):
             content += content_hashes(block)
-            blocks.append(self._encode(block))
+            blocks.append(encoded(self.model, block))
         if len(set(content)) < FEWEST:
             raise InputError(
                 f"cannot fit a detector on {len(content)} images, {len(set(content))} of them different: expected at "
@@ -197,11 +198,11 @@ class TrajectoryDetector(Artefact):
         """
         self._fitted()
         held_out = self._fresh(self.model.take_images(held_out, "held-out images"))
-        scores = self._plain(held_out, self._plain_names)[0]
+        scores = self._plain(held_out, self._plain.names)[0]
         if lost := int((scores["latent norm"] >= LARGEST).sum()):
             said = f"{lost} of {len(held_out)} held-out images have latents that are not finite and count as rejected"
             warnings.warn(said, stacklevel=2)
-        self.calibration = Calibration(scores, joined_of(self._plain_names, self._bank))
+        self.calibration = Calibration(scores, joined_of(self._plain.names, self._plain.bank))
         self._fitted().facts["held_out_pixels"] = pixels_of(held_out)
         return self
 
@@ -344,7 +345,7 @@ class TrajectoryDetector(Artefact):
         A score that did not exist when the detector was calibrated is not among them.
         """
         self._fitted()
-        known = ("trajectory", *(self.calibration.names if self.calibration else self._plain_names))
+        known = ("trajectory", *(self.calibration.names if self.calibration else self._plain.names))
         return tuple(name for name in OFFERED if name in known)
 
     def examine(self, images: ImagesLike, names: Sequence[str] | None = None) -> tuple[Scores, np.ndarray]:
@@ -383,12 +384,12 @@ class TrajectoryDetector(Artefact):
         Raises:
             InputError: The detector is not fitted, or there are fewer than two images.
         """
-        n_fit, kind = self._fitted().facts["images"], self._bank.smallest
+        n_fit, kind = self._fitted().facts["images"], self._plain.bank.smallest
         blocks = self.model.image_batches(images, block=self.settings.batch_size)
-        parts = [feature_vectors(self._encode(block), n_fit)[kind] for block in blocks]
+        parts = [feature_vectors(encoded(self.model, block), n_fit)[kind] for block in blocks]
         if sum(map(len, parts)) < FEWEST:
             raise InputError(f"the shift of {sum(map(len, parts))} images is not known: expected at least {FEWEST}")
-        known, rows = self._bank.features[kind].astype(np.float64), np.concatenate(parts).astype(np.float64)
+        known, rows = self._plain.bank.features[kind].astype(np.float64), np.concatenate(parts).astype(np.float64)
         within = known.var(0, ddof=1).sum()
         by_chance = within / len(known) + rows.var(0, ddof=1).sum() / len(rows)
         apart = max(float(np.square(known.mean(0) - rows.mean(0)).sum() - by_chance), 0.0)
@@ -449,9 +450,9 @@ class TrajectoryDetector(Artefact):
         arrays = {"reference": reference.points.cpu().numpy(), "deviation": reference.deviation.cpu().numpy()}
         if self._seen:
             arrays["seen"] = np.array([[*bytes.fromhex(name)] for name in sorted(self._seen)], dtype=np.uint8)
-        arrays |= {f"bank.{kind}": rows for kind, rows in self._bank.features.items()}
-        if self._bank.labels is not None:
-            arrays["labels"] = self._bank.labels
+        arrays |= {f"bank.{kind}": rows for kind, rows in self._plain.bank.features.items()}
+        if self._plain.bank.labels is not None:
+            arrays["labels"] = self._plain.bank.labels
         if self.calibration is not None:
             arrays |= {f"held_out.{name}": values for name, values in self.calibration.held_out.items()}
         artefact.save(Path(folder), self.model, facts, arrays)
@@ -509,9 +510,8 @@ class TrajectoryDetector(Artefact):
 
     def _take(self, reference: Reference, features: dict[str, np.ndarray], labels: np.ndarray | None) -> None:
         """Take over what was found in the fit images. A score is fitted to them when it is first computed."""
-        self._reference, self._bank = reference, Bank(features, labels, self._takes_pictures)
-        self._nearest = Nearest(reference, self.settings.distance)
-        self._plain_names = tuple(score.name for score in SCORES if score.exists(self._bank))
+        bank = Bank(features, labels, self._takes_pictures)
+        self._reference, self._plain = reference, PlainScores(self.model, self.settings, reference, bank)
 
     def _fitted(self) -> Reference:
         """What distances are taken to. Raises InputError before `fit`."""
@@ -584,64 +584,6 @@ class TrajectoryDetector(Artefact):
             warnings.warn(said, stacklevel=3)
         return latents[whole], whole.cpu().numpy()
 
-    @torch.no_grad()
-    def _encode(self, images: Tensor) -> Tensor:
-        """Latents z_0 of checked images, in at least float32."""
-        latents = self.model.encode_unchecked(images)
-        return latents if latents.dtype in (torch.float32, torch.float64) else latents.float()
-
-    def _plain(self, images: ImagesLike, names: Sequence[str]) -> tuple[Scores, np.ndarray]:
-        """Scores that are not learned from held-out images, and the status of each orbit.
-
-        An image is decoded, and its orbit followed, only where one of the scores needs it.
-
-        Args:
-            images: Images, at least one.
-            names: The scores to compute.
-
-        Returns:
-            The scores `(N,)` by name, and the status `(N,)`, which is empty where no score needs the orbits.
-        """
-        size = self.settings.batch_size
-        of_latent = _needing(names, Needs.LATENT, Needs.DECODED)
-        of_orbit = [name for name in names if name not in of_latent]
-        found: dict[str, list[np.ndarray]] = {name: [] for name in (*of_orbit, *of_latent)}
-        status = [np.empty(0, dtype=np.int64)]
-        for block in self.model.image_batches(images, block=4 * size):
-            latents = []
-            for part in block.split(size):
-                latents.append(self._encode(part))
-                for name, values in self._of_latent(part, latents[-1], of_latent).items():
-                    found[name].append(values)
-            if not of_orbit:
-                continue
-            if _needing(of_orbit, Needs.ORBIT):
-                seen = follow(self.model.latent_map, torch.cat(latents), self._nearest, self.settings)
-                status.append(seen.status.cpu().numpy())
-            else:
-                seen = FirstPoint(torch.cat([self._nearest(part) for part in latents]).double())
-            for name in of_orbit:
-                found[name].append(BY_NAME[name](seen, self._known(name)))
-        if not all(found.values()):
-            raise InputError("there are no images to score: expected at least one")
-        return {name: np.concatenate(values) for name, values in found.items()}, np.concatenate(status)
-
-    def _known(self, name: str) -> Any:
-        """What a score knows of the fit images."""
-        return self._bank.once(("fit", name), lambda: BY_NAME[name].fit(self._bank))
-
-    @torch.no_grad()
-    def _of_latent(self, images: Tensor, latents: Tensor, names: Sequence[str]) -> Scores:
-        """Scores that need no trajectory; the largest float32 where the latent or the score is not finite."""
-        if not names:
-            return {}
-        finite = latents.flatten(1).isfinite().all(1)
-        known = torch.where(finite.reshape(-1, *[1] * (latents.ndim - 1)), latents, 0)  # scikit-learn takes finite rows
-        features = feature_vectors(known, self._fitted().facts["images"])
-        seen = Encoded(images, known, self.model.decode, features)
-        rows = finite.cpu().numpy()
-        return {name: _or_largest(BY_NAME[name](seen, self._known(name)), rows) for name in names}
-
 
 def _by_content(labels: Sequence[int], images: Tensor) -> dict[str, int]:
     """The label of each image by the digest of its pixels; of equal images the first one's.
@@ -659,13 +601,3 @@ def _by_content(labels: Sequence[int], images: Tensor) -> dict[str, int]:
     for name, label in zip(content_hashes(images), given.tolist(), strict=True):
         found.setdefault(name, int(label))
     return found
-
-
-def _needing(names: Sequence[str], *needs: Needs) -> list[str]:
-    """The scores with one of these needs."""
-    return [name for name in names if BY_NAME[name].needs in needs]
-
-
-def _or_largest(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Scores, but the largest float32 where the latent is not known or the score is not finite."""
-    return np.where(known & np.isfinite(values), np.minimum(values, LARGEST), LARGEST)
