@@ -86,8 +86,10 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(encoder, tmp_path, 
         assert file.metadata()["processes"] == "2"
     two = weights(tmp_path / "two")
     for name, value in one.items():
-        # In norm: Adam makes whole steps of the rounding in a gradient that is nearly zero.
-        assert (two[name] - value).norm() <= 1e-3 * value.norm().clamp(min=1), name
+        off = (two[name] - value).abs()
+        # Adam makes whole steps of the rounding in a gradient that is nearly zero, which one weight in thousands has.
+        assert (off > 1e-4).double().mean() <= 1e-4, name
+        assert off.max() <= 1e-3, name
 
 
 def test_accumulation_changes_nothing(encoder):
