@@ -231,7 +231,7 @@ CLAIMS = {
         "prop. 3.2",
         "it holds",
         "memorization",
-        Share("bound as printed", by="set", more_than=0.9),
+        Share("bound as printed", more_than=0.9),
     ),
     "coefficient-falls-with-images": Claim(
         "Fewer training images give more memorization.",
@@ -273,7 +273,7 @@ CLAIMS = {
         "fig. 3",
         "it settles",
         "training",
-        Share("number within a fifth of that of the record before", unit="seed"),
+        Share("number grew, and is within a fifth of that of the record before", unit="seed"),
     ),
     "noise-is-slower": Claim(
         "Noise finds attractors later than data does.",

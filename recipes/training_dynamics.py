@@ -12,7 +12,8 @@ Rules by which `evidence.py` decides, written before the runs; `_rules.py` says 
 
 - "one attractor at epoch 0" holds for more than half of the seeds: binomial test.
 - "growth of the number of training attractors" is positive for more than half of the rows: sign test.
-- "number within a fifth of that of the record before" holds for more than half of the seeds: binomial test.
+- "number grew, and is within a fifth of that of the record before" holds for more than half of the seeds: binomial
+  test. A number that never left 1 has not settled.
 - "mean lead of training over noise attractors" is positive for more than half of the rows: sign test.
 - "correlation of rank and epoch" is positive for more than half of the rows: sign test.
 """
@@ -33,6 +34,7 @@ from fmprobe.runs.sweeps import results_in, sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
 
+GREW_AND_SETTLED = "number grew, and is within a fifth of that of the record before"
 PUBLISHED = FULL | {"k": 128}
 DEFAULT = REDUCED | {"k": 128, "starts": 64, "max_steps": 500}
 DIGITS = SMALLEST | {"k": 32, "starts": 32, "max_steps": 500}
@@ -92,8 +94,8 @@ def evidence(folder: Path) -> list[dict[str, Any]]:
         row = {"set": settings["set"], "k": settings["k"], "seed": settings["seed"], "epochs": records[-1]["epoch"]}
         row |= {"one attractor at epoch 0": all(found[0] == 1 for found in counts.values())}
         row |= {f"attractors from {kind} at the end": found[-1] for kind, found in counts.items()}
-        row["growth of the number of training attractors"] = last - counts["train"][0]
-        row["number within a fifth of that of the record before"] = abs(last - before) <= max(last, before) / 5
+        growth = row["growth of the number of training attractors"] = last - counts["train"][0]
+        row[GREW_AND_SETTLED] = growth > 0 and abs(last - before) <= max(last, before) / 5
         lead = np.subtract(counts["train"], counts["noise"])[1:]
         row["mean lead of training over noise attractors"] = float(lead.mean())
         row["correlation of rank and epoch"] = float(spearman(*known)) if known.size else None
