@@ -77,7 +77,7 @@ def demo(folder: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def small_mae(folder: Path, data: Path, minutes: float, seed: int) -> dict[str, Any]:
+def small_mae(folder: Path, data: Path, steps: int | None, seed: int) -> dict[str, Any]:
     """A small ViT-MAE, trained on CIFAR-10 unless the folder holds it, against digits, garments and textures."""
     import train_small_mae as small
 
@@ -85,8 +85,8 @@ def small_mae(folder: Path, data: Path, minutes: float, seed: int) -> dict[str, 
 
     if not (folder / "config.json").is_file():
         images = fmprobe.load_images(str(data / "cifar10/train.parquet"), image_shape=(3, small.SIDE, small.SIDE))
-        model = small.build(width=96, layers=4, seed=seed)
-        small.train(model, images, minutes, seed=seed)
+        model = small.build(seed=seed)
+        small.train(model, images, steps or small.STEPS, seed=seed)
         small.save(model, folder)
     return {
         "model": str(folder),
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--ood", action="append", default=[], help="Out-of-distribution images, NAME=SOURCE or SOURCE.")
     parser.add_argument("--images", type=int, help="Number of in-distribution images; half of them to fit.")
     parser.add_argument("--steps", type=int, help="Number of steps of a scored orbit. [default: to its end]")
-    parser.add_argument("--minutes", type=float, default=9.0, help="Minutes of training, with --train-mae.")
+    parser.add_argument("--train-steps", type=int, help="Number of training steps, with --train-mae. [default: 3000]")
     parser.add_argument("--decoder", help="Folder of a decoder that fit-decoder wrote.")
     parser.add_argument("--device", default="auto", help="Device to compute on.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the splits, the controls and a training.")
@@ -210,7 +210,7 @@ def main() -> None:
 
     with team().main_first():  # it prepares data and models on disk, which the others then read
         if args.train_mae:
-            run = small_mae(args.out.with_name(args.out.name + "-model"), args.train_mae, args.minutes, args.seed)
+            run = small_mae(args.out.with_name(args.out.name + "-model"), args.train_mae, args.train_steps, args.seed)
         elif args.encoder:
             run = encoder(args.encoder, args.sets, args.out.with_name(args.out.name + "-decoder"))
         elif args.full:

@@ -1,6 +1,6 @@
 """Train a small ViT-MAE on 32 px images, for recipes that need an autoencoder of natural images.
 
-    python recipes/train_small_mae.py --data ../shared/data/cifar10:train --out vit-mae-cifar10 --minutes 9
+    python recipes/train_small_mae.py --data ../shared/data/cifar10:train --out vit-mae-cifar10    # 9 minutes
 
 The model is a `ViTMAEForPreTraining` in Hugging Face layout. Its patches have 4x4 pixels, so z is CLS and 64 patch
 tokens. Batches mask 0, 1/4, 1/2 and 3/4 of the patches in turn, and the loss counts every patch. The latent map
@@ -8,24 +8,25 @@ f(z) = E(D(z)) runs without masking, which a model trained at 75% alone has neve
 """
 
 import argparse
-import math
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
 
 import fmprobe
 from fmprobe.seeding import seed_torch, torch_generator
 from fmprobe.sharing import alone
 
 SIDE, PATCH = 32, 4
+WIDTH, LAYERS, STEPS = 96, 4, 3000
+WARM_UP = 200  # steps
 RATIOS = (0.0, 0.25, 0.5, 0.75)
 
 
-def build(width: int, layers: int, seed: int = 0) -> ViTMAEForPreTraining:
+def build(width: int = WIDTH, layers: int = LAYERS, seed: int = 0) -> ViTMAEForPreTraining:
     """A ViT-MAE whose decoder has half the encoder's layers."""
     seed_torch(seed, "train_small_mae recipe: weights")
     config = ViTMAEConfig(
@@ -54,19 +55,14 @@ def loss_of(model: ViTMAEForPreTraining, pixels: Tensor, ratio: float, generator
     return F.mse_loss(model.unpatchify(logits), pixels)
 
 
-def train(model: ViTMAEForPreTraining, images: Tensor, minutes: float, batch_size: int = 64, seed: int = 0) -> float:
-    """Train by AdamW, with warm-up and a cosine schedule over `minutes`; returns the last loss without masking.
-
-    The schedule follows the clock, so two runs differ in their number of steps.
-    """
+def train(model: ViTMAEForPreTraining, images: Tensor, steps: int, batch_size: int = 64, seed: int = 0) -> float:
+    """Train by AdamW, with warm-up and a cosine schedule over `steps`; returns the last loss without masking."""
     g = torch_generator(seed, "train_small_mae recipe: batches and masks")
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
-    began, step, losses = time.monotonic(), 0, {}
+    schedule = get_cosine_schedule_with_warmup(optimiser, min(WARM_UP, steps), steps)
+    began, losses = time.monotonic(), {}
     model.train()
-    while (share := (time.monotonic() - began) / (60 * minutes)) < 1:
-        rate = 1e-3 * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * share))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+    for step in range(steps):
         pixels = images[torch.randint(len(images), (batch_size,), generator=g)] * 2 - 1
         ratio = RATIOS[step % len(RATIOS)]
         loss = loss_of(model, pixels, ratio, g)
@@ -74,14 +70,14 @@ def train(model: ViTMAEForPreTraining, images: Tensor, minutes: float, batch_siz
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
+        schedule.step()
         losses[ratio] = float(loss.detach())
         if step % 200 == 0:
             shown = ", ".join(f"{r:.0%} masked {v:.4f}" for r, v in sorted(losses.items()))
             print(f"step {step:6d}  {time.monotonic() - began:4.0f} s  {shown}", flush=True)
-        step += 1
     model.eval()
     model.config.mask_ratio = model.vit.config.mask_ratio = 0.75
-    print(f"{step} steps of {batch_size} images; loss without masking {losses[0.0]:.4f}")
+    print(f"{steps} steps of {batch_size} images; loss without masking {losses[0.0]:.4f}")
     return losses[0.0]
 
 
@@ -98,14 +94,14 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="Training images, SOURCE[:split][#column].")
     parser.add_argument("--images", type=int, help="Number of training images. [default: all]")
     parser.add_argument("--out", type=Path, default=Path("vit-mae-small"), help="Folder for the model.")
-    parser.add_argument("--minutes", type=float, default=9.0, help="Minutes of training.")
-    parser.add_argument("--width", type=int, default=96, help="Hidden size.")
-    parser.add_argument("--layers", type=int, default=4, help="Number of encoder layers.")
+    parser.add_argument("--steps", type=int, default=STEPS, help="Number of training steps.")
+    parser.add_argument("--width", type=int, default=WIDTH, help="Hidden size.")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="Number of encoder layers.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the weights, the batches and the masks.")
     args = parser.parse_args()
     images = fmprobe.load_images(args.data, args.images, image_shape=(3, SIDE, SIDE))
     model = build(args.width, args.layers, args.seed)
-    train(model, images, args.minutes, seed=args.seed)
+    train(model, images, args.steps, seed=args.seed)
     save(model, args.out)
     print(f"model in {args.out}, {sum(p.numel() for p in model.parameters()):,} parameters")
 

@@ -1,20 +1,28 @@
 """Reconstruct held-out images from attractors that noise starts found (Fumero et al., ICLR 2026, fig. 4, 7-9).
 
     python recipes/weight_probing.py                                   # the demo model on scikit-learn's digits
-    python recipes/weight_probing.py --assets ../shared --models demo taef2 dinov2
+    python recipes/weight_probing.py --assets ../shared --models demo taef2 dinov2 mae-cifar10 mae-mnist
     python recipes/weight_probing.py --full                            # the paper's protocol, from the hub, on a GPU
 
 1. The attractors of a model and of its null, the same architecture with random weights, are found from N(0, I).
 2. They serve as a dictionary. Orthogonal Matching Pursuit reconstructs the latents of images from a few of its atoms.
 3. The decoded reconstructions are compared with those of as many atoms of chance and of data, image by image.
 
-`--assets` is a folder with `data/` (photos, textures, cifar10, mnist) and `models/` (taef2, dinov2-small). The recipe
-prints one table for each data set. `--out` keeps the tables, curves and reconstructions.
+`--assets` is a folder with `data/` (photos, textures, scenes, cifar10, mnist, fashion_mnist) and `models/` (taef2,
+dinov2-small). A small ViT-MAE is trained first, on CIFAR-10 or on MNIST. A seed is that of the noise starts, of the
+random basis and of the random weights. The recipe prints one table for each data set. `--out` keeps the tables, curves
+and reconstructions.
 
-Rules by which `evidence.py` decides, written before the runs; `_rules.py` says when each agrees:
+Rules by which `evidence.py` decides, written before the runs; `_rules.py` says when each agrees. A set counts where it
+holds under every seed:
 
-- "image MSE of the basis less that of the attractors" is positive for more than half of the rows, for each of "set"
-  alone: sign test.
+- "image MSE below that of the basis at every number of atoms" holds for more than half of the sets: binomial test.
+- "image MSE below that of the basis at every number of atoms" holds for more than half of the sets, for each of "model"
+  alone: binomial test.
+- "latent MSE below that of the basis at every number of atoms" holds for more than half of the sets, for each of
+  "model" alone: binomial test.
+- "image MSE below that of random weights at every number of atoms" holds for more than half of the sets, for each of
+  "model" alone: binomial test.
 """
 
 import argparse
@@ -22,28 +30,39 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import _taef2
 import numpy as np
+import train_small_mae as small
 from _figures import add_figure_options, save
 from torch import nn
 
 import fmprobe
 from fmprobe.images import held_out
 from fmprobe.probes.weights.curves import save_reconstructions
-from fmprobe.probes.weights.dictionaries import atoms_of
+from fmprobe.probes.weights.dictionaries import BASIS, NULL, atoms_of
 from fmprobe.report.plots import weight_curves
 from fmprobe.report.summary import tables
-from fmprobe.runs.sweeps import sweep
+from fmprobe.runs.sweeps import results_in, sweep
 from fmprobe.seeding import seed_torch
 from fmprobe.sharing import together
 from fmprobe.surrogates.cache import cached_decoder
 from fmprobe.tables import as_text
 
+CURVES = "-curves"  # end of the names of folders that hold the curves of each data set
 STABILITY = 2  # attractors whose Jacobian is examined, few since no figure here depends on it
-LOCAL = {"photos": "photos:test", "textures": "textures", "cifar10": "cifar10:test", "mnist": "mnist.npz:x_test"}
+LOCAL = {
+    "photos": "photos:test",
+    "textures": "textures",
+    "scenes": "scenes",
+    "cifar10": "cifar10:test",
+    "mnist": "mnist.npz:x_test",
+    "fashion_mnist": "fashion_mnist.npz:x_test",
+}
+TRAINED_ON = {"mae-cifar10": "cifar10/train.parquet", "mae-mnist": "mnist.npz:x_train"}
 FULL_MODEL = "stabilityai/sd-vae-ft-mse"
 FULL_DATA = {  # 500 images of each, as in the paper, from its first column of images
     "Laion": "dclure/laion-aesthetics-12m-umap",
@@ -105,12 +124,34 @@ def taef2(arguments: argparse.Namespace) -> Subject:
     return Subject(model, null, arguments.starts or 32, 20, ends=True)
 
 
+def small_mae(arguments: argparse.Namespace, name: str) -> Subject:
+    """A small ViT-MAE, trained unless the folder holds it."""
+    folder = arguments.out / name
+
+    def train(_: str, settings: dict[str, Any]) -> float:
+        source = str(arguments.assets / "data" / settings["images"])
+        model = small.build(seed=0)
+        loss = small.train(
+            model, fmprobe.load_images(source, image_shape=(3, small.SIDE, small.SIDE)), settings["steps"]
+        )
+        small.save(model, folder)
+        return loss
+
+    dict(sweep(train, {name: {"images": TRAINED_ON[name], "steps": arguments.train_steps}}, arguments.out))
+    random = small.build(seed=1 + arguments.seed)  # seed 0 is that of the trained weights
+    small.save(random, null := arguments.out / f"{name}-random-{arguments.seed}")
+    model, twin = (fmprobe.load(str(path), device=arguments.device) for path in (folder, null))
+    # Few of its orbits settle, so the ends serve as atoms, as the tables say.
+    return Subject(model, twin, arguments.starts or 64, 60, ends=True)
+
+
 def published(arguments: argparse.Namespace) -> Subject:
     model = fmprobe.load(FULL_MODEL, image_size=256, device=arguments.device)
     return Subject(model, None, arguments.starts or 4096, 500, ends=True)
 
 
 SUBJECTS: dict[str, Callable[[argparse.Namespace], Subject]] = {"demo": demo, "taef2": taef2, "dinov2": dinov2}
+SUBJECTS |= {name: partial(small_mae, name=name) for name in TRAINED_ON}
 
 
 def find(part: str, settings: dict[str, Any], subject: Subject, folder: Path) -> dict[str, int]:
@@ -139,9 +180,9 @@ def sources_of(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def probe(name: str, subject: Subject, arguments: argparse.Namespace) -> None:
-    folder = arguments.out / name
+    folder = arguments.out / f"{name}-seed{arguments.seed}"
     given = {key: getattr(arguments, key) for key in ("assets", "full", "image_size", "device", "seed")}
-    search = {**given, "starts": subject.starts, "max_steps": subject.max_steps}
+    search = {"model": name, **given, "starts": subject.starts, "max_steps": subject.max_steps}
     conditions = dict.fromkeys(["attractors"] if subject.null is None else ["attractors", "null"], search)
     attractors: dict[str, fmprobe.AttractorSet] = {}
     work = partial(find, subject=subject, folder=folder)
@@ -149,12 +190,12 @@ def probe(name: str, subject: Subject, arguments: argparse.Namespace) -> None:
         attractors[part] = fmprobe.AttractorSet.load(folder / part)
         text = f"\n=== {name}: images {subject.model.image_shape}, latents {subject.model.latent_shape}, "
         head = f"{text}{subject.starts} starts" if part == "attractors" else "random weights"
-        print(f"{head}: {counts}, {attractors[part].count} attractors")
+        print(f"{head}, seed {arguments.seed}: {counts}, {attractors[part].count} attractors")
     sources = sources_of(arguments)
     protocol = {**search, "images": arguments.images, "atoms": arguments.atoms}
     work = partial(curves_of, subject=subject, attractors=attractors, sources=sources, folder=folder)
-    conditions = dict.fromkeys(sources, protocol)
-    for label, found in sweep(work, conditions, folder / "data"):
+    conditions = {label: {**protocol, "set": label} for label in sources}
+    for label, found in sweep(work, conditions, folder.with_name(f"{folder.name}{CURVES}")):
         print(as_text(tables({"weights": {"data": {label: found}}}, "weights")), end="\n\n")
 
 
@@ -185,6 +226,40 @@ def curves_of(
     return summary
 
 
+def evidence(folder: Path) -> list[dict[str, Any]]:
+    """The figures of each model, data set and seed of a finished run, for `evidence.py`, with all atoms."""
+    rows = []
+    for path in sorted(folder.glob(f"*{CURVES}")):
+        for content in results_in(path):
+            settings, found = content["settings"], content["result"]
+            dictionaries = found["dictionaries"]
+            row = {"model": settings["model"], "set": settings["set"], "seed": settings["seed"]}
+            row |= {
+                "atoms are": found["subject"],
+                "atoms": found["levels"][-1],
+                "D(E(x))": found["own"]["image_mse"]["mean"],
+            }
+            named = {
+                "attractors": dictionaries[found["subject"]],
+                "basis": dictionaries[BASIS],
+                "random weights": dictionaries.get(NULL),
+            }
+            for short, metric in (("image MSE", "image_mse"), ("latent MSE", "latent_mse")):
+                means = {name: [level["mean"] for level in of[metric]] for name, of in named.items() if of}
+                row |= {f"{short} of {name}": values[-1] for name, values in means.items()}
+                for name in ("basis", "random weights"):
+                    below = (
+                        [a < b for a, b in zip(means["attractors"], means[name], strict=True)]
+                        if name in means
+                        else None
+                    )
+                    row[f"{short} below that of {'the ' * (name == 'basis')}{name} at every number of atoms"] = (
+                        below and all(below)
+                    )
+            rows.append(row)
+    return rows
+
+
 @together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -202,19 +277,23 @@ def main() -> None:
     )
     parser.add_argument("--image-size", type=int, default=56, help="Image side of dinov2, a multiple of 14.")
     parser.add_argument("--device", default="auto", help="Device to compute on.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the noise starts and random weights.")
+    parser.add_argument("--train-steps", type=int, default=small.STEPS, help="Training steps of a small ViT-MAE.")
+    words = "Seeds of the noise starts, the random basis and the random weights."
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help=words)
     parser.add_argument("--out", type=Path, default=Path("runs/weight_probing"), help="Folder for the results.")
     add_figure_options(parser)
     arguments = parser.parse_args()
     arguments.images = arguments.images or (500 if arguments.full else 32)
+    subjects = (
+        {"stable-diffusion": published} if arguments.full else {name: SUBJECTS[name] for name in arguments.models}
+    )
     if arguments.full:
         arguments.atoms = arguments.atoms or [2**i for i in range(5, 13)]
-        return probe("stable-diffusion", published(arguments), arguments)
-    for name in arguments.models:
-        if name != "demo" and arguments.assets is None:
-            parser.error(f"{name} needs --assets")
-        probe(name, SUBJECTS[name](arguments), arguments)
-    return None
+    elif arguments.assets is None and (needing := set(subjects) - {"demo"}):
+        parser.error(f"{', '.join(sorted(needing))}: expected --assets with it")
+    for name, seed in product(subjects, arguments.seeds):
+        arguments.seed = seed
+        probe(name, subjects[name](arguments), arguments)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ SMALLEST: dict[str, tuple[str, str]] = {
     ),
     "surrogates": ("--images 32 --steps 2 --starts 2 --max-steps 2", r"latent topk .* of 2, 0 attractors"),
     "train_demo_model": ("--steps 1 --per-class 1 --batch-size 8", r"model in vit-mae-digits"),
-    "train_small_mae": ("--data IMAGES --minutes 0.005 --width 16 --layers 1", r"model in vit-mae-small, \d"),
+    "train_small_mae": ("--data IMAGES --steps 2 --width 16 --layers 1", r"model in vit-mae-small, \d"),
     "weight_probing": ("--starts 8 --images 4 --atoms 1 2", r"image MSE of 4 images"),
 }
 
