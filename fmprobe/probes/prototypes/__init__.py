@@ -116,13 +116,13 @@ def decoded(run: "Run", model: "Autoencoder", seed: int, surrogate: str | None =
     weights do not. A trained surrogate that paints worse than each image's own median colour is not used for a finding.
     """
     from fmprobe.probes.prototypes.closed_form import closed_form_settings, what_survives
-    from fmprobe.runs.models import with_decoder
+    from fmprobe.runs.models import settings_of, with_decoder
 
     if model.has_latent_map:
         return model
     what_survives(run, model, seed)
     if surrogate == TRAINED or (surrogate is None and model.device.type != "cpu"):
-        whole = with_decoder(model, seed)
+        whole = with_decoder(model, seed, settings_of("pixel", model, seed))
         if whole.surrogate_warning is None:
             return whole
         typer.echo("the trained surrogate is not used for a finding; one in closed form takes its place")
@@ -132,10 +132,11 @@ def decoded(run: "Run", model: "Autoencoder", seed: int, surrogate: str | None =
 def decoded_alike(run: "Run", model: "Autoencoder", seed: int, other: "Autoencoder") -> "Autoencoder":
     """A model, such as a null, with a decoder of the kind that `decoded` gave the model of the run."""
     from fmprobe.probes.prototypes.closed_form import closed_form_settings
-    from fmprobe.runs.models import with_decoder
+    from fmprobe.runs.models import settings_of, with_decoder
 
     trained = "capacity" not in run.results or other.surrogate is None or other.surrogate.kind == "pixel"
-    return with_decoder(model, seed, None if trained else closed_form_settings(run, model, seed))
+    settings = settings_of("pixel", model, seed) if trained else closed_form_settings(run, model, seed)
+    return with_decoder(model, seed, settings)
 
 
 def attractors_in(run: "Run", model: "Autoencoder") -> "AttractorSet":
