@@ -64,8 +64,22 @@ TEN = "--seeds 0 1 2 3 4 5 6 7 8 9"
 ALL_SETS = "--sets digits mnist fashion_mnist cifar10"
 GPU = "not known: it needs the hub and an accelerator"
 
+FIVE = "--seeds 0 1 2 3 4"
+SEEDS_OF_SPLITS = "--seeds 3"
+DINOV2 = "../shared/models/dinov2-small"
+ENCODERS = f"{DINOV2} ../shared/models/efficientnet-lite1"
+WEIGHTS = "demo taef2 dinov2 mae-cifar10 mae-mnist"
+OOD_SHOWN = (
+    "AUROC of the trajectory",
+    "of its first point",
+    "of KNN over all images",
+    "of the features",
+    "of the best single score",
+    "accepted share",
+)
+
 MEMORIZATION = f"python recipes/memorization.py {DATA}"
-TRAINING = f"python recipes/training_dynamics.py {DATA} --seeds 0 1 2 3 4"
+TRAINING = f"python recipes/training_dynamics.py {DATA} {FIVE}"
 CONVERGENCE = f"python recipes/convergence.py {DATA} {ALL_SETS} --widths 8 16 {SEEDS}"
 SMALL = "--width 8 --images 1000"
 
@@ -164,17 +178,58 @@ RUNS = {
         by=("seed",),
         shown=("attractors",),
     ),
-    "weights": Run("python recipes/weight_probing.py --full", GPU, measurable=False),
+    "capacity": Run(
+        f"python recipes/capacity.py --encoders {ENCODERS} {FIVE}",
+        "about an hour",
+        by=("encoder", "k", "set"),
+        shown=("exponent", "of random weights", "settled", "attractors", "below the median colour"),
+    ),
+    "weights-local": Run(
+        f"python recipes/weight_probing.py --assets ../shared --models {WEIGHTS} --images 16 --atoms 1 4 16 {FIVE}",
+        "about an hour",
+        by=("model", "set"),
+        shown=(
+            "atoms",
+            "D(E(x))",
+            "image MSE of attractors",
+            "image MSE of basis",
+            "latent MSE of attractors",
+            "latent MSE of basis",
+        ),
+    ),
+    "weights": Run("python recipes/weight_probing.py --full", GPU),
     "weights-xl": Run(
         "fmprobe weights stabilityai/sdxl-vae -n 4096 --images 500 --data ILSVRC/imagenet-1k:validation",
         GPU,
         measurable=False,
     ),
-    "ood": Run("python recipes/ood_detection.py --full --seeds 5", GPU, measurable=False),
+    "ood-demo": Run(
+        "python recipes/ood_detection.py --seeds 5",
+        "about 3 minutes",
+        by=("set",),
+        shown=OOD_SHOWN,
+    ),
+    "ood-mae": Run(
+        f"python recipes/ood_detection.py --train-mae ../shared/data {SEEDS_OF_SPLITS} --images 240",
+        "about 20 minutes",
+        by=("set",),
+        shown=OOD_SHOWN,
+    ),
+    "ood-dinov2": Run(
+        f"python recipes/ood_detection.py --encoder {DINOV2} --sets ../shared/data {SEEDS_OF_SPLITS}",
+        "about 40 minutes",
+        by=("set",),
+        shown=OOD_SHOWN,
+    ),
+    "ood": Run("python recipes/ood_detection.py --full --seeds 5", GPU),
     "prototypes": Run("fmprobe prototypes stabilityai/sd-vae-ft-mse -n 4096 -o prototypes", GPU, measurable=False),
 }
 
+ABOVE_KNN = "AUROC of the trajectory above that of KNN over all images"
 BELOW = "ratio below 1"
+CHAOTIC = "with all features, A and B chaotic and the null 3 standard errors away"
+IMAGES_BELOW = "image MSE below that of the basis at every number of atoms"
+NEAR_BEST = "AUROC of the features at most 2 points below the best single score of the set"
 FALLS = "residual falls tenfold at norms that stay bounded"
 CLAIMS = {
     "fields-differ": Claim(
@@ -359,19 +414,102 @@ CLAIMS = {
         "residuals-full",
         Share(FALLS, by="curve", more_than=0.9),
     ),
+    "exponent-rises-with-k": Claim(
+        "Orbits under surrogates of small capacity contract, and part with capacity: dinov2-small and"
+        " efficientnet-lite1.",
+        "fig. 2",
+        "–",
+        "capacity",
+        RankCorrelation("k", "exponent", 1, by="encoder"),
+    ),
+    "chaos-is-the-encoders": Claim(
+        "With all features orbits are chaotic under surrogates of two disjoint sets of images, and not so under random"
+        " weights.",
+        "fig. 2",
+        "–",
+        "capacity",
+        Share(CHAOTIC, by="encoder", unit="seed"),
+    ),
+    "attractors-are-the-encoders": Claim(
+        "Attractors that the surrogate of one set of images has, that of another has as well.",
+        "fig. 2",
+        "–",
+        "capacity",
+        Share("every attractor of A has its partner in B", by="encoder"),
+    ),
+    "attractors-beat-the-basis-local": Claim(
+        "Attractors reconstruct images better than a random orthogonal basis: the demo model, taef2, dinov2-small with"
+        " a surrogate, and two small ViT-MAEs.",
+        "fig. 4, 7-9",
+        "–",
+        "weights-local",
+        Share(IMAGES_BELOW, by="model", unit="set"),
+    ),
+    "attractors-beat-the-basis-in-latents": Claim(
+        "They reconstruct latents better than it does.",
+        "fig. 4, 7-9",
+        "–",
+        "weights-local",
+        Share("latent MSE below that of the basis at every number of atoms", by="model", unit="set"),
+    ),
+    "attractors-beat-random-weights": Claim(
+        "They reconstruct images better than attractors of random weights do.",
+        "fig. 4, 7-9",
+        "–",
+        "weights-local",
+        Share("image MSE below that of random weights at every number of atoms", by="model", unit="set"),
+    ),
     "attractors-beat-the-basis": Claim(
         "Attractors of Stable Diffusion's autoencoder reconstruct images better than a random orthogonal basis.",
         "fig. 4, 7-9, 15",
         "on all six data sets, with 32 to 4096 atoms",
         "weights",
-        SignTest("image MSE of the basis less that of the attractors", by="set"),
+        Share(IMAGES_BELOW, unit="set"),
     ),
     "attractors-beat-the-basis-xl": Claim(
         "The same on the autoencoder of Stable Diffusion XL.",
         "fig. 15",
         "they do",
         "weights-xl",
-        SignTest("image MSE of the basis less that of the attractors", by="set"),
+        Share(IMAGES_BELOW, unit="set"),
+    ),
+    "trajectory-beats-knn-demo": Claim(
+        "The distance to attractors along the trajectory beats KNN over all images: the demo model.",
+        "tab. 1",
+        "–",
+        "ood-demo",
+        Share(ABOVE_KNN, by="set"),
+    ),
+    "trajectory-beats-knn-mae": Claim(
+        "The distance to attractors along the trajectory beats KNN over all images: a small ViT-MAE on CIFAR-10.",
+        "tab. 1",
+        "–",
+        "ood-mae",
+        Share(ABOVE_KNN, unit="set"),
+    ),
+    "features-near-the-best-mae": Claim(
+        "The rule that decides by default comes within 2 points of the best single score of each set:"
+        " a small ViT-MAE on CIFAR-10.",
+        "tab. 1",
+        "–",
+        "ood-mae",
+        Share(NEAR_BEST, unit="set"),
+    ),
+    "trajectory-beats-knn-dinov2": Claim(
+        "The distance to attractors along the trajectory beats KNN over all images:"
+        " dinov2-small with a surrogate, on photos.",
+        "tab. 1",
+        "–",
+        "ood-dinov2",
+        Share(ABOVE_KNN, unit="set"),
+    ),
+    "features-near-the-best-dinov2": Claim(
+        "The rule that decides by default comes within 2 points of the best single score of each set:"
+        " dinov2-small with a surrogate, on photos.",
+        "tab. 1",
+        "–",
+        "ood-dinov2",
+        Share(NEAR_BEST, unit="set"),
     ),
     "trajectory-beats-knn": Claim(
         "The distance to attractors along the trajectory beats KNN over all images: ViT-MAE base on ImageNet.",
@@ -379,7 +517,7 @@ CLAIMS = {
         "AUROC 91.20, 90.99, 92.63, 91.29 against 42.59, 32.36, 89.41, 68.60, and FPR95 29.60, 29.95, 25.85, 29.85"
         " against 100.00, 100.00, 34.50, 86.35 (SUN397, Places365, Texture, iNaturalist)",
         "ood",
-        SignTest("AUROC of the trajectory less that of KNN over all images", by="set"),
+        Share(ABOVE_KNN, by="set"),
     ),
     "prototypes": Claim(
         "Decoded attractors of Stable Diffusion show geometric and texture patterns.",

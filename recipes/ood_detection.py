@@ -16,26 +16,36 @@
    Beside the rules it shows the single score that is best on all other sets, which is what one can know beforehand,
    and the one that is best on the set itself, which is known only afterwards.
 
-`--out` is a run folder with results.json, report.html and the detector, ready for `fmprobe score`.
+`--out` is a run folder with results.json, report.html and the detector, ready for `fmprobe score`. With `--seeds` it
+holds one of each seed.
 
-Rules by which `evidence.py` decides, written before the runs; `_rules.py` says when each agrees:
+Rules by which `evidence.py` decides, written before the runs; `_rules.py` says when each agrees. A set counts where it
+holds under every seed. KNN over all images is the mean distance to all fit images, by the smallest features:
 
-- "AUROC of the trajectory less that of KNN over all images" is positive for more than half of the rows, for each of
-  "set" alone: sign test.
+- "AUROC of the trajectory above that of KNN over all images" holds for more than half of the sets: binomial test. With
+  five seeds or more, "AUROC of the trajectory above that of KNN over all images" holds for more than half of the rows,
+  for each of "set" alone: binomial test.
+- "AUROC of the features at most 2 points below the best single score of the set" holds for more than half of the sets:
+  binomial test.
 """
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import train_small_mae as small
 from sklearn.datasets import load_digits, load_sample_images
 
-from fmprobe.files import read_json
+from fmprobe.files import read_json, write_json
 from fmprobe.probes.ood import run_ood
+from fmprobe.runs.sweeps import file_of, kept, results_in
 from fmprobe.seeding import generator
 from fmprobe.sharing import is_main, team, together
 
+ABOVE_KNN = "AUROC of the trajectory above that of KNN over all images"
+NEAR_BEST = "AUROC of the features at most 2 points below the best single score of the set"
 PATCHES, SIDE = 120, 64  # patches of scikit-learn's two photographs, and their side in pixels
 
 # The published protocol fits on 2000 images. A run takes 4000: half to fit, a quarter held out, a quarter to test.
@@ -77,17 +87,9 @@ def demo(folder: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def small_mae(folder: Path, data: Path, steps: int | None, seed: int) -> dict[str, Any]:
+def small_mae(folder: Path, data: Path, steps: int, seed: int) -> dict[str, Any]:
     """A small ViT-MAE, trained on CIFAR-10 unless the folder holds it, against digits, garments and textures."""
-    import train_small_mae as small
-
-    import fmprobe
-
-    if not (folder / "config.json").is_file():
-        images = fmprobe.load_images(str(data / "cifar10/train.parquet"), image_shape=(3, small.SIDE, small.SIDE))
-        model = small.build(seed=seed)
-        small.train(model, images, steps or small.STEPS, seed=seed)
-        small.save(model, folder)
+    small.trained(folder, str(data / "cifar10/train.parquet"), steps, seed)
     return {
         "model": str(folder),
         "data": f"{data / 'cifar10'}:test",  # held out from the training
@@ -178,6 +180,40 @@ def _interval(rows: list[dict[str, Any]], name: str, of: str) -> str:
     return f" ({100 * min(low for low, _ in ends):.0f} to {100 * max(high for _, high in ends):.0f})"
 
 
+def figures_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The AUROC of the scores that claims are about, and the share accepted, for each set that is no control."""
+    rows = {row["name"]: row for row in found["scores"]}
+    all_images = next(name for name in rows if name.startswith("knn-all mean"))
+    alone = [name for name, row in rows.items() if row["group"] not in ("trajectory", "profile")]
+    figures = {}
+    for name, about in found["sets"].items():
+        if about.get("range"):
+            auroc = {score: row["sets"][name]["auroc"] for score, row in rows.items()}
+            figures[name] = {
+                "AUROC of the trajectory": auroc["trajectory"],
+                "of its first point": auroc["first"],
+                "of KNN over all images": auroc[all_images],
+                "of the features": auroc["features"],
+                "of the best single score": max(auroc[score] for score in alone),
+                "accepted share": about["accepted_share"],
+            }
+    return figures
+
+
+def evidence(folder: Path) -> list[dict[str, Any]]:
+    """The figures of each set and seed of a finished run, for `evidence.py`."""
+    rows = []
+    for content in results_in(folder):
+        if "model" in content["settings"]:
+            for name, figures in content["result"].items():
+                row = {**content["settings"], "set": name, **figures}
+                trajectory, features = figures["AUROC of the trajectory"], figures["of the features"]
+                row[ABOVE_KNN] = trajectory > figures["of KNN over all images"]
+                row[NEAR_BEST] = features >= figures["of the best single score"] - 0.02
+                rows.append(row)
+    return rows
+
+
 @together()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,12 +230,12 @@ def main() -> None:
     parser.add_argument("--ood", action="append", default=[], help="Out-of-distribution images, NAME=SOURCE or SOURCE.")
     parser.add_argument("--images", type=int, help="Number of in-distribution images; half of them to fit.")
     parser.add_argument("--steps", type=int, help="Number of steps of a scored orbit. [default: to its end]")
-    parser.add_argument("--train-steps", type=int, help="Number of training steps, with --train-mae. [default: 3000]")
+    parser.add_argument("--train-steps", type=int, default=small.STEPS, help="Training steps, with --train-mae.")
     parser.add_argument("--decoder", help="Folder of a decoder that fit-decoder wrote.")
     parser.add_argument("--device", default="auto", help="Device to compute on.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the splits, the controls and a training.")
     parser.add_argument("--seeds", type=int, default=1, help="Number of seeds, from --seed on.")
-    parser.add_argument("--out", type=Path, default=Path("runs/ood"), help="Run folder.")
+    parser.add_argument("--out", type=Path, default=Path("runs/ood_detection"), help="Run folder.")
     args = parser.parse_args()
     if args.dinov2:
         args.encoder, args.sets = args.dinov2 / "models/dinov2-small", args.dinov2 / "data"
@@ -208,23 +244,28 @@ def main() -> None:
     if args.model and not args.data:
         parser.error("--model needs --data, and --ood for each out-of-distribution set")
 
-    with team().main_first():  # it prepares data and models on disk, which the others then read
-        if args.train_mae:
-            run = small_mae(args.out.with_name(args.out.name + "-model"), args.train_mae, args.train_steps, args.seed)
-        elif args.encoder:
-            run = encoder(args.encoder, args.sets, args.out.with_name(args.out.name + "-decoder"))
-        elif args.full:
-            run = dict(FULL)
-        elif args.model:
-            run = {"model": args.model, "data": args.data, "ood": []}
-        else:
-            run = demo(args.out.with_name(args.out.name + "-data"), args.seed)
+    began = time.process_time()  # the first seed bears the cost of what all seeds need
+
+    def beside(what: str) -> Path:
+        """Where something of all seeds is kept."""
+        return args.out / what if args.seeds > 1 else args.out.with_name(f"{args.out.name}-{what}")
+
+    if args.train_mae:
+        run = small_mae(beside("model"), args.train_mae, args.train_steps, args.seed)
+    elif args.full:
+        run = dict(FULL)
+    elif args.model:
+        run = {"model": args.model, "data": args.data, "ood": []}
+    else:
+        with team().main_first():  # it prepares what the others then read
+            prepared = args.encoder and encoder(args.encoder, args.sets, beside("decoder"))
+            run = prepared or demo(beside("data"), args.seed)
     run |= {key: value for key in ("data", "ood", "images", "steps") if (value := getattr(args, key))}
     decoder = args.decoder or run.get("decoder")
     load = {"revision": None, "decoder": decoder, "image_size": None, "device": args.device, "dtype": None}
     seeds = range(args.seed, args.seed + args.seeds)
     for seed in seeds:
-        run_ood(
+        folder = run_ood(
             run["model"],
             run["data"],
             run["ood"],
@@ -235,6 +276,12 @@ def main() -> None:
             ood_images=run.get("ood_images"),
             seed=seed,
         )
+        settings = {"model": Path(run["model"]).name, "seed": seed}
+        if is_main() and not kept(args.out, name := f"figures-seed{seed}", settings):
+            figures = figures_of(read_json(folder / "results.json")["ood"])
+            cost = {"processor_seconds": round(time.process_time() - began, 1)}
+            write_json(file_of(args.out, name), {"settings": settings, "result": figures, **cost}, exact=True)
+            began = time.process_time()
     if args.seeds > 1 and is_main():
         print_over_seeds([read_json(args.out / f"seed-{seed}" / "results.json")["ood"] for seed in seeds])
 

@@ -10,6 +10,7 @@ f(z) = E(D(z)) runs without masking, which a model trained at 75% alone has neve
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
 
 import fmprobe
+from fmprobe.runs.sweeps import sweep
 from fmprobe.seeding import seed_torch, torch_generator
 from fmprobe.sharing import alone
 
@@ -86,6 +88,18 @@ def save(model: ViTMAEForPreTraining, folder: Path) -> None:
     size = {"height": SIDE, "width": SIDE}
     half = [0.5, 0.5, 0.5]
     ViTImageProcessor(size=size, image_mean=half, image_std=half, do_convert_rgb=True).save_pretrained(folder)
+
+
+def trained(folder: Path, source: str, steps: int = STEPS, seed: int = 0) -> None:
+    """Train a model on images of a source unless the folder holds it. What it cost is kept beside the folder."""
+
+    def work(_: str, settings: dict[str, Any]) -> float:
+        model = build(seed=seed)
+        loss = train(model, fmprobe.load_images(source, image_shape=(3, SIDE, SIDE)), steps, seed=seed)
+        save(model, folder)
+        return loss
+
+    dict(sweep(work, {folder.name: {"images": Path(source).name, "steps": steps, "seed": seed}}, folder.parent))
 
 
 @alone()

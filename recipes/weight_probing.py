@@ -127,17 +127,7 @@ def taef2(arguments: argparse.Namespace) -> Subject:
 def small_mae(arguments: argparse.Namespace, name: str) -> Subject:
     """A small ViT-MAE, trained unless the folder holds it."""
     folder = arguments.out / name
-
-    def train(_: str, settings: dict[str, Any]) -> float:
-        source = str(arguments.assets / "data" / settings["images"])
-        model = small.build(seed=0)
-        loss = small.train(
-            model, fmprobe.load_images(source, image_shape=(3, small.SIDE, small.SIDE)), settings["steps"]
-        )
-        small.save(model, folder)
-        return loss
-
-    dict(sweep(train, {name: {"images": TRAINED_ON[name], "steps": arguments.train_steps}}, arguments.out))
+    small.trained(folder, str(arguments.assets / "data" / TRAINED_ON[name]), arguments.train_steps)
     random = small.build(seed=1 + arguments.seed)  # seed 0 is that of the trained weights
     small.save(random, null := arguments.out / f"{name}-random-{arguments.seed}")
     model, twin = (fmprobe.load(str(path), device=arguments.device) for path in (folder, null))

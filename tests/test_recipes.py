@@ -48,6 +48,7 @@ SMALLEST: dict[str, tuple[str, str]] = {
         r"one after the other .*\nat once, fmprobe \(vmap\) .* of a loss [\d.e+-]+\nat once, grouped",
     ),
     "evidence": ("--list", r"python recipes/memorization\.py .*\n.*reduced: python"),
+    "capacity": ("--images 40 --ks 4 --starts 2 --max-steps 5", r"4, images A .* of 2"),
     "convergence": ("--images 16 --steps 2 --starts 4", r"\| train \| \d+ \| spectral radius \|"),
     "memorization": (
         "--ks 2 --images 16 --steps 2 --starts 4 --max-steps 5 --width 2",
