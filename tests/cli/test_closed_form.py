@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from fmprobe.cli import app
 from fmprobe.errors import InputError
 from fmprobe.probes.prototypes import closed_form
+from fmprobe.runs.models import load_model, settings_of, with_decoder
 from fmprobe.surrogates.cache import cached_decoder
 
 
@@ -77,6 +78,16 @@ def test_a_trained_surrogate_that_paints_badly_is_not_used(run):
     assert "is not used" not in output
     assert "transformer" in results["decoder"]["architecture"]
     assert results["what_survives"]["sentence"] in output
+
+
+def test_a_command_that_offers_no_choice_takes_the_closed_form_of_all_features_on_a_cpu(tiny_dinov2):
+    encoder = load_model(str(tiny_dinov2), image_size=28, device="cpu")
+    whole = with_decoder(encoder, 3)
+    assert whole.surrogate is not None
+    assert (whole.surrogate.kind, whole.surrogate.info["settings"]["seed"]) == ("linear", 3)
+    assert whole.latent_shape == encoder.latent_shape
+    trained = settings_of("pixel", encoder, 3)
+    assert (trained.kind, trained.seed) == ("pixel", 3)
 
 
 def test_a_surrogate_of_no_kind_is_refused_in_one_line(run):
