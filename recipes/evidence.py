@@ -122,8 +122,8 @@ def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "none"
-    mean = f"{sum(known) / len(known):.3g}"
-    return mean if min(known) == max(known) else f"{mean} ({min(known):.3g} to {max(known):.3g})"
+    mean, low, high = (f"{value:.3g}" for value in (sum(known) / len(known), min(known), max(known)))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def count_line() -> str:
