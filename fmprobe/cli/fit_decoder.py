@@ -210,12 +210,16 @@ def _fit(
     from fmprobe.surrogates import fit
     from fmprobe.surrogates.artefact import check_place
     from fmprobe.surrogates.kinds import find_kind
+    from fmprobe.surrogates.pace import estimate
     from fmprobe.validation import errors_in_words, warning_of
 
     folder = out or default_out(name, "-decoder")
     check_place(folder)
     encoder = load_model(name, **load)
     pixel = None if pixel_decoder is None else find_kind("pixel").load(pixel_decoder, encoder)
+    if data is None and encoder.image_shape:
+        chosen = {key: value for key, value in settings.items() if key != "trackers"}
+        typer.echo(estimate(encoder, fit.chosen_settings(encoder, **chosen)))
     surrogate = fit.fit_decoder(encoder, data, progress=is_main(), **settings)
     if pixel is not None:
         surrogate.put_behind(pixel)

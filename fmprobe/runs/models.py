@@ -88,11 +88,17 @@ def with_decoder(model: Autoencoder, seed: int, settings: "Settings | None" = No
     if model.has_latent_map:
         return model
     from fmprobe.surrogates.cache import cached_decoder
+    from fmprobe.surrogates.pace import estimate
 
-    typer.echo("the encoder has no decoder: fitting one on procedural images (it is kept for the next run)")
+    def say(chosen: "Settings") -> None:
+        typer.echo(
+            "the encoder has no decoder: fitting one on procedural images (it is kept for the next run); "
+            f"{estimate(model, chosen)}"
+        )
+
     settings = settings or settings_of("linear" if model.device.type == "cpu" else "pixel", model, seed)
     began = time.perf_counter()
-    decoder, was_cached = cached_decoder(model, settings, progress=is_main())
+    decoder, was_cached = cached_decoder(model, settings, progress=is_main(), fitting=say)
     how = "found in the cache" if was_cached else f"fitted in {time.perf_counter() - began:.0f} s"
     typer.echo(f"decoder {how}; {errors_in_words(decoder.info['validation'])}")
     whole = model.with_decoder(decoder)

@@ -1,6 +1,7 @@
 """Fitted decoders kept on disk, keyed by everything that decides them."""
 
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -15,7 +16,11 @@ FORMAT = 7  # raise it when fitting or the files change, so that older entries a
 
 
 def cached_decoder(
-    model: Autoencoder, settings: Settings | None = None, *, progress: bool = True
+    model: Autoencoder,
+    settings: Settings | None = None,
+    *,
+    progress: bool = True,
+    fitting: Callable[[Settings], object] = lambda _: None,
 ) -> tuple[Surrogate, bool]:
     """The surrogate of a model on procedural images, and whether it was in the cache.
 
@@ -27,6 +32,7 @@ def cached_decoder(
         model: The encoder.
         settings: By default those of a pixel decoder on the model's device.
         progress: Whether progress bars may be shown.
+        fitting: Called with the settings before a surrogate is fitted.
 
     Raises:
         InputError: If the model cannot be fitted.
@@ -34,6 +40,7 @@ def cached_decoder(
     settings = settings or FitSettings.for_device(model.device)
     key = features_key(model, "procedural", [FORMAT, asdict(settings)])
     if key is None:
+        fitting(settings)
         return fit_with(model, settings, progress=progress), False
     entry = cache_folder("decoders") / key
     if entry.is_dir():
@@ -43,6 +50,7 @@ def cached_decoder(
             return found, True
         except InputError:
             shutil.rmtree(entry, ignore_errors=True)
+    fitting(settings)
     decoder = fit_with(model, settings, progress=progress)
     with suppress(InputError):  # a full or read-only disk; or another process has just put the same decoder there
         decoder.save(entry)

@@ -1,17 +1,23 @@
-"""How long the steps of a fit take on this machine, measured before the fit."""
+"""How long a fit takes on this machine, measured before the fit."""
 
+import time
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+import torch
+
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.inputs import ImagesLike
+from fmprobe.progress import duration
+from fmprobe.surrogates.data import HELD_OUT
 from fmprobe.surrogates.fit import fit_with
-from fmprobe.surrogates.settings import TrainedSettings
+from fmprobe.surrogates.settings import Settings, TrainedSettings
 
 STEPS = 6  # of each stage. One of them, as one in six of a whole fit, penalises the Jacobian
 HOUR = 3600
+ROWS = 4  # number of images that the cost of the encoder is measured with
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,20 @@ def pace_of(model: Autoencoder, settings: TrainedSettings, images: ImagesLike | 
         key: [row["seconds_per_step"] for row in log if row.get("stage") == key][1:] for key, _ in stages.values()
     }
     return [Pace(stage, _mean(seconds[key]), steps) for stage, (key, steps) in stages.items()]
+
+
+def estimate(model: Autoencoder, settings: Settings) -> str:
+    """What a fit on procedural images will do, and how long the encoder takes for it, measured on a few images."""
+    images = torch.rand(ROWS, *model.image_shape, device=model.device)
+    times = []
+    for _ in range(2):  # the first call warms up
+        began = time.perf_counter()
+        with torch.no_grad():
+            model.encode_unchecked(images).sum().item()  # a number waits for an accelerator
+        times.append(time.perf_counter() - began)
+    count = (settings.n_images or 0) * settings.draws + 2 * HELD_OUT
+    then = f", then come {settings.steps:,} training steps" if isinstance(settings, TrainedSettings) else ""
+    return f"{count:,} images to encode take about {duration(count * min(times) / ROWS)}{then}"
 
 
 def _mean(seconds: list[float]) -> float:

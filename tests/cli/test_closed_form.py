@@ -1,6 +1,7 @@
 """`probe` of an encoder without a decoder: the diagram first, then a surrogate, whose attractors are found."""
 
 import json
+import re
 from dataclasses import replace
 from unittest import mock
 
@@ -80,12 +81,17 @@ def test_a_trained_surrogate_that_paints_badly_is_not_used(run):
     assert results["what_survives"]["sentence"] in output
 
 
-def test_a_command_that_offers_no_choice_takes_the_closed_form_of_all_features_on_a_cpu(tiny_dinov2):
+def test_a_command_that_offers_no_choice_takes_the_closed_form_of_all_features_on_a_cpu(tiny_dinov2, capsys):
     encoder = load_model(str(tiny_dinov2), image_size=28, device="cpu")
     whole = with_decoder(encoder, 3)
     assert whole.surrogate is not None
     assert (whole.surrogate.kind, whole.surrogate.info["settings"]["seed"]) == ("linear", 3)
     assert whole.latent_shape == encoder.latent_shape
+    said = capsys.readouterr().out
+    assert re.search(r"fitting one .*; 1,628 images to encode take about .+\n", said)
+    with_decoder(encoder, 3)
+    assert "found in the cache" in (again := capsys.readouterr().out)
+    assert "fitting" not in again
     trained = settings_of("pixel", encoder, 3)
     assert (trained.kind, trained.seed) == ("pixel", 3)
 

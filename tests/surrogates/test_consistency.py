@@ -1,6 +1,7 @@
 """The second stage of a pixel decoder, and the plan of a fit."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from fmprobe.errors import InputError
 from fmprobe.images import as_pixels
 from fmprobe.surrogates.consistency import _ConsistencyLoss
 from fmprobe.surrogates.fit import FitSettings, chosen_settings
-from fmprobe.surrogates.pace import Pace, pace_of
+from fmprobe.surrogates.pace import Pace, estimate, pace_of
 from fmprobe.surrogates.training import Batch
 
 CPU = torch.device("cpu")
@@ -96,6 +97,13 @@ def test_a_fit_that_stopped_in_its_second_stage_ends_as_an_undisturbed_one(encod
 def test_a_gpu_gets_a_second_stage_by_default_and_a_cpu_none():
     assert FitSettings.for_device(torch.device("cuda")).consistency_steps > 0
     assert FitSettings.for_device(CPU).consistency_steps == 0
+
+
+def test_before_a_fit_it_says_how_many_images_are_encoded_and_what_comes_after(encoder):
+    trained = chosen_settings(encoder, n_images=20, draws=2, steps=7)
+    assert re.fullmatch(r"168 images to encode take about .+, then come 7 training steps", estimate(encoder, trained))
+    closed = chosen_settings(encoder, kind="linear", n_images=1000)
+    assert re.fullmatch(r"1,128 images to encode take about [^,]+", estimate(encoder, closed))
 
 
 def test_a_plan_has_a_pace_for_each_stage(encoder):
