@@ -5,6 +5,7 @@ import io
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,12 +130,11 @@ def score_source(
     from fmprobe.images import open_images, printable
     from fmprobe.probes.ood.artefact import FACTS
     from fmprobe.probes.ood.scored import about_scores
-    from fmprobe.runs.run import Run
+    from fmprobe.runs.run import Run, head
 
     began = time.perf_counter()
     fitted = load_detector(folder, device)
-    decoder = _decoder(fitted)
-    if (warning := decoder.get("decoder", {}).get("warning")) is not None:
+    if (warning := fitted.model.surrogate_warning) is not None:
         typer.echo(f"\nwarning     {warning}")
     found = open_images(data, **fitted.model.image_arguments)
     _check_names([name for name, _ in found])
@@ -146,7 +146,7 @@ def score_source(
         counts = _counts(rows)
         about = {"detector": asked["detector"], "data": printable(data), **decides, "fmprobe": __version__}
         seen = about_scores(fitted, rows, dict(found), decides["rule"], run.path) if is_main() else {}
-        run.put({**decoder, "ood_scores": {**counts, **about, **seen}})
+        run.put({**head(fitted.model, asdict(fitted.settings)), "ood_scores": {**counts, **about, **seen}})
         if is_main() and parquet:
             _write_parquet((run.path / TABLE).with_suffix(".parquet"), rows)
         typer.echo(f"{len(found)} images, {again} scored already")
@@ -213,14 +213,6 @@ def _beside(counts: Mapping[str, int]) -> str:
     """What is to be said of images that have no score, or none that means anything."""
     said = {"unreadable": "could not be read", "not_finite": "without a finite latent"}
     return "".join(f"; {counts[key]} {text}" for key, text in said.items() if counts[key])
-
-
-def _decoder(detector: "TrajectoryDetector") -> dict[str, Any]:
-    """The surrogate that the detector's model is made with, under its key of the results."""
-    decoder = detector.model.provenance.get("decoder") or {}
-    if decoder.get("kind") != "surrogate":
-        return {}
-    return {"decoder": {**decoder, "warning": detector.model.surrogate_warning}}
 
 
 def load_detector(folder: Path, device: str) -> "TrajectoryDetector":

@@ -58,10 +58,11 @@ class FinishedRun:
 
     @cached_property
     def name(self) -> str:
-        """What the run is called on the page: its model, or else its folder."""
-        model = self.results.get("model")
-        known = model.get("id") if isinstance(model, Mapping) else None
-        return str(known or self.folder.name)
+        """What the run is called on the page: its model, or both that it compared, or else its folder."""
+        found = [self.results, self.results.get("other")]
+        models = [one.get("model") for one in found if isinstance(one, Mapping)]
+        known = [str(model["id"]) for model in models if isinstance(model, Mapping) and model.get("id")]
+        return " and ".join(dict.fromkeys(known)) or self.folder.name
 
     def read(self, *parts: str) -> bytes:
         """The bytes of a file of the folder.

@@ -274,7 +274,7 @@ def _noise_images(model: Autoencoder, seed: int) -> Tensor:
     return torch.from_numpy(pixels)
 
 
-GAP = 2  # pixels between an attractor and its training image
+GAP, GREY = 2, "#888888"  # pixels between an attractor and its training image, seen on a light and on a dark page
 
 
 def save_pairs(decoded: "Tensor", train: "Tensor", nearest: Sequence[int], folder: Path) -> None:
@@ -283,7 +283,7 @@ def save_pairs(decoded: "Tensor", train: "Tensor", nearest: Sequence[int], folde
 
     for i, (image, index) in enumerate(zip(decoded, nearest, strict=True)):
         left = to_picture(image)
-        pair = Image.new(left.mode, (2 * left.width + GAP, left.height), "white")
+        pair = Image.new(left.mode, (2 * left.width + GAP, left.height), GREY)
         pair.paste(left, (0, 0))
         if index >= 0:  # none is the nearest of a picture that is not finite
             pair.paste(to_picture(train[index]), (left.width + GAP, 0))
