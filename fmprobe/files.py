@@ -16,6 +16,8 @@ RESULTS = "results.json"  # what a finished run found
 SCHEMA = 1  # of results.json
 READABLE = 0o644  # of files, before the umask
 
+placed: list[Callable[[Path], object]] = []  # are called with each file that was written here, once it is whole
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it into place.
@@ -33,11 +35,42 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(mode)  # safetensors puts a private file in the place of the one that it was given
         temporary.replace(path)
         _sync_folder(path.parent)
+        for call in placed:
+            call(path)
     except OSError as error:
         raise error if isinstance(error, InputError) else WriteError(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def append(path: Path, content: bytes, *, flush: bool = False) -> None:
+    """Add whole lines to a file, which several processes may do. What a kill cut short gets a line of its own.
+
+    Args:
+        path: the file.
+        content: the lines.
+        flush: whether they are flushed to disk.
+
+    Raises:
+        WriteError: the disk is full or the file cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, READABLE)
+        try:
+            size = os.fstat(handle).st_size
+            if size and os.pread(handle, 1, size - 1) != b"\n":
+                content = b"\n" + content
+            while content:  # one call, so that lines of several processes do not mix; a full disk takes a part
+                content = content[os.write(handle, content) :]
+            if flush:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+        for call in placed:
+            call(path)
+    except OSError as error:
+        raise error if isinstance(error, InputError) else WriteError(path, error) from error
 
 
 def _new_file(path: Path) -> tuple[Path, int]:

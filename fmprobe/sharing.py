@@ -2,9 +2,11 @@
 counters.
 
 They draw work from the counters, so that none idles, and leave what they found in the run folder, which all of them
-see. The main process gathers it. They exchange nothing else, so a group of one is not a special case.
+see (on nodes without a common file system through `nodes`). The main process gathers it, and decides for all what is
+there already. They exchange nothing else, so a group of one is not a special case.
 """
 
+import json
 import os
 import sys
 import time
@@ -21,6 +23,7 @@ from fmprobe.streams import Streams, lasting_streams
 
 PATIENCE = 0.05  # seconds between two looks at what another process has done
 FAREWELL = 5.0  # seconds that the main process waits for the others to leave
+PIECE = 2**22  # bytes in one value of the store, which takes no more than 8 MiB
 
 
 class Abandoned(Exception):
@@ -49,6 +52,7 @@ class Team:
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.is_main = rank == 0
+        self.passed: list[Callable[[], object]] = []  # are called by `refresh`, so at each barrier
         self._numbers = count()
 
     def counter(self) -> Callable[[int], int]:
@@ -73,6 +77,39 @@ class Team:
             self.check()
             meanwhile()
             time.sleep(PATIENCE)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See what the main process has in its folder by now; on a common file system that takes nothing."""
+        for call in self.passed:
+            call()
+
+    def told(self, make: Callable[[], Any]) -> Any:
+        """What the main process makes, in every process: a value that JSON holds.
+
+        Raises:
+            Abandoned: another process met an error.
+        """
+        if self.size == 1:
+            return make()
+        key = f"told/{next(self._numbers)}"
+        if self.is_main:
+            value = make()
+            text = json.dumps(value).encode()
+            pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
+            for i, piece in enumerate(pieces):
+                self.store.set(f"{key}/{i}", piece)
+            self.store.set(key, str(len(pieces)))
+            return value
+        while not self.store.check([key]):
+            self.check()
+            time.sleep(PATIENCE)
+        names = [f"{key}/{i}" for i in range(int(self.store.get(key)))]
+        text = b"".join(self.store.get(name) for name in names)
+        if self.store.add(f"{key}/read", 1) == self.size - 1:
+            for name in (*names, key, f"{key}/read"):
+                self.store.delete_key(name)
+        return json.loads(text)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

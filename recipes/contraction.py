@@ -134,7 +134,7 @@ def examine(label: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
 def probe(arguments: argparse.Namespace) -> None:
     conditions = {"trained": {"random_weights": None}, "random weights": {"random_weights": 0}}
     work = partial(examine, out=arguments.out)
-    for name, found in sweep(work, conditions, arguments.out / "probe"):
+    for name, found in sweep(work, conditions, arguments.out / "probe", arguments.out):
         print(f"\ndemo model, {name}: ratio of deviations {json.dumps(found['std_ratio'])}")
         print(f"{'step':>6}{'norm':>10}{'below 1':>10}{'radius':>10}{'below 1':>10}{'finite differences':>21}")
         for i, step in enumerate(found["steps"]):

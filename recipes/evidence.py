@@ -241,7 +241,9 @@ def _rounded(value: Any) -> Any:
 
 
 def _kept(folder: Path) -> list[dict[str, Any]]:
-    return [content for path in (folder, *folder.glob("*/")) for content in results_in(path)] if folder.is_dir() else []
+    return (
+        [content for path in (folder, *folder.rglob("*/")) for content in results_in(path)] if folder.is_dir() else []
+    )
 
 
 def _git(*arguments: str) -> str:

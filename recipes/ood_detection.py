@@ -39,6 +39,7 @@ import train_small_mae as small
 from sklearn.datasets import load_digits, load_sample_images
 
 from fmprobe.files import read_json, write_json
+from fmprobe.nodes import level
 from fmprobe.probes.ood import run_ood
 from fmprobe.runs.sweeps import file_of, kept, results_in
 from fmprobe.seeding import generator
@@ -79,6 +80,7 @@ def demo(folder: Path, seed: int) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "digits.npz", images=np.round(digits.images / 16 * 255).astype(np.uint8))
         np.savez(folder / "patches.npz", images=np.stack(patches))
+    level(folder)
     return {
         "model": str(Path(fmprobe.demo.__path__[0]) / "vit-mae-digits"),
         "data": str(folder / "digits.npz"),
@@ -103,9 +105,12 @@ def encoder(name: Path, data: Path, folder: Path) -> dict[str, Any]:
     """An encoder with a surrogate in closed form of procedural images, with photos against every other set."""
     import fmprobe
 
-    if not folder.is_dir():
+    if not team().told(folder.is_dir):
         model = fmprobe.load(str(name), image_size="fit", device="cpu")
-        fmprobe.fit_decoder(model, kind="linear", n_images=1000).save(folder)
+        decoder = fmprobe.fit_decoder(model, kind="linear", n_images=1000)  # by all processes together
+        if is_main():
+            decoder.save(folder)
+    level(folder)
     return {
         "model": str(name),
         "decoder": str(folder),
@@ -250,16 +255,17 @@ def main() -> None:
         """Where something of all seeds is kept."""
         return args.out / what if args.seeds > 1 else args.out.with_name(f"{args.out.name}-{what}")
 
+    # The main process prepares data and models on disk, and all processes then read them.
     if args.train_mae:
         run = small_mae(beside("model"), args.train_mae, args.train_steps, args.seed)
+    elif args.encoder:
+        run = encoder(args.encoder, args.sets, beside("decoder"))
     elif args.full:
         run = dict(FULL)
     elif args.model:
         run = {"model": args.model, "data": args.data, "ood": []}
     else:
-        with team().main_first():  # it prepares what the others then read
-            prepared = args.encoder and encoder(args.encoder, args.sets, beside("decoder"))
-            run = prepared or demo(beside("data"), args.seed)
+        run = demo(beside("data"), args.seed)
     run |= {key: value for key in ("data", "ood", "images", "steps") if (value := getattr(args, key))}
     decoder = args.decoder or run.get("decoder")
     load = {"revision": None, "decoder": decoder, "image_size": None, "device": args.device, "dtype": None}

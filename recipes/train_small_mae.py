@@ -10,7 +10,6 @@ f(z) = E(D(z)) runs without masking, which a model trained at 75% alone has neve
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,10 @@ from torch import Tensor
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
 
 import fmprobe
-from fmprobe.runs.sweeps import sweep
+from fmprobe.files import write_json
+from fmprobe.nodes import level
 from fmprobe.seeding import seed_torch, torch_generator
-from fmprobe.sharing import alone
+from fmprobe.sharing import alone, is_main
 
 SIDE, PATCH = 32, 4
 WIDTH, LAYERS, STEPS = 96, 4, 3000
@@ -91,15 +91,16 @@ def save(model: ViTMAEForPreTraining, folder: Path) -> None:
 
 
 def trained(folder: Path, source: str, steps: int = STEPS, seed: int = 0) -> None:
-    """Train a model on images of a source unless the folder holds it. What it cost is kept beside the folder."""
-
-    def work(_: str, settings: dict[str, Any]) -> float:
+    """Train a model on images of a source unless the folder holds it, by the main process. All processes come here."""
+    if is_main() and not (folder / "config.json").is_file():
+        began = time.process_time()
         model = build(seed=seed)
         loss = train(model, fmprobe.load_images(source, image_shape=(3, SIDE, SIDE)), steps, seed=seed)
         save(model, folder)
-        return loss
-
-    dict(sweep(work, {folder.name: {"images": Path(source).name, "steps": steps, "seed": seed}}, folder.parent))
+        settings = {"images": Path(source).name, "steps": steps, "seed": seed}
+        cost = {"processor_seconds": round(time.process_time() - began, 1)}
+        write_json(folder / "training.json", {"settings": settings, "result": loss, **cost})
+    level(folder)
 
 
 @alone()

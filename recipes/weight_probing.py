@@ -52,7 +52,7 @@ from fmprobe.sharing import together
 from fmprobe.surrogates.cache import cached_decoder
 from fmprobe.tables import as_text
 
-CURVES = "-curves"  # end of the names of folders that hold the curves of each data set
+CURVES = "data"  # name of the folders that hold the curves of each data set
 STABILITY = 2  # attractors whose Jacobian is examined, few since no figure here depends on it
 LOCAL = {
     "photos": "photos:test",
@@ -185,7 +185,7 @@ def probe(name: str, subject: Subject, arguments: argparse.Namespace) -> None:
     protocol = {**search, "images": arguments.images, "atoms": arguments.atoms}
     work = partial(curves_of, subject=subject, attractors=attractors, sources=sources, folder=folder)
     conditions = {label: {**protocol, "set": label} for label in sources}
-    for label, found in sweep(work, conditions, folder.with_name(f"{folder.name}{CURVES}")):
+    for label, found in sweep(work, conditions, folder / CURVES, folder):
         print(as_text(tables({"weights": {"data": {label: found}}}, "weights")), end="\n\n")
 
 
@@ -219,7 +219,7 @@ def curves_of(
 def evidence(folder: Path) -> list[dict[str, Any]]:
     """The figures of each model, data set and seed of a finished run, for `evidence.py`, with all atoms."""
     rows = []
-    for path in sorted(folder.glob(f"*{CURVES}")):
+    for path in sorted(folder.glob(f"*/{CURVES}")):
         for content in results_in(path):
             settings, found = content["settings"], content["result"]
             dictionaries = found["dictionaries"]

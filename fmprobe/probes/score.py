@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -13,8 +12,9 @@ import typer
 
 from fmprobe import __version__
 from fmprobe.digests import digest
-from fmprobe.errors import InputError, WriteError
+from fmprobe.errors import InputError
 from fmprobe.files import write_atomically
+from fmprobe.nodes import append
 from fmprobe.report.page import write_report
 from fmprobe.report.rendering import render
 from fmprobe.report.sections import Section, plots
@@ -288,17 +288,7 @@ def _kept(table: Path) -> list[dict[str, str]]:
 
 def _append(table: Path, rows: Iterable[Mapping[str, str]]) -> None:
     """Add rows to the table by one write, so that those of several processes do not mix."""
-    try:
-        handle = os.open(table, os.O_WRONLY | os.O_APPEND)
-        try:
-            left = _text(rows).encode()
-            while left:  # a disk that fills up takes a part
-                left = left[os.write(handle, left) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise WriteError(table, error) from error
+    append(table, _text(rows).encode(), flush=True)
 
 
 def _write_parquet(path: Path, rows: Sequence[Mapping[str, str]]) -> None:

@@ -20,6 +20,7 @@ from fmprobe.dynamics.calls import Function
 from fmprobe.dynamics.distances import chamfer, nearest
 from fmprobe.dynamics.merging import THRESHOLDS
 from fmprobe.errors import InputError, WriteError
+from fmprobe.files import append
 from fmprobe.images import spread
 from fmprobe.probes.memorization.coefficient import rank_at
 from fmprobe.probes.ood.metrics import ood_metrics
@@ -130,10 +131,9 @@ class AttractorTracker(Drawn):
     def _append(self, line: str, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line)
         except OSError as error:
             raise WriteError(path, error) from error
+        append(path, line.encode())
 
     def for_trainer(self) -> Any:
         """This tracker as a `transformers.TrainerCallback`, called before the training and after each epoch.

@@ -13,6 +13,7 @@ from fmprobe.artefacts import Artefact, copy_shared
 from fmprobe.cards import Base, Card, Metric
 from fmprobe.errors import InputError
 from fmprobe.files import RESULTS, SCHEMA, finite, plain, read_json, write_json
+from fmprobe.nodes import append
 from fmprobe.report.finished import FinishedRun
 from fmprobe.report.page import write_report
 from fmprobe.report.summary import summary
@@ -179,15 +180,8 @@ class RunFolder(Artefact):
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=plain) + "\n"
         if self.heard is not None:
             self.heard(f"{event}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-        with contextlib.suppress(OSError):
-            handle = os.open(self.path / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                size = os.fstat(handle).st_size
-                if size and os.pread(handle, 1, size - 1) != b"\n":  # a kill cut the last line short
-                    line = "\n" + line
-                os.write(handle, line.encode())  # a single call, so that the lines of processes do not mix
-            finally:
-                os.close(handle)
+        with contextlib.suppress(InputError):
+            append(self.path / EVENTS, line.encode())
 
     @property
     def results(self) -> dict[str, Any] | None:

@@ -15,16 +15,19 @@ import typer
 from fmprobe import __version__
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
-from fmprobe.files import finite
+from fmprobe.files import finite, plain, read_json
 from fmprobe.hub import canonical
+from fmprobe.nodes import is_apart, reached
 from fmprobe.report.page import write_report
 from fmprobe.report.summary import as_table, sentences, summary, tables
 from fmprobe.runs import config
-from fmprobe.runs.folder import RunFolder, differences
+from fmprobe.runs.folder import MANIFEST, SOURCES, RunFolder, differences
 from fmprobe.runs.sweeps import Work, sweep
 from fmprobe.sharing import is_main, launched, team
 from fmprobe.tables import as_text
 from fmprobe.validation import warnings_in
+
+PLACES = {"model", "models", "decoder", "decoders", *SOURCES}  # entries of a manifest that may be paths
 
 
 class Run:
@@ -61,10 +64,12 @@ class Run:
                 be written.
         """
         asked = {**asked, "fmprobe": __version__}
-        with team().main_first():
-            folder = RunFolder.open(out, asked, resume) if is_main() else RunFolder(out)
-        folder.heard = (lambda line: typer.echo(line, err=True)) if verbose else None
-        with folder.locked() if is_main() else nullcontext():
+        made = RunFolder.open(out, asked, resume) if is_main() else None
+        with made.locked() if made else nullcontext(), reached(out, scratch=True, left_out=RunFolder.left_out) as path:
+            folder = RunFolder(path)
+            folder.heard = (lambda line: typer.echo(line, err=True)) if verbose else None
+            if is_apart(path):
+                _check_same(read_json(path / MANIFEST), asked)
             if is_main() and not (out / config.FILE).is_file():
                 config.keep(out)
             run = cls(folder, began)
@@ -89,7 +94,7 @@ class Run:
             what: what the terminal calls the part.
             discard: folders of intermediate results that are not needed once the part is done.
         """
-        if same(self.results.get(name)):
+        if team().told(lambda: bool(same(self.results.get(name)))):
             typer.echo(f"{self.path} holds {what} already (--no-resume runs it again)")
             self._discard(discard)  # a kill may have come before they were discarded
             return self.results
@@ -183,6 +188,16 @@ class Run:
             report = ("report", str(self.path / "report.html"))
             typer.echo("\n" + as_table([*summary(self.results), *beside, report]))
         return self.path
+
+
+def _check_same(manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise InputError where a process of another node comes with something else than the main process.
+
+    Paths may differ, since each node has its own; digests tell whether they lead to the same.
+    """
+    here, there = ({key: of.get(key) for key in asked.keys() - PLACES} for of in (asked, manifest))
+    if changed := differences(there, json.loads(json.dumps(here, default=plain))):
+        raise InputError(f"the nodes of this launch came with different things ({changed}): give each node the same")
 
 
 def head(model: Autoencoder, protocol: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fmprobe.dynamics.distances import typical_size
 from fmprobe.dynamics.engine import Ended
 from fmprobe.dynamics.iterate import progress_bar, stream_orbits
 from fmprobe.dynamics.orbits import Rules, protocol_of
+from fmprobe.nodes import is_apart
 from fmprobe.runs.folder import RunFolder
 from fmprobe.runs.plan import Plan, make_plan
 from fmprobe.runs.run import Run
@@ -104,8 +105,8 @@ class Search:
             Stopped: a signal came.
         """
         plan, team = self.plan, self.team
-        left = self.shards.missing()
-        team.barrier()  # every process must look before one of them adds to the shards
+        left = torch.tensor(team.told(lambda: self.shards.missing().tolist()), dtype=torch.long)
+        team.barrier()  # they begin together
         kept = plan.n - len(left)
         if team.is_main:
             self.folder.tell("iterate", search=self.name, starts=plan.n, kept=kept, processes=team.size)
@@ -184,7 +185,8 @@ class Search:
         if (number := pending()) is not None:
             self._wrote(self.shards.flush())
             done = self.plan.n - len(self.shards.missing())
-            self.folder.tell("stopped", search=self.name, kept=done, process=self.team.rank)
+            if not is_apart(self.folder.path):  # which has not seen what the others keep
+                self.folder.tell("stopped", search=self.name, kept=done, process=self.team.rank)
             raise Stopped(number, f"{done} of {self.plan.n} starts are kept in {self.folder.path}")
         if now or time.monotonic() - self._looked > EVERY:
             self._looked = time.monotonic()

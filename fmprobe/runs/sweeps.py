@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from fmprobe.errors import InputError, WriteError
 from fmprobe.files import read_json, write_json
+from fmprobe.nodes import is_apart, reached
 from fmprobe.runs.folder import RunFolder
 from fmprobe.sharing import PATIENCE, team
 
@@ -20,7 +21,9 @@ LONGEST = 120  # largest number of characters of a file's name before its suffix
 Work = Callable[[str, dict[str, Any]], Any]
 
 
-def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator[tuple[str, Any]]:
+def sweep(
+    work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path, within: Path | None = None
+) -> Iterator[tuple[str, Any]]:
     """Yield the name and result of every condition, in order, each as soon as it is there.
 
     The processes of one launch draw conditions from a shared counter. All of them must come here, and take every
@@ -31,6 +34,7 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
             infinity are allowed. It must not wait for other processes.
         conditions: the settings by name, as JSON holds them, that decide the results.
         folder: folder that keeps each result in a file of its own.
+        within: folder around it, if `work` leaves files there too.
 
     Raises:
         InputError: the processes came with different conditions, another run is at work in the folder, or it cannot be
@@ -39,12 +43,14 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
     """
     crew = team()
     wanted = {name: json.loads(_text(settings)) for name, settings in conditions.items()}
-    with _guarded(folder) if crew.is_main else nullcontext():
-        missing = [name for name in wanted if not kept(folder, name, wanted[name])]
+    with _guarded(folder) if crew.is_main else nullcontext(), reached(within or folder):
+        missing = crew.told(lambda: [name for name in wanted if not kept(folder, name, wanted[name])])
+        for name in missing if is_apart(folder) else ():  # a node may hold results of an earlier launch
+            file_of(folder, name).unlink(missing_ok=True)
         draw, total = crew.counter(), crew.counter()
         mark = int.from_bytes(sha256(_text(list(wanted.items())).encode()).digest()[:4])
         total(mark)
-        crew.barrier()  # nothing is written before this, so that the same conditions are missing everywhere
+        crew.barrier()
         if total(0) != crew.size * mark:  # the processes would wait for each other for ever
             raise InputError("processes of one launch came to a sweep with different conditions: launch them alike")
         drawn = 0
@@ -59,6 +65,7 @@ def sweep(work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path)
                 else:
                     crew.check()
                     time.sleep(PATIENCE)
+                    crew.refresh()
             yield name, found["result"]
 
 

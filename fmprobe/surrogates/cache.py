@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.nodes import level
 from fmprobe.surrogates.artefact import Surrogate, load_surrogate
 from fmprobe.surrogates.features import cache_folder, features_key, used
 from fmprobe.surrogates.fit import FitSettings, fit_with
@@ -43,6 +44,7 @@ def cached_decoder(
         fitting(settings)
         return fit_with(model, settings, progress=progress), False
     entry = cache_folder("decoders") / key
+    level(entry)
     if entry.is_dir():
         try:
             found = load_surrogate(entry, model)

@@ -14,6 +14,7 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.images import as_pixels
 from fmprobe.inputs import ImagesLike
+from fmprobe.nodes import level
 from fmprobe.progress import progress_of
 from fmprobe.sharing import team
 from fmprobe.surrogates.artefact import Surrogate
@@ -135,6 +136,8 @@ def fit_with(
     # Without a fingerprint nothing tells this run from another, and its state is not kept.
     key = features_key(model, data.key, asdict(settings))
     how = {"folder": cache_folder("fits") / key if key else None, "progress": progress, "trackers": trackers}
+    if how["folder"] is not None:
+        level(how["folder"])  # so that all processes go on from the same step
     with _encoded(model, settings, data, progress) as features:
         surrogate, log = kind.fit(model, settings, features, data.held_out, **how)
     judged = {"held_out": data.held_out}
