@@ -53,6 +53,7 @@ class Team:
         self.store, self.rank, self.size = store, rank, size
         self.is_main = rank == 0
         self.passed: list[Callable[[], object]] = []  # are called by `refresh`, so at each barrier
+        self._by_itself = False
         self._numbers = count()
 
     def counter(self) -> Callable[[int], int]:
@@ -71,6 +72,7 @@ class Team:
         Raises:
             Abandoned: another process met an error.
         """
+        self._check_not_by_itself()
         arrived = self.counter()
         arrived(1)
         while arrived(0) < self.size:
@@ -92,6 +94,7 @@ class Team:
         """
         if self.size == 1:
             return make()
+        self._check_not_by_itself()
         key = f"told/{next(self._numbers)}"
         if self.is_main:
             value = make()
@@ -110,6 +113,21 @@ class Team:
             for name in (*names, key, f"{key}/read"):
                 self.store.delete_key(name)
         return json.loads(text)
+
+    @contextmanager
+    def by_itself(self) -> Iterator[None]:
+        """A part that this process goes through while others do something else. To wait for them in it is an error,
+        since they would never come.
+        """
+        self._by_itself = True
+        try:
+            yield
+        finally:
+            self._by_itself = False
+
+    def _check_not_by_itself(self) -> None:
+        if self._by_itself and self.size > 1:
+            raise RuntimeError("a process waits for the others where each is by itself: as in a sweep, without in_turn")
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

@@ -82,7 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     conditions = {f"{c['candidate']} {c['what']} {c['seed']}": c for c in conditions_of(arguments)}
-    fits = [found for _, found in sweep(fitted, conditions, arguments.out)]
+    fits = [found for _, found in sweep(fitted, conditions, arguments.out, in_turn=True)]
     rows = {name: row_of([fit for fit in fits if fit["candidate"] == name]) for name in arguments.candidates}
     if not is_main():
         return

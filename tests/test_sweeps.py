@@ -17,7 +17,7 @@ from fmprobe.errors import InputError
 from fmprobe.files import read_json
 from fmprobe.runs.folder import RunFolder
 from fmprobe.runs.sweeps import file_of, sweep
-from fmprobe.sharing import alone, together
+from fmprobe.sharing import alone, team, together
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "noise_meets_training.py"
 SMALLEST = "--changes width --starts 4 --images 16 --steps 1 --max-steps 5"
@@ -214,6 +214,33 @@ def test_an_error_of_one_process_ends_the_others_with_one_line(tmp_path):
     assert ended(launch(2, shared, tmp_path, True, log=tmp_path / "log")) == [2, 2]
     lines = (tmp_path / "log").read_text().splitlines()
     assert [line for line in lines if not line.isdigit()] == ["fmprobe: bad luck: expected none"]
+
+
+def waiting(folder, in_turn):
+    """A sweep of three conditions whose work is itself shared: each process comes, and then all meet."""
+
+    @together()
+    def program():
+        def work(name, settings):
+            (folder / f"{name}-{os.environ['RANK']}").touch()
+            team().barrier()
+            return [(folder / f"{name}-{rank}").exists() for rank in "01"]
+
+        for name, both in sweep(work, {str(i): {} for i in range(3)}, folder / "kept", in_turn=in_turn):
+            print(name, *both)
+
+    program()
+    return 0
+
+
+def test_work_that_is_itself_shared_is_done_in_turn_by_all_processes(tmp_path):
+    assert ended(launch(2, waiting, tmp_path, True, log=tmp_path / "log")) == [0, 0]
+    assert (tmp_path / "log").read_text().splitlines() == [f"{i} True True" for i in range(3)]
+
+
+def test_work_that_waits_where_each_process_is_by_itself_is_an_error_and_no_endless_wait(tmp_path):
+    assert 0 not in ended(launch(2, waiting, tmp_path, False, log=tmp_path / "log"))
+    assert "a process waits for the others where each is by itself" in (tmp_path / "log").read_text()
 
 
 def unlike(folder):

@@ -22,7 +22,12 @@ Work = Callable[[str, dict[str, Any]], Any]
 
 
 def sweep(
-    work: Work, conditions: Mapping[str, Mapping[str, Any]], folder: Path, within: Path | None = None
+    work: Work,
+    conditions: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    within: Path | None = None,
+    *,
+    in_turn: bool = False,
 ) -> Iterator[tuple[str, Any]]:
     """Yield the name and result of every condition, in order, each as soon as it is there.
 
@@ -31,10 +36,12 @@ def sweep(
 
     Args:
         work: `work(name, settings)` computes one result from its settings alone, a value that JSON holds; nan and
-            infinity are allowed. It must not wait for other processes.
+            infinity are allowed. It must not wait for other processes, unless `in_turn`.
         conditions: the settings by name, as JSON holds them, that decide the results.
         folder: folder that keeps each result in a file of its own.
         within: folder around it, if `work` leaves files there too.
+        in_turn: whether all processes compute each result together, for work that is itself shared, such as a fit. The
+            main process's result is kept.
 
     Raises:
         InputError: the processes came with different conditions, another run is at work in the folder, or it cannot be
@@ -55,18 +62,28 @@ def sweep(
             raise InputError("processes of one launch came to a sweep with different conditions: launch them alike")
         drawn = 0
         for name in wanted:
+            if in_turn and name in missing:
+                _compute(work, name, wanted[name], folder if crew.is_main else None)
+                crew.barrier()
             while not (found := kept(folder, name, wanted[name])):
                 if drawn < len(missing) and (drawn := draw(1)) <= len(missing):
                     mine = missing[drawn - 1]
-                    began = time.process_time()
-                    result = work(mine, deepcopy(wanted[mine]))  # a copy, since `work` may change its argument
-                    cost = {"processor_seconds": round(time.process_time() - began, 1)}
-                    write_json(file_of(folder, mine), {"settings": wanted[mine], "result": result, **cost}, exact=True)
+                    with crew.by_itself():
+                        _compute(work, mine, wanted[mine], folder)
                 else:
                     crew.check()
                     time.sleep(PATIENCE)
                     crew.refresh()
             yield name, found["result"]
+
+
+def _compute(work: Work, name: str, settings: dict[str, Any], folder: Path | None) -> None:
+    """Compute a result, and keep it in the folder if there is one."""
+    began = time.process_time()
+    result = work(name, deepcopy(settings))  # a copy, since `work` may change its argument
+    cost = {"processor_seconds": round(time.process_time() - began, 1)}
+    if folder is not None:
+        write_json(file_of(folder, name), {"settings": settings, "result": result, **cost}, exact=True)
 
 
 def file_of(folder: Path, name: str) -> Path:
