@@ -164,6 +164,25 @@ def test_labels_of_plots_can_be_read_on_a_phone(driver, page):
     assert [(text, size) for text, size in sizes if size < 11] == []
 
 
+LINES = """
+return [...document.querySelectorAll('th, td')].map(cell => {
+  const words = cell.innerText.trim().split(/\\s+/).filter(word => word), range = document.createRange();
+  range.selectNodeContents(cell);
+  const lines = new Set([...range.getClientRects()].filter(r => r.width).map(r => Math.round(r.bottom)));
+  return [cell.innerText, words.length, lines.size];
+});
+"""
+
+
+def test_no_cell_of_three_words_has_a_line_for_each_on_a_phone(driver, page):
+    _look(driver, "phone", "light")
+    driver.get(page.as_uri())
+    driver.execute_script("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    cells = [(text, words, lines) for text, words, lines in driver.execute_script(LINES) if words > 2]
+    assert len(cells) > 100
+    assert [(text, lines) for text, words, lines in cells if lines >= words] == []
+
+
 def _channels(colour: str) -> list[int]:
     return [int(part) for part in colour.split("(")[1].rstrip(")").split(",")[:3]]
 
