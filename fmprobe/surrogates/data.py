@@ -170,12 +170,19 @@ def _procedural_blocks(model: Autoencoder, n: int, first: int, mixture: str, see
 
 
 def _from_tensor(model: Autoencoder, images: ImagesLike, limit: int | None) -> Callable[[], Iterator[Tensor]]:
-    images = model.take_images(images)
-    if limit is not None and limit < len(images):
-        images = images[spread(len(images), limit)]
-    if len(images) < FEWEST:
-        raise InputError(f"a decoder is trained on {FEWEST} images or more, got {len(images)}")
-    return lambda: (as_bytes(block.detach().float().cpu()) for block in images.split(BLOCK))
+    def bytes_of(block: Tensor) -> Tensor:
+        return block if block.dtype == torch.uint8 else as_bytes(block.detach().float().cpu())
+
+    if isinstance(images, Tensor) and images.is_floating_point():
+        taken = model.take_images(images)  # it is in memory already
+    else:
+        blocks = [bytes_of(block) for block in model.image_batches(images, block=BLOCK)]
+        taken = torch.cat(blocks) if blocks else torch.zeros(0, *model.image_shape)
+    if limit is not None and limit < len(taken):
+        taken = taken[spread(len(taken), limit)]
+    if len(taken) < FEWEST:
+        raise InputError(f"a decoder is trained on {FEWEST} images or more, got {len(taken)}")
+    return lambda: (bytes_of(block) for block in taken.split(BLOCK))
 
 
 def _from_source(model: Autoencoder, source: str, limit: int | None) -> Callable[[], Iterator[Tensor]]:

@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import math
+import mmap
 import os
 import shutil
 import tempfile
@@ -10,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.digests import digest, file_digest
 from fmprobe.dynamics.calls import Function
+from fmprobe.dynamics.paging import forget, lies_in
 from fmprobe.errors import InputError
 from fmprobe.images import as_pixels
 
@@ -31,6 +33,8 @@ Advance = Callable[[int], object]
 
 class Features:
     """Images `(n, C, H, W)` as bytes and the standardised latents of them, memory-mapped from a folder.
+
+    What has been read does not stay in memory.
 
     Latents are stored in half precision relative to the first block's statistics, so that neither the offset nor the
     scale of a channel costs accuracy. The draws of an image, seen with different noise, follow one another.
@@ -49,16 +53,16 @@ class Features:
         self.mean, self.std = torch.tensor(meta["mean"]), torch.tensor(meta["std"])
         self._scale = channelwise(torch.tensor(meta["scale"]), self.latent_shape)
         self._shift = channelwise(torch.tensor(meta["shift"]), self.latent_shape)
-        self._pixels = np.memmap(folder / PIXELS, np.uint8, "r", shape=(self.n, *self.image_shape))
-        shape = (self.n, self.draws, *self.latent_shape)
-        self._latents = np.memmap(folder / LATENTS, np.float16, "r", shape=shape)
+        self._pixels = _mapped(folder / PIXELS, torch.uint8, (self.n, *self.image_shape))
+        self._latents = _mapped(folder / LATENTS, torch.float16, (self.n, self.draws, *self.latent_shape))
 
     def __len__(self) -> int:
         return self.n
 
     def latents(self, rows: Tensor, draw: int = 0) -> Tensor:
         """Standardised latents, float32 `(len(rows), *latent_shape)` on the CPU. Draws repeat after the last one."""
-        stored = torch.from_numpy(self._latents[rows.numpy(), draw % self.draws])
+        stored = self._latents[rows, draw % self.draws]
+        forget(self._latents)
         return stored.float() * self._scale + self._shift
 
     def of_step(self, rows: Tensor, step: int, batch_size: int) -> Tensor:
@@ -67,7 +71,9 @@ class Features:
 
     def images(self, rows: Tensor) -> Tensor:
         """Float images in `[0, 1]`, `(len(rows), C, H, W)` on the CPU."""
-        return as_pixels(torch.from_numpy(self._pixels[rows.numpy()]))
+        stored = self._pixels[rows]
+        forget(self._pixels)
+        return as_pixels(stored)
 
 
 @contextlib.contextmanager
@@ -231,6 +237,13 @@ def _write(
     }
     text = json.dumps(meta)
     (folder / META).write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", encoding="utf-8")
+
+
+def _mapped(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """What a file holds, as a tensor that lies in it. Raises ValueError where the file is too short."""
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch takes no memory that is only for reading
+    return lies_in(torch.frombuffer(mapped, dtype=dtype, count=math.prod(shape)).reshape(shape), mapped)
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

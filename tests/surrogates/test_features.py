@@ -1,6 +1,7 @@
 """The features of a frozen encoder: exact, on disk, computed once."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,3 +157,25 @@ def test_noise_of_the_settings_reaches_the_encoder_and_not_the_target(encoder, c
     with features(encoder, images) as plain, features(encoder, images, noise, "noisy") as noisy:
         assert not torch.allclose(plain.std, noisy.std)
         assert torch.equal(plain.images(torch.arange(6)), noisy.images(torch.arange(6)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="this system does not say how memory is used")
+def test_what_was_read_does_not_stay_in_memory(cache_home):
+    """14 MB of pixels and 14 MB of latents."""
+
+    def of_files():
+        return int(Path("/proc/self/status").read_text().split("RssFile:")[1].split()[0]) / 1000
+
+    def encode(images):
+        return images.flatten(1)[:, :100_000].unflatten(1, (-1, 100))
+
+    n, shape = 70, (3, 256, 256)
+    model = Autoencoder(encode, None, image_shape=shape, latent_shape=(1000, 100), provenance={"model": "m"})
+    images = torch.randint(256, (n, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with features(model, images) as found:
+        rows = torch.arange(n)
+        found.latents(rows[:1])
+        before = of_files()
+        assert torch.equal(torch.cat([found.images(some) for some in rows.split(8)]), images / 255)
+        assert all(found.latents(some).isfinite().all() for some in rows.split(8))
+        assert of_files() - before < 6

@@ -9,6 +9,7 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.procedural import procedural_images
 from fmprobe.surrogates import data
+from fmprobe.surrogates.pixel import PixelSettings
 
 
 def test_noise_makes_the_latent_map_contract(encoder):
@@ -256,3 +257,24 @@ def test_an_unknown_kind_of_artefact_is_refused(encoder, tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"kind": "future"}))
     with pytest.raises(InputError, match="kind 'future': expected one of pixel, latent"):
         load_surrogate(tmp_path / "d", encoder)
+
+
+@pytest.mark.parametrize("limit", [None, 20])
+def test_images_are_the_same_in_any_form(encoder, limit):
+    pixels = (procedural_images(40, 16, seed=9) * 255).round().to(torch.uint8)
+    floats = pixels.float() / 255
+    forms = [
+        floats,
+        pixels,
+        pixels.numpy(),
+        list(floats),
+        torch.utils.data.DataLoader(torch.utils.data.TensorDataset(floats, torch.arange(40)), batch_size=7),
+        iter(floats.split(11)),
+    ]
+    found = [data.training_data(encoder, PixelSettings(n_images=limit), images) for images in forms]
+    first = torch.cat(list(found[0].blocks()))
+    assert (first.dtype, len(first)) == (torch.uint8, 36 if limit is None else 18)
+    for other in found[1:]:
+        assert torch.equal(torch.cat(list(other.blocks())), first)
+        assert torch.equal(other.held_out, found[0].held_out)
+        assert (other.key, other.n, other.words) == (found[0].key, found[0].n, found[0].words)
