@@ -11,9 +11,10 @@ ones of at most 16 of its files, which are spread evenly over all files.
 import warnings
 from bisect import bisect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 from fmprobe.errors import InputError, SourceError
 from fmprobe.pixels import SUFFIXES, Prepare, printable, read
@@ -153,7 +154,7 @@ def _readable(
     skip_damaged: bool,
 ) -> "Iterator[Tensor]":
     """The images that were drawn. With `skip_damaged`, the next image that was not drawn replaces a damaged one."""
-    chosen = spread(found.count, found.count if n is None else n)
+    chosen = range(found.count) if n is None else spread(found.count, n)
     spare: list[int] | None = None
     damaged, count = [], 0
     for first in chosen:
@@ -182,9 +183,40 @@ def _readable(
         )
 
 
-def open_images(
-    source: str, *, image_shape: tuple[int, int, int], prepare: "Prepare | None" = None
-) -> "list[tuple[str, Callable[[], Tensor]]]":
+@dataclass(frozen=True)
+class Opened(Sequence["tuple[str, Callable[[], Tensor]]"]):
+    """The images of a source in order: the name of each, and a function that reads it.
+
+    Names and functions are made when they are asked for, so that memory does not grow with the number of images.
+
+    Attributes:
+        found: the pictures of the source.
+        image_shape: as `load_images` takes it.
+        prepare: as `load_images` takes it.
+    """
+
+    found: Pictures
+    image_shape: tuple[int, int, int]
+    prepare: "Prepare | None" = None
+
+    def __len__(self) -> int:
+        return self.found.count
+
+    @overload
+    def __getitem__(self, place: int) -> "tuple[str, Callable[[], Tensor]]": ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "list[tuple[str, Callable[[], Tensor]]]": ...
+
+    def __getitem__(self, place: int | slice) -> Any:
+        if isinstance(place, slice):
+            return [self[i] for i in range(len(self))[place]]
+        i = range(len(self))[place]
+        name = self.found.label(i)
+        return name, partial(read, name, partial(self.found.decode, i), self.image_shape, self.prepare)
+
+
+def open_images(source: str, *, image_shape: tuple[int, int, int], prepare: "Prepare | None" = None) -> Opened:
     """List every image of a source in order: its name, and a function that reads it as `load_images` does.
 
     A name that text cannot hold, since it is not UTF-8 or has a line break, is written by `printable`. The function
@@ -194,9 +226,7 @@ def open_images(
         InputError: the source cannot be read.
     """
     _check_shape(image_shape)
-    found = find_pictures(source)
-    names = [found.label(i) for i in range(found.count)]
-    return [(name, partial(read, name, partial(found.decode, i), image_shape, prepare)) for i, name in enumerate(names)]
+    return Opened(find_pictures(source), image_shape, prepare)
 
 
 def sample_images(

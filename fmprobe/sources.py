@@ -275,17 +275,18 @@ def _of_arrays(source: Source) -> Pictures:
         raise InputError(f"{name} does not exist: expected an .npz file")
     try:
         with np.load(source.name, allow_pickle=False) as arrays:
-            held = {key: arrays[key] for key in arrays if source.split in (None, key)}
             keys = list(arrays)
+            # One after the other, because those that are not meant may be large.
+            held = ((key, arrays[key]) for key in keys if source.split in (None, key))
+            key, array = next((one for one in held if source.split or one[1].ndim >= 3), (source.split or "", None))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
         reason = printable(error)
         raise InputError(f"{name} cannot be read as .npz ({reason}): expected arrays saved by numpy") from error
-    key = source.split or next((k for k, array in held.items() if array.ndim >= 3), "")
-    if key not in held:
+    if array is None:
         there = ", ".join(map(_said, keys)) or "none"
         raise InputError(f"{name} has no images {_said(repr(key))}: expected a key after a colon, of {there}")
-    array = _rows(f"{name}:{_said(key)}", held[key])
-    return Pictures(len(array), lambda i: f"{name}:{_said(key)}[{i}]", lambda i: from_array(array[i]))
+    rows = _rows(f"{name}:{_said(key)}", array)
+    return Pictures(len(rows), lambda i: f"{name}:{_said(key)}[{i}]", lambda i: from_array(rows[i]))
 
 
 def _rows(name: str, array: np.ndarray) -> np.ndarray:
@@ -403,7 +404,11 @@ def _loaded(source: Source, local: bool, streaming: bool = False) -> Any:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are reported below
     try:
         if local and Path(name).is_file():
-            return datasets.load_dataset("parquet", data_files=_literal(name))
+            import pyarrow.dataset
+
+            # By default the whole file would be in memory while it is converted.
+            in_parts = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+            return datasets.load_dataset("parquet", data_files=_literal(name), fragment_scan_options=in_parts)
         return datasets.load_dataset(name, streaming=streaming)
     except Exception as error:  # the library raises many kinds here
         what = "cannot be read" if local else "is no folder or file here, and the hub gave no such data set"

@@ -1,11 +1,17 @@
 """Any image source: every mode and orientation, and files that are no images."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 import fmprobe
+from fmprobe.images import open_images, stream_images
+from fmprobe.sources import find_pictures
 
 SHAPE = (3, 8, 8)
 GRADIENT = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
@@ -97,8 +103,6 @@ def test_a_damaged_cell_of_a_parquet_file_is_named_or_skipped(tmp_path):
 
 
 def test_streaming_gives_the_same_in_blocks(tmp_path):
-    from fmprobe.images import stream_images
-
     np.savez(tmp_path / "x.npz", a=np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8))
     blocks = list(stream_images(f"{tmp_path}/x.npz:a", image_shape=SHAPE, block=3))
     assert [len(block) for block in blocks] == [3, 3, 1]
@@ -125,3 +129,41 @@ def test_sources_that_give_nothing(tmp_path, source, n, message):
     (tmp_path / "note.txt").write_text("a note")
     with pytest.raises(fmprobe.InputError, match=message):
         fmprobe.load_images(source.format(folder=tmp_path), n, image_shape=SHAPE)
+
+
+def test_of_an_npz_file_only_what_is_meant_is_read(tmp_path, monkeypatch):
+    """Other arrays may be large."""
+    path = tmp_path / "a.npz"
+    np.savez(path, labels=np.arange(2), images=np.zeros((2, 4, 4), np.uint8), others=np.full((3, 4, 4), 255, np.uint8))
+    asked, read = [], np.lib.npyio.NpzFile.__getitem__
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda file, key: asked.append(key) or read(file, key))
+    assert fmprobe.load_images(str(path), image_shape=(1, 4, 4)).tolist() == np.zeros((2, 1, 4, 4)).tolist()
+    assert fmprobe.load_images(f"{path}:others", image_shape=(1, 4, 4)).tolist() == np.ones((3, 1, 4, 4)).tolist()
+    assert asked == ["labels", "images", "others"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="this system does not say how memory is used")
+def test_a_parquet_file_is_never_in_memory_as_a_whole(tmp_path):
+    def used(line):
+        return int(Path("/proc/self/status").read_text().split(f"{line}:")[1].split()[0]) / 1000
+
+    rows, rng = 1000, np.random.default_rng(0)
+    with pq.ParquetWriter(tmp_path / "x.parquet", pa.schema([("image", pa.binary())])) as writer:
+        for _ in range(30):
+            cells = [rng.bytes(5000) for _ in range(rows)]
+            writer.write_table(pa.table({"image": pa.array(cells, pa.binary())}))
+    Path("/proc/self/clear_refs").write_text("5")  # the largest use begins anew
+    before = used("VmHWM")
+    assert find_pictures(f"{tmp_path}/x.parquet#image").count == 30 * rows
+    assert used("VmHWM") - before < 100  # the file has 150 MB
+
+
+def test_the_images_of_a_source_are_listed_and_read_one_by_one(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8))
+    found, whole = open_images(f"{tmp_path}/x.npz", image_shape=SHAPE), only(tmp_path / "x.npz")
+    assert [name.rpartition(":")[2] for name, _ in found] == [f"a[{i}]" for i in range(len(found))]
+    assert torch.equal(torch.stack([image() for _, image in found]), whole)
+    assert torch.equal(torch.stack([image() for _, image in found[2:6:3]]), whole[2:6:3])
+    assert torch.equal(found[-1][1](), whole[-1])
+    with pytest.raises(IndexError):
+        found[7]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -145,7 +145,7 @@ def score_source(
         rows, again = _score_all(run, fitted, found, decides)
         counts = _counts(rows)
         about = {"detector": asked["detector"], "data": printable(data), **decides, "fmprobe": __version__}
-        seen = about_scores(fitted, rows, dict(found), decides["rule"], run.path) if is_main() else {}
+        seen = about_scores(fitted, rows, found, decides["rule"], run.path) if is_main() else {}
         run.put({**head(fitted.model, asdict(fitted.settings)), "ood_scores": {**counts, **about, **seen}})
         if is_main() and parquet:
             _write_parquet((run.path / TABLE).with_suffix(".parquet"), rows)
@@ -195,7 +195,7 @@ def _score_all(
         return [], 0
     rows = _rows(table)
     ordered = [rows[name] for name, _ in found]
-    write_atomically(table, lambda path: path.write_text(_text(ordered, head=True), encoding="utf-8"))
+    _write(table, ordered)
     return ordered, again(0)
 
 
@@ -270,25 +270,26 @@ def _rows(table: Path) -> dict[str, dict[str, str]]:
     """The complete rows of a table, by file; a later row of a file counts."""
     if not table.is_file():
         return {}
-    text = table.read_text(encoding="utf-8")
-    text = text[: text.rfind("\n") + 1]  # the last line may have been cut
-    rows = list(csv.reader(io.StringIO(text, newline="")))
-    if rows and tuple(rows[0]) != COLUMNS:
-        raise InputError(f"{table} has other columns than {', '.join(COLUMNS)}: name another --out, or --no-resume")
-    return {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in rows[1:] if len(row) == len(COLUMNS)}
+    with table.open(encoding="utf-8", newline="\n") as file:
+        rows = csv.reader(line for line in file if line.endswith("\n"))  # the last line may have been cut
+        if tuple(next(rows, COLUMNS)) != COLUMNS:
+            raise InputError(f"{table} has other columns than {', '.join(COLUMNS)}: name another --out, or --no-resume")
+        return {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in rows if len(row) == len(COLUMNS)}
 
 
 def _kept(table: Path) -> list[dict[str, str]]:
     """The rows of an earlier run that have a score. Makes the table whole."""
     kept = [row for row in _rows(table).values() if row["score"]]
     if is_main():
-        write_atomically(table, lambda path: path.write_text(_text(kept, head=True), encoding="utf-8"))
+        _write(table, kept)
     return kept
 
 
 def _append(table: Path, rows: Iterable[Mapping[str, str]]) -> None:
     """Add rows to the table by one write, so that those of several processes do not mix."""
-    append(table, _text(rows).encode(), flush=True)
+    text = io.StringIO(newline="")
+    _put(text, rows)
+    append(table, text.getvalue().encode(), flush=True)
 
 
 def _write_parquet(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -308,12 +309,20 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     write_atomically(path, lambda temporary: pq.write_table(pa.table(columns), temporary))
 
 
-def _text(rows: Iterable[Mapping[str, str]], head: bool = False) -> str:
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([COLUMNS] if head else [])
-    writer.writerows([row[name] for name in COLUMNS] for row in rows)
-    return out.getvalue()
+def _write(table: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Write a whole table, row by row."""
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            _put(file, [dict(zip(COLUMNS, COLUMNS, strict=True))])
+            _put(file, rows)
+
+    write_atomically(table, write)
+
+
+def _put(file: TextIO, rows: Iterable[Mapping[str, str]]) -> None:
+    """Write rows of a table into a file."""
+    csv.writer(file, lineterminator="\n").writerows([row[name] for name in COLUMNS] for row in rows)
 
 
 def check_acceptance(value: float | None) -> None:

@@ -22,12 +22,13 @@ PARTS = 3  # parts of the score that are named for each of them
 PICTURES = {"unusual": "unusual.png", "usual": "usual.png"}  # of the images under each key
 
 Row = Mapping[str, str]  # a row of the table of scores
+Read = tuple[str, Callable[[], Tensor]]  # the name of an image, and what reads it
 
 
 def about_scores(
     detector: "TrajectoryDetector",
     rows: Sequence[Row],
-    read: Mapping[str, Callable[[], Tensor]],
+    images: Sequence[Read],
     rule: str,
     folder: Path,
 ) -> dict[str, Any]:
@@ -38,34 +39,34 @@ def about_scores(
     Args:
         detector: the detector.
         rows: the rows of the table.
-        read: what reads each image, by its file.
+        images: the images, in the same order.
         rule: the score that decides.
         folder: the run's folder.
     """
-    known = [row for row in rows if row["score"]]
     held_out = detector.held_out_scores(rule)
-    scores = np.array([float(row["score"]) for row in known])
-    found = {"histogram": histogram_of({INSIDE: held_out, "scored": scores})} if len(known) else {}
-    ranked = sorted((row for row in known if float(row["score"]) < LARGEST), key=lambda row: -float(row["score"]))
+    known = np.array([bool(row["score"]) for row in rows])
+    scores = np.array([float(row["score"] or "nan") for row in rows])
+    found = {"histogram": histogram_of({INSIDE: held_out, "scored": scores[known]})} if known.any() else {}
+    ranked = [i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] < LARGEST]
     chosen = {"unusual": ranked[:SHOWN], "usual": ranked[SHOWN:][-SHOWN:][::-1]}
     return found | {
-        key: _explained(detector, some, held_out, read, rule, folder / PICTURES[key]) for key, some in chosen.items()
+        key: _explained(detector, [(rows[i], images[i][1]) for i in some], held_out, rule, folder / PICTURES[key])
+        for key, some in chosen.items()
     }
 
 
 def _explained(
     detector: "TrajectoryDetector",
-    rows: Sequence[Row],
+    chosen: Sequence[tuple[Row, Callable[[], Tensor]]],
     held_out: np.ndarray,
-    read: Mapping[str, Callable[[], Tensor]],
     rule: str,
     picture: Path,
 ) -> list[dict[str, Any]]:
     """Of each image its score, p-value and the parts of the score that lie farthest out, as deviations."""
     images, kept = [], []
-    for row in rows:
+    for row, read in chosen:
         try:
-            images.append(read[row["file"]]())
+            images.append(read())
         except InputError:  # it can be read no longer
             continue
         kept.append(row)
