@@ -49,6 +49,11 @@ def skewed_model() -> fmprobe.Autoencoder:
     )
 
 
+def plan_of(starts: int, batch_size: int) -> Plan:
+    """What is done with the starts."""
+    return Plan(starts, max_steps=1000, batch_size=batch_size)
+
+
 def work(rank: int, size: int, starts: int, batch_size: int, folder: str, port: int, figures: "mp.Queue") -> None:
     """Run as one process and report its wall-clock and processor seconds, from when all processes are ready."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -58,7 +63,7 @@ def work(rank: int, size: int, starts: int, batch_size: int, folder: str, port: 
         model.latent_map(model.sample_latents(batch_size))  # the first call is slower
     with together.main_first():
         run = RunFolder.open(Path(folder), {"processes": size}) if rank == 0 else RunFolder(Path(folder))
-    plan = Plan(starts, max_steps=1000, batch_size=batch_size)
+    plan = plan_of(starts, batch_size)
     together.barrier()
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     Search(model, plan, run, together, "shards").iterate(progress=False)

@@ -39,6 +39,11 @@ SMALLEST: dict[str, tuple[str, str]] = {
     ),
     "benchmark_memory": ("-n 64 --dimension 32 --patterns 4", r"4 attractors of 4 patterns"),
     "benchmark_processes": ("-n 8 --batch-size 2", r"ratio of wall-clock seconds [\d.]+"),
+    "benchmark_sources": ("-n 2 3 --parts encode", r"encode: -?\d+ bytes an image of its own"),
+    "simulate_processes": (
+        "-n 64 --workers 2 4 --measured 8 --batch-size 2 --share 8 --no-check",
+        r"\| 4 \| .*\n(.*\n)*efficiency below 50%: .*\n(.*\n)*\| frugal, guided \|",
+    ),
     "benchmark_omp": (
         "--atoms 32 --dim 16 --select 4 --targets 4 --large 8 --sklearn-targets 2 --rounds 1",
         r"finite: True; an atom twice: False",
