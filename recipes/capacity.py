@@ -66,7 +66,7 @@ def evidence(folder: Path) -> list[dict[str, Any]]:
         null = {point["k"]: point for point in found["capacity"] if point["set"] == NULL}
         matched = {one["k"]: one["of"] > 0 and one["of"] == one["matched"] for one in found["agreement"]}
         said = found["what_survives"]
-        away = said["apart"] is not None and abs(said["apart"]) >= APART and said["full"] == Regime.CHAOTIC
+        away = said["apart"] is not None and abs(said["apart"]) >= APART and said["full"] == Regime.CHAOTIC.label
         for point in found["capacity"]:
             if point["set"] != NULL:
                 k, ridge = point["k"], point["form"] == "ridge"

@@ -10,6 +10,7 @@ from typing import Any
 
 import _claims
 import _rules
+import capacity
 import evidence
 import numpy as np
 import pytest
@@ -245,6 +246,30 @@ def test_a_result_file_holds_a_row_a_line_and_no_number_that_is_not_finite(tmp_p
     assert read_json(tmp_path / "a.json") == {"command": "c", "rows": rows}
     assert [row["value"] for row in rows] == [0.333333, None, None]
     assert sum('"seed"' in line for line in text.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("regime", "apart", "holds"),
+    [
+        ("chaotic", 4.0, True),
+        ("chaotic", -4.0, True),
+        ("chaotic", 2.0, False),
+        ("settled", 4.0, False),
+        (None, 4.0, False),
+    ],
+)
+def test_a_diagram_over_capacity_counts_as_chaotic_where_it_says_so_and_the_null_is_far_away(
+    tmp_path, regime, apart, holds
+):
+    point = {"k": 4, "form": "ridge", "set": "A", "starts": 8, "settled": 0, "attractors": 0, "exponent": 0.3}
+    point |= {"l1": 0.1, "l1_median": 0.2}
+    found = {"capacity": [point, {**point, "set": "null"}], "agreement": []}
+    found["what_survives"] = {"full": regime, "apart": apart}
+    content = {"settings": {"encoder": "e", "seed": 0}, "result": found}
+    (tmp_path / "e.json").write_text(json.dumps(content))
+    (row,) = capacity.evidence(tmp_path)
+    assert row[capacity.ALL_FEATURES] is holds
+    assert row["below the median colour"] == pytest.approx(0.5)
 
 
 SLOW = """
