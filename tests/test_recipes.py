@@ -183,7 +183,9 @@ def test_the_rule_that_chooses_a_surrogate_is_the_one_that_its_recipe_states(can
 
 
 # Of other programs that the texts name.
-OTHERS = {"--nproc_per_node", "--num_processes", "--multi_gpu"}
+OTHERS = {"--nproc_per_node", "--num_processes", "--multi_gpu"}  # of torchrun and accelerate launch, as what follows
+OTHERS |= {"--nnodes", "--node_rank", "--master_addr", "--master_port"}
+OTHERS |= {"--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port"}
 
 
 def _flags(parameters: Iterable[Any]) -> set[str]:

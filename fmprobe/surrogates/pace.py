@@ -70,7 +70,7 @@ def pace_of(model: Autoencoder, settings: TrainedSettings, images: ImagesLike | 
 
 def estimate(model: Autoencoder, settings: Settings) -> str:
     """What a fit on procedural images will do, and how long the encoder takes for it, measured on a few images."""
-    images = torch.rand(ROWS, *model.image_shape, device=model.device)
+    images = torch.zeros(ROWS, *model.image_shape, device=model.device)
     times = []
     for _ in range(2):  # the first call warms up
         began = time.perf_counter()
