@@ -112,7 +112,7 @@ RUNS = {
     ),
     "training": Run(
         f"{TRAINING} --images 12000 --steps 12000 --starts 1000",
-        "about 2 hours",
+        "about 5 hours",
         f"{TRAINING} {SMALL} --steps 1200 --starts 48",
         by=("set", "seed"),
         shown=(
@@ -152,7 +152,7 @@ RUNS = {
     ),
     "alignment": Run(
         f"python recipes/alignment.py {DATA} --ks 2 8 32 --seeds 0 3 6 9 12 15 18 21 24 27",
-        "about an hour",
+        "about 2.5 hours",
         "python recipes/alignment.py --images 1000 --width 8 --steps 600 --seeds 0 3 6 9 12",
         by=("map", "k"),
         shown=("cosine", "cosine of the null", "cosine of the ceiling", "adjusted Rand"),
