@@ -19,15 +19,15 @@ Rules by which `evidence.py` decides, written before the runs; `_rules.py` says 
 """
 
 import argparse
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import _figures
+from surrogate_choice import encoder_of
 
-import fmprobe.demo
-from fmprobe.autoencoder import Autoencoder
+import fmprobe
 from fmprobe.dynamics.readings import Regime
 from fmprobe.probes.capacity.diagram import NULL, A
 from fmprobe.probes.capacity.reading import APART
@@ -40,18 +40,10 @@ ALL_FEATURES = "with all features, A and B chaotic and the null 3 standard error
 PARTNERS = "every attractor of A has its partner in B"
 
 
-@cache
-def encoder_of(name: str | None) -> Autoencoder:
-    """An encoder without a decoder; by default the demo model's."""
-    if name is not None:
-        return fmprobe.load(name, image_size="fit", device="cpu")
-    model = fmprobe.demo_model()
-    return model.derived(encode=model.encode_unchecked, decoder=None)
-
-
 def diagram(name: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
     given = {key: settings[key] for key in ("ks", "n_images", "starts", "max_steps", "seed")}
-    found = fmprobe.probe_capacity(encoder_of(settings["model"]), progress=False, **given)
+    encoder = encoder_of(settings["model"], None, null=False)
+    found = fmprobe.probe_capacity(encoder, progress=False, **given)
     _figures.save(
         found.draw(), out, name, [settings["encoder"], f"{settings['n_images']} images a set, seed {settings['seed']}"]
     )

@@ -126,13 +126,15 @@ def taef2(arguments: argparse.Namespace) -> Subject:
 
 def small_mae(arguments: argparse.Namespace, name: str) -> Subject:
     """A small ViT-MAE, trained unless the folder holds it."""
+    from transformers import ViTImageProcessor
+
     folder = arguments.out / name
     small.trained(folder, str(arguments.assets / "data" / TRAINED_ON[name]), arguments.train_steps)
-    random = small.build(seed=1 + arguments.seed)  # seed 0 is that of the trained weights
-    small.save(random, null := arguments.out / f"{name}-random-{arguments.seed}")
-    model, twin = (fmprobe.load(str(path), device=arguments.device) for path in (folder, null))
+    network: Any = small.build(seed=1 + arguments.seed)  # seed 0 is that of the trained weights
+    null = fmprobe.load(network, processor=ViTImageProcessor.from_pretrained(folder), device=arguments.device)
+    model = fmprobe.load(str(folder), device=arguments.device)
     # Few of its orbits settle, so the ends serve as atoms, as the tables say.
-    return Subject(model, twin, arguments.starts or 64, 60, ends=True)
+    return Subject(model, null, arguments.starts or 64, 60, ends=True)
 
 
 def published(arguments: argparse.Namespace) -> Subject:
@@ -237,17 +239,16 @@ def evidence(folder: Path) -> list[dict[str, Any]]:
             for short, metric in (("image MSE", "image_mse"), ("latent MSE", "latent_mse")):
                 means = {name: [level["mean"] for level in of[metric]] for name, of in named.items() if of}
                 row |= {f"{short} of {name}": values[-1] for name, values in means.items()}
-                for name in ("basis", "random weights"):
-                    below = (
-                        [a < b for a, b in zip(means["attractors"], means[name], strict=True)]
-                        if name in means
-                        else None
-                    )
-                    row[f"{short} below that of {'the ' * (name == 'basis')}{name} at every number of atoms"] = (
-                        below and all(below)
-                    )
+                for words, name in (("the basis", "basis"), ("random weights", "random weights")):
+                    below = _below(means["attractors"], means.get(name))
+                    row[f"{short} below that of {words} at every number of atoms"] = below
             rows.append(row)
     return rows
+
+
+def _below(errors: list[float], others: list[float] | None) -> bool | None:
+    """Whether errors lie below others at every number of atoms; None without others."""
+    return None if others is None else all(a < b for a, b in zip(errors, others, strict=True))
 
 
 @together()

@@ -99,7 +99,7 @@ def _columns(section: Section, runs: Sequence[FinishedRun], labels: Sequence[str
             return []
         every, names = zip(*having, strict=True)
         body = _checked(having[0][0], section.title, lambda _: across(every, names))
-        return [{"label": None, "body": body}] if body else []  # which names the runs itself
+        return [{"label": None, "body": body}] if body else []  # the body names the runs itself
     for run, label in zip(runs, labels, strict=True):
         if run.results.get(section.key) is not None:
             body = _checked(run, section.title, lambda run: section.markup(run.results[section.key], run))
