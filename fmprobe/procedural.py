@@ -44,10 +44,15 @@ def procedural_images(n: int, size: int, seed: int = 0, mixture: str = "all", fi
         raise InputError(f"unknown mixture {mixture!r} of procedural images: expected one of {', '.join(MIXTURES)}")
     images = np.empty((n, 3, size, size), dtype=np.float32)
     for i in range(n):
-        rng = generator(seed, first + i, "procedural images")
-        kind = rng.choice(list(_WEIGHTS), p=list(_WEIGHTS.values())) if mixture == "all" else mixture
-        images[i] = _KINDS[kind](rng, size)
+        images[i] = _painted(seed, first + i, size, mixture)
     return torch.from_numpy(images)
+
+
+def _painted(seed: int, index: int, size: int, mixture: str) -> Array:
+    """One image of the stream."""
+    rng = generator(seed, index, "procedural images")
+    kind = rng.choice(list(_WEIGHTS), p=list(_WEIGHTS.values())) if mixture == "all" else mixture
+    return _KINDS[kind](rng, size)
 
 
 def _leaves(rng: Rng, size: int) -> Array:

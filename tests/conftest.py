@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -16,7 +15,7 @@ import pytest
 import torch
 from support.checkpoints import TINY, save_dinov2
 from support.once import Once
-from support.quick import short_readings, sketched
+from support.quick import drawn, made_once, short_readings, sketched
 from support.written import Written
 
 ASSETS = Path(os.environ.get("FMPROBE_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
@@ -85,16 +84,16 @@ def small_diagram() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_readings() -> Iterator[None]:
-    """A command takes few steps for an exponent; `support.quick.whole_readings` gives the usual number."""
-    with short_readings():
+def quick_runs() -> Iterator[None]:
+    """A command takes few steps for an exponent and draws no figure; `support.quick` gives the usual ones."""
+    with short_readings(), sketched(), made_once():
         yield
 
 
-@pytest.fixture(autouse=True)
-def quick_pages(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Pages are made without plots, save where they are what a test is about."""
-    with nullcontext() if request.path.parent.name == "report" else sketched():
+@pytest.fixture
+def draws() -> Iterator[None]:
+    """The figures of a test are drawn."""
+    with drawn():
         yield
 
 

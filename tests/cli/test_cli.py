@@ -147,6 +147,7 @@ def test_a_decoder_made_for_another_encoder_is_refused(tiny_dinov2, tmp_path):
         fmprobe.load(other, decoder=tmp_path / "d")
 
 
+@pytest.mark.usefixtures("draws")
 def test_a_run_without_attractors_says_so(tiny_mae, tmp_path):
     out = tmp_path / "none"
     done = run("probe", tiny_mae, "-n", 4, "-o", out, "--max-steps", 3)

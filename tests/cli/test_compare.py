@@ -21,6 +21,7 @@ def digits(tmp_path_factory):
     return path
 
 
+@pytest.mark.usefixtures("draws")
 def test_two_models_beside_null_and_ceiling_and_again_from_disk(digits, tiny_mae, tmp_path):
     arguments = ["compare", DEMO, tiny_mae, "--data", digits, "--images", 24, "--max-steps", 40, "--device", "cpu"]
     arguments += ["-o", tmp_path / "r"]

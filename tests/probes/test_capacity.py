@@ -176,6 +176,7 @@ def test_up_to_which_k_orbits_settle_and_from_where_on_they_are_chaotic():
     assert "At no number of components" in none.surrogate
 
 
+@pytest.mark.usefixtures("draws")
 def test_the_command_writes_the_diagram_and_its_page(tiny_dinov2, tmp_path):
     words = f"capacity {tiny_dinov2} --k 2 --k 6 --images 20 -n 4 --max-steps 10 --image-size 28 -o {tmp_path / 'r'}"
     done = CliRunner().invoke(app, words.split(), catch_exceptions=False)

@@ -117,6 +117,7 @@ def test_outputs_or_inputs_that_are_not_finite_have_no_ratio():
         std_ratio(lambda z: z, [torch.ones(3, 2), torch.ones(2, 2)])
 
 
+@pytest.mark.usefixtures("draws")
 def test_the_command_leaves_what_the_function_finds(tmp_path, capsys):
     options = ["--inputs", 40, "--starts", 3, "--step", 1, "--step", 0, "--batch-size", 16]
     results = ran(capsys, tmp_path / "run", "contraction", "contraction", *options)

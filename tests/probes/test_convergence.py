@@ -72,6 +72,7 @@ def test_the_result_does_not_depend_on_the_batch_and_takes_a_model():
         fmprobe.probe_convergence(model, 2, eps=0)
 
 
+@pytest.mark.usefixtures("draws")
 def test_the_command_leaves_what_the_function_finds(tmp_path, capsys):
     options = ["--starts", 8, "--max-steps", 300, "--batch-size", 8]
     results = ran(capsys, tmp_path / "run", "convergence", "convergence", *options)

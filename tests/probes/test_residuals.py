@@ -96,6 +96,7 @@ def test_numbers_that_make_no_sense_are_refused(model):
             fmprobe.probe_residuals(model, **settings)
 
 
+@pytest.mark.usefixtures("draws")
 def test_the_command_leaves_what_the_function_finds(tmp_path, capsys):
     results = ran(capsys, tmp_path / "run", "residuals", "residual_curves", "--starts", 5, "--steps", 12)
     found = fmprobe.probe_residuals(fmprobe.load(str(DEMO), device="cpu"), n=5, steps=12).to_dict()

@@ -1,26 +1,49 @@
-"""What makes the runs of tests quick: pages without their plots, and exponents of few steps.
+"""What makes the runs of tests quick: figures that are not drawn, exponents of few steps, and nothing made twice.
 
 Drawing takes much of the time of a small run. How many steps an exponent is averaged over depends on how long f takes;
 in tests it does not.
 """
 
-from functools import partial
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, lru_cache, partial
 from typing import Any
 from unittest import mock
 
-from fmprobe.probes.prototypes import reading
-from fmprobe.report import rendering
+import typer.main
+import typer.testing
+from matplotlib.figure import Figure
+from PIL import Image
 
-_drawn, _ladder = rendering.to_svg, {"CAPS": reading.CAPS, "LADDER": reading.LADDER, "SET_STEPS": reading.SET_STEPS}
+from fmprobe import procedural
+from fmprobe.probes.prototypes import reading
+
+_savefig, _ladder = Figure.savefig, {name: getattr(reading, name) for name in ("CAPS", "LADDER", "SET_STEPS")}
 _short = {"CAPS": (4,), "LADDER": (reading.FEWEST_STEPS,), "SET_STEPS": reading.LEAST_SET[1]}
 
 
-def _empty(figure: Any, title: str, prefix: str | None = None) -> str:
-    """A picture of nothing with the title of the figure."""
-    return f'<svg role="img"><title>{title}</title></svg>'
+def _blank(figure: Figure, target: Any, *, format: str | None = None, **given: Any) -> None:
+    """Save an empty picture in place of the figure, in the formats of pages and run folders."""
+    if format == "svg" and hasattr(target, "write"):
+        target.write('<svg viewBox="0 0 1 1"></svg>')
+    elif format == "png":
+        Image.new("L", (1, 1)).save(target, format="PNG")
+    else:
+        _savefig(figure, target, format=format, **given)
 
 
-sketched = partial(mock.patch.object, rendering, "to_svg", _empty)
-drawn = partial(mock.patch.object, rendering, "to_svg", _drawn)
+sketched = partial(mock.patch.object, Figure, "savefig", _blank)
+drawn = partial(mock.patch.object, Figure, "savefig", _savefig)
 short_readings = partial(mock.patch.multiple, reading, **_short)
 whole_readings = partial(mock.patch.multiple, reading, **_ladder)
+# The command line is put together once and not for every call of it, and a procedural image is painted once.
+_command, _painted = cache(typer.main.get_command), lru_cache(4096)(procedural._painted)
+
+
+@contextmanager
+def made_once() -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(typer.main, "get_command", _command))
+        stack.enter_context(mock.patch.object(typer.testing, "_get_command", _command))
+        stack.enter_context(mock.patch.object(procedural, "_painted", _painted))
+        yield
