@@ -1,43 +1,32 @@
 """Models and data sets by name, through the real client and a hub on the loopback address, then again without it."""
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
+import datasets
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.hub import COMMIT, Hub
+from support.runs import command, spawn
 from support.spoiled import cut as truncate
 from support.surrogates import quick
 
 import fmprobe
 from fmprobe.hub import check_config
 
-LOAD = """
-import json, sys, torch, fmprobe
-torch.set_num_threads(1)
-for line in sys.stdin:
-    asked = json.loads(line)
-    try:
-        if "data" in asked:
-            how = {"streaming": asked.get("streaming", False)}
-            images = fmprobe.load_images(asked["data"], asked.get("n", 2), image_shape=(3, 8, 8), **how)
-            print(json.dumps({"sum": float(images.sum()), "firsts": (images[:, 0, 0, 0] * 255).round().tolist()}))
-            continue
-        model = fmprobe.load(asked.pop("name"), image_size=asked.pop("image_size", None), **asked)
-        with torch.no_grad():
-            code = float(model.encode(torch.full((1, *model.image_shape), 0.3)).sum())
-        about = {key: model.provenance[key] for key in ("revision", "family")}
-        print(json.dumps({"code": code, **about}))
-    except fmprobe.InputError as error:
-        print(json.dumps({"error": str(error)}))
-"""
+LOAD = "import json, sys, test_hub; test_hub.answer(json.load(sys.stdin))"
 GOOD = [
     {"name": "acme/tiny-dinov2"},
     {"name": "acme/tiny-dinov2", "revision": "v1"},
@@ -64,14 +53,65 @@ BROKEN_OFF = [
 ]
 
 
-def ask(questions, cache: Path, endpoint: str, **environment: str):
-    env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", **environment}
-    lines = "\n".join(map(json.dumps, questions))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LOAD], input=lines, capture_output=True, text=True, env=env, check=False
-    )
+def answer(questions):
+    """Prints an answer to each question, in one line."""
+    for asked in map(dict, questions):
+        try:
+            if "data" in asked:
+                how = {"streaming": asked.get("streaming", False)}
+                images = fmprobe.load_images(asked["data"], asked.get("n", 2), image_shape=(3, 8, 8), **how)
+                print(json.dumps({"sum": float(images.sum()), "firsts": (images[:, 0, 0, 0] * 255).round().tolist()}))
+                continue
+            model = fmprobe.load(asked.pop("name"), image_size=asked.pop("image_size", None), **asked)
+            with torch.no_grad():
+                code = float(model.encode(torch.full((1, *model.image_shape), 0.3)).sum())
+            print(json.dumps({"code": code} | {key: model.provenance[key] for key in ("revision", "family")}))
+        except fmprobe.InputError as error:
+            print(json.dumps({"error": str(error)}))
+
+
+def environment(cache: Path, endpoint: str) -> dict[str, str]:
+    """What says where the hub is, and where is kept what it gave."""
+    return {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
+
+
+def as_if_imported_now(endpoint: str, target: Callable[..., int | None], *arguments: object) -> int:
+    """Calls a function once the libraries have read the environment again."""
+    for module in (huggingface_hub.constants, datasets.config):
+        importlib.reload(module)
+    huggingface_hub.hf_api.api.endpoint = endpoint
+    warnings.simplefilter("ignore")
+    return target(*arguments) or 0
+
+
+def apart(cache: Path, endpoint: str, target: Callable[..., int | None], *arguments: object) -> tuple[int | None, str]:
+    """Calls a function in a forked process that knows this hub; its exit code, and what it printed."""
+    log = cache.with_name(f"{cache.name}-log")
+    log.unlink(missing_ok=True)
+    with mock.patch.dict(os.environ, environment(cache, endpoint)):
+        process = spawn(as_if_imported_now, endpoint, target, *arguments, log=log)
+    process.join()
+    return process.exitcode, log.read_text()
+
+
+def ask(questions, cache: Path, endpoint: str):
+    code, said = apart(cache, endpoint, answer, questions)
+    assert code == 0, said
+    return answers_in(said)
+
+
+def ask_offline(questions, cache: Path, endpoint: str):
+    """What a new interpreter answers, whose libraries are told to ask no hub."""
+    env = os.environ | environment(cache, endpoint) | {"HF_HUB_OFFLINE": "1"}
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), env.get("PYTHONPATH", "")])
+    python, asked = [sys.executable, "-W", "ignore", "-c", LOAD], json.dumps(questions)
+    done = subprocess.run(python, input=asked, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return answers_in(done.stdout)
+
+
+def answers_in(text: str):
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +156,7 @@ def test_by_name_then_offline_then_with_the_hub_down(root, tiny, tmp_path):
         online = ask(GOOD, tmp_path, hub.url)
         assert [answer.get("error") for answer in online] == [None] * len(GOOD)
         fetched = len(hub.asked)
-        offline = ask(GOOD, tmp_path, hub.url, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+        offline = ask_offline(GOOD, tmp_path, hub.url)
         assert len(hub.asked) == fetched  # nothing was asked
     assert offline == online
     # A dead endpoint: what is cached loads, what is not says so.
@@ -140,8 +180,6 @@ SHARDS, ROWS = 20, 6
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     """A hub with a data set of 20 files, whose picture r of file s is of the one value 10 s + r."""
-    import datasets
-
     root = tmp_path_factory.mktemp("sharded-hub")
     folder = root / "datasets" / "acme" / "many" / "data"
     folder.mkdir(parents=True)
@@ -200,12 +238,10 @@ def test_what_cannot_be_had_says_why_in_one_line(root, tmp_path):
 def test_a_command_whose_download_breaks_off_says_so_and_the_next_one_goes_on(root, tmp_path):
     cache, out = tmp_path / "cache", tmp_path / "out"
     with Hub(root, cut=("model.safetensors",)) as hub:
-        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
-        command = [sys.executable, "-m", "fmprobe", "probe", "acme/cut", "-o", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 2
-    assert done.stderr.rstrip().splitlines()[-1].startswith("fmprobe: cannot fetch model.safetensors of acme/cut")
-    assert "Traceback" not in done.stderr
+        code, said = apart(cache, hub.url, command, "probe", "acme/cut", "-o", out)
+    assert code == 2
+    assert said.rstrip().splitlines()[-1].startswith("fmprobe: cannot fetch model.safetensors of acme/cut")
+    assert "Traceback" not in said
     assert not out.exists()
     with Hub(root) as hub:
         assert "error" not in ask([{"name": "acme/cut"}], cache, hub.url)[0]
@@ -230,7 +266,7 @@ def test_absurd_configs_are_refused(config):
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "value"), [("vit", "num_hidden_layers", 900), ("kl", "block_out_channels", [8, 8192])]
+    ("name", "key", "value"), [("vit", "num_hidden_layers", 90), ("kl", "block_out_channels", [8, 8192])]
 )
 def test_a_config_that_describes_far_more_than_the_weights_is_refused(tiny, tmp_path, name, key, value):
     folder = Path(shutil.copytree(tiny(name), tmp_path / "m"))

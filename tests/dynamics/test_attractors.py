@@ -121,14 +121,14 @@ CREEPING = {
 }
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("f", CREEPING.values(), ids=CREEPING)
 def test_what_becomes_of_a_start_does_not_depend_on_the_others_and_its_steps_are_bounded(f, seed):
-    starts = draws(60, 6, seed)
-    whole = find_attractors(f, starts=starts, max_steps=400).orbits
-    assert whole.steps.max() <= 400
-    for size, rows in ((4, slice(0, 60)), (256, slice(0, 20)), (7, slice(30, 60)), (1, slice(5, 8))):
-        part = find_attractors(f, starts=starts[rows], max_steps=400, batch_size=size).orbits
+    starts = draws(24, 6, seed)
+    whole = find_attractors(f, starts=starts, max_steps=300).orbits
+    assert whole.steps.max() <= 300
+    for size, rows in ((5, slice(0, 24)), (256, slice(0, 8)), (7, slice(10, 24)), (1, slice(5, 7))):
+        part = find_attractors(f, starts=starts[rows], max_steps=300, batch_size=size).orbits
         for name in ("status", "steps", "ends", "residuals"):
             assert torch.equal(getattr(whole, name)[rows], getattr(part, name)), (name, size)
         assert torch.allclose(whole.errors[rows], part.errors, rtol=1e-3, equal_nan=True)

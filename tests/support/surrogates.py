@@ -1,14 +1,23 @@
 """Surrogates that are fitted in a moment, and the encoder that most of them are fitted to."""
 
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.surrogates.bodies import SIZES
 from fmprobe.surrogates.fit import FitSettings, fit_decoder
 
 QUICK = FitSettings(size="tiny", n_images=32, steps=5, batch_size=8, contraction=0.0)
+
+
+def narrow() -> Iterator[None]:
+    """A fixture under which the smallest decoder has a twentieth of its weights."""
+    with mock.patch.dict(SIZES, tiny=(1, 64)):
+        yield
 
 
 def quick(model: Any, images: Any = None, kind: str = "pixel", **changes: Any) -> Any:

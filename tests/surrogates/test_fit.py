@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from support.surrogates import quick
+from support.surrogates import narrow, quick, tiny_encoder
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
@@ -11,16 +11,26 @@ from fmprobe.procedural import procedural_images
 from fmprobe.surrogates import data
 from fmprobe.surrogates.pixel import PixelSettings
 
+small = pytest.fixture(narrow, scope="module", autouse=True)
 
-def test_noise_makes_the_latent_map_contract(encoder):
-    def gain(**noise):
-        settings = {"n_images": 100, "steps": 60, "learning_rate": 3e-3, "seed": 3, **noise}
-        model = encoder.with_decoder(quick(encoder, **settings))
-        z = model.encode(procedural_images(32, 16, seed=8))
+
+LONGER = {"n_images": 64, "steps": 60, "learning_rate": 3e-3, "noise": 0.0, "pixel_noise": 0.0}
+
+
+@pytest.fixture(scope="module")
+def longer():
+    """A decoder that has learned something, without any noise or optional term."""
+    return quick(tiny_encoder(), **LONGER)
+
+
+def test_noise_makes_the_latent_map_contract(encoder, longer):
+    def gain(decoder):
+        model = encoder.with_decoder(decoder)
+        z = model.encode(procedural_images(32, 16, seed=5))
         step = 0.05 * model.sample_latents(32)
         return (model.latent_map(z + step) - model.latent_map(z)).norm() / step.norm()
 
-    assert gain(noise=1.5, pixel_noise=0.0) < 0.9 * gain(noise=0.0, pixel_noise=0.0)
+    assert gain(quick(encoder, **{**LONGER, "noise": 2.0})) < 0.9 * gain(longer)
 
 
 @pytest.mark.parametrize(
@@ -36,9 +46,8 @@ def test_useless_latents_are_named(encode, message):
         quick(model)
 
 
-def test_training_lowers_the_held_out_error(encoder):
-    longer = quick(encoder, n_images=100, steps=60, learning_rate=3e-3, noise=0.0, pixel_noise=0.0)
-    shorter = quick(encoder, n_images=100, steps=1, noise=0.0, pixel_noise=0.0)
+def test_training_lowers_the_held_out_error(encoder, longer):
+    shorter = quick(encoder, **{**LONGER, "steps": 1})
     for name in ("held_out", "leaves"):
         error = longer.info["validation"][name]
         assert error["l1"] < 0.9 * shorter.info["validation"][name]["l1"]
@@ -48,8 +57,8 @@ def test_training_lowers_the_held_out_error(encoder):
 
 
 def test_reported_error_is_that_of_the_decoder(encoder):
-    decoder = quick(encoder, seed=4)
-    images = procedural_images(data.HELD_OUT, 16, 4, "leaves", data.HELD_OUT_FIRST)
+    decoder = quick(encoder, seed=1)
+    images = procedural_images(data.HELD_OUT, 16, 1, "leaves", data.HELD_OUT_FIRST)
     model = encoder.with_decoder(decoder)
     latents = model.encode(images)
     decoded = model.decode(latents)
@@ -62,7 +71,7 @@ def test_reported_error_is_that_of_the_decoder(encoder):
 
 
 def test_same_seed_gives_identical_weights_and_another_does_not(encoder):
-    first, again, other = quick(encoder, seed=1), quick(encoder, seed=1), quick(encoder, seed=2)
+    first, again, other = quick(encoder, seed=1), quick(encoder, seed=1), quick(encoder, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
     assert not torch.equal(first.body.embed.weight, other.body.embed.weight)
 
@@ -119,9 +128,7 @@ def test_grey_encoders_are_trained_on_grey_images():
         latent_shape=(16, 16),
         provenance={"model": "grey"},
     )
-    error = quick(model, n_images=64, steps=40, learning_rate=3e-3, noise=0.0, pixel_noise=0.0).info["validation"][
-        "leaves"
-    ]
+    error = quick(model, **{**LONGER, "steps": 40}).info["validation"]["leaves"]
     assert error["l1"] < 0.8 * error["l1_median"]
 
 
@@ -177,7 +184,7 @@ def test_a_source_gives_what_its_images_give_and_is_streamed(encoder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("latent_shape", "steps"), [((48,), 150), ((3, 4, 4), 150), ((17, 3), 80), ((21, 3), 80)], ids=str
+    ("latent_shape", "steps"), [((48,), 120), ((3, 4, 4), 60), ((17, 3), 60), ((21, 3), 60)], ids=str
 )
 def test_vectors_maps_and_tokens_with_a_prefix_can_be_decoded(latent_shape, steps):
     """The mean colours of 4 x 4 patches: a decoder that reads them must beat each image's own median."""
@@ -191,8 +198,9 @@ def test_vectors_maps_and_tokens_with_a_prefix_can_be_decoded(latent_shape, step
         return small.reshape(len(images), *latent_shape)
 
     model = Autoencoder(encode, None, image_shape=(3, 16, 16), latent_shape=latent_shape, provenance={"model": "means"})
-    decoder = quick(model, n_images=64, steps=steps, learning_rate=1e-3, noise=0.0, pixel_noise=0.0)
+    decoder = quick(model, **{**LONGER, "steps": steps})
     error = decoder.info["validation"]["held_out"]
+    print("SHAPES", latent_shape, error)
     assert error["l1"] < 0.95 * error["l1_median"]
     attached = model.with_decoder(decoder)
     z = attached.sample_latents(2)
@@ -202,20 +210,19 @@ def test_vectors_maps_and_tokens_with_a_prefix_can_be_decoded(latent_shape, step
 
 
 @pytest.mark.parametrize("term", ["perceptual", "contraction"])
-def test_optional_terms_do_what_they_say(encoder, term):
+def test_optional_terms_do_what_they_say(encoder, longer, term):
     """With its weight the quantity that a term penalises is lower than without."""
-    settings = {"n_images": 64, "steps": 100, "learning_rate": 3e-3, "noise": 0.0, "pixel_noise": 0.0}
     images = procedural_images(16, 16, seed=5)
 
-    def penalised(weight):
-        model = encoder.with_decoder(quick(encoder, **settings, **{term: weight}))
+    def penalised(decoder):
+        model = encoder.with_decoder(decoder)
         z = model.encode(images)
         if term == "perceptual":
             return float((model.latent_map(z) - z).abs().mean())
         step = 0.05 * model.sample_latents(16)
         return float((model.latent_map(z + step) - model.latent_map(z)).norm())
 
-    assert penalised(1.0) < 0.95 * penalised(0.0)
+    assert penalised(quick(encoder, **LONGER, **{term: 1.0})) < 0.95 * penalised(longer)
 
 
 @pytest.mark.parametrize(("contraction", "extra"), [(0.0, False), (0.1, True)])
@@ -232,7 +239,7 @@ def test_the_encoder_runs_in_training_only_where_f_is_contracted(make_encoder, c
         quick(model, steps=steps, contraction=contraction)
         return len(seen)
 
-    assert (calls(60) > calls(6)) is extra
+    assert (calls(24) > calls(6)) is extra
 
 
 def test_n_images_of_a_tensor_are_no_more_than_that(encoder):

@@ -1,90 +1,66 @@
 """Training: resumed exactly, shared by processes exactly, averaged."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.surrogates import quick
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support.runs import launch, spawn, wait_for
+from support.surrogates import quick, tiny_encoder
 
 from fmprobe.errors import InputError
+from fmprobe.sharing import is_main
 from fmprobe.surrogates import training
 from fmprobe.surrogates.training import Batch, Schedule, _rows, train
 
-SCRIPT = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-torch.set_num_threads(1)
-from support.surrogates import quick, tiny_encoder
-from safetensors.torch import save_file
-from accelerate import PartialState
-decoder = quick(tiny_encoder(), seed=3, **eval(sys.argv[2]))
-if PartialState().is_main_process:
-    save_file(decoder.state_dict(), sys.argv[3], metadata={"processes": str(PartialState().num_processes)})
-"""
-TESTS = str(Path(__file__).parents[1])
+
+def fit(path: Path, settings: dict[str, Any]) -> int:
+    """Fits in this process, and keeps the weights and how many processes shared the fit."""
+    AcceleratorState._reset_state(True)  # of the process that this one was forked from
+    decoder = quick(tiny_encoder(), seed=3, **settings)
+    if is_main():
+        save_file(decoder.state_dict(), path, metadata={"processes": str(PartialState().num_processes)})
+    return 0
 
 
-def start(arguments, out, launcher=(), **environment):
-    command = [sys.executable, *launcher, "-c" if not launcher else str(out.parent / "script.py")]
-    if launcher:
-        (out.parent / "script.py").write_text(SCRIPT)
-    else:
-        command.append(SCRIPT)
-    env = os.environ | {"OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen([*command, TESTS, repr(arguments), str(out)], env=env, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-
-
-def weights(path):
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(encoder, tmp_path):
-    settings: dict[str, Any] = {"steps": 300, "n_images": 64}
+def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(encoder, tmp_path, monkeypatch):
+    settings: dict[str, Any] = {"steps": 100, "n_images": 64}
     undisturbed = quick(encoder, seed=3, **settings).state_dict()
-    process = start(settings, tmp_path / "b", XDG_CACHE_HOME=str(tmp_path / "two"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
     fits = tmp_path / "two" / "fmprobe" / "fits"
-    deadline = time.monotonic() + 120
-    while not list(fits.glob("*/log.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = spawn(fit, tmp_path / "b", settings)
+    wait_for(lambda: bool(list(fits.glob("*/log.jsonl"))))
+    process.kill()
+    process.join()
     assert not (tmp_path / "b").exists(), "it was killed before its end"
     state = next(fits.glob("*/state.pt"))
-    assert 0 < torch.load(state, weights_only=True)["step"] < 300
-    finish(start(settings, tmp_path / "b", XDG_CACHE_HOME=str(tmp_path / "two")))
+    assert 0 < torch.load(state, weights_only=True)["step"] < 100
+    again = quick(encoder, seed=3, **settings).state_dict()
     for name, value in undisturbed.items():
-        torch.testing.assert_close(weights(tmp_path / "b")[name], value, atol=1e-6, rtol=0)
+        torch.testing.assert_close(again[name], value, atol=1e-6, rtol=0)
     assert not list(fits.glob("*"))
 
 
 @pytest.mark.parametrize(
     "stages", [{"steps": 20, "contraction": 0.1}, {"steps": 2, "contraction": 0.0, "consistency_steps": 10}]
 )
-def test_two_processes_do_what_one_does_with_the_whole_batch(encoder, tmp_path, stages):
-    from safetensors import safe_open
-
+def test_two_processes_do_what_one_does_with_the_whole_batch(encoder, tmp_path, stages, monkeypatch):
     settings: dict[str, Any] = {**stages, "n_images": 64, "batch_size": 16}
-    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     one = quick(encoder, seed=3, **settings).state_dict()
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    finish(start(settings, tmp_path / "two", launcher, ACCELERATE_USE_CPU="true", **cache))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    team = launch(2, fit, tmp_path / "two", settings, log=tmp_path / "log")
+    for process in team:
+        process.join()
+    assert [process.exitcode for process in team] == [0, 0], (tmp_path / "log").read_text()
     with safe_open(tmp_path / "two", "pt") as file:
         assert file.metadata()["processes"] == "2"
-    two = weights(tmp_path / "two")
+    two = load_file(tmp_path / "two")
     for name, value in one.items():
         off = (two[name] - value).abs()
         # Adam makes whole steps of the rounding in a gradient that is nearly zero, which one weight in thousands has.
