@@ -157,6 +157,13 @@ RUNS = {
         by=("map", "k"),
         shown=("cosine", "cosine of the null", "cosine of the ceiling", "adjusted Rand"),
     ),
+    "alignment-across": Run(
+        f"python recipes/alignment.py --across {DATA} --ks 2 8 32 --seeds 0 3 6 9 12 15 18 21 24 27",
+        "about 2.5 hours",
+        "python recipes/alignment.py --across --images 1000 --width 8 --steps 600 --seeds 0 3 6 9 12",
+        by=("map", "k"),
+        shown=("cosine", "cosine of the null", "cosine of the ceiling", "adjusted Rand"),
+    ),
     "residuals-demo": Run(
         "python recipes/residual_curves.py --starts 500 --steps 300",
         "about a minute",
@@ -386,11 +393,25 @@ CLAIMS = {
         "alignment",
         SignTest("cosine less that of the null", by="map"),
     ),
+    "fields-align-across": Claim(
+        "The same for a convolutional and a fully connected network.",
+        "sec. 6",
+        "–",
+        "alignment-across",
+        SignTest("cosine less that of the null", by="map"),
+    ),
     "basins-agree": Claim(
         "Basins of two seeds agree better than by chance.",
         "sec. 6",
         "–",
         "alignment",
+        SignTest("adjusted Rand", by="map"),
+    ),
+    "basins-agree-across": Claim(
+        "Basins of a convolutional and a fully connected network agree better than by chance.",
+        "sec. 6",
+        "–",
+        "alignment-across",
         SignTest("adjusted Rand", by="map"),
     ),
     "residuals-demo": Claim(

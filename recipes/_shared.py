@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fmprobe
+from fmprobe.convolutional import BottleneckAutoencoder
 from fmprobe.images import load_small_set
 
 loaded = cache(load_small_set)  # conditions of one sweep use the same images
@@ -82,7 +83,7 @@ def untrained(images: Tensor, arguments: argparse.Namespace, **variant: Any) -> 
 
 
 def train(
-    network: fmprobe.ConvAutoencoder,
+    network: BottleneckAutoencoder,
     images: Tensor,
     arguments: argparse.Namespace,
     *,

@@ -1,14 +1,16 @@
-"""Compare the latent vector fields of two seeds of one autoencoder (an open question of Fumero et al., sec. 6).
+"""Compare the latent vector fields of two seeds, or of two architectures (an open question of Fumero et al., sec. 6).
 
     python recipes/alignment.py                                          # scikit-learn's digits, k = 2 and 8, 2 minutes
     python recipes/alignment.py --data ../shared/data --sets mnist --ks 2 8 32
     python recipes/alignment.py --data ../shared/data --sets mnist --weight-decay 1e-2
+    python recipes/alignment.py --across                                 # a convolutional and a fully connected network
     python recipes/alignment.py --full                                   # MNIST of the hub, 500 epochs; an accelerator
 
-1. The paper's convolutional autoencoder is trained from two seeds for each pair, on the same images in two orders.
+1. The paper's convolutional autoencoder is trained from two seeds for each pair, on the same images in two orders. With
+   `--across` the second network of a pair is fully connected, with a bottleneck of the same size.
 2. Maps between the two latent spaces are fitted on two thirds of the test images.
-3. The fields are compared on the other third, beside a null and a ceiling. The null is a third seed without training.
-   The ceiling is the first network under 1% of weight noise.
+3. The fields are compared on the other third, beside a null and a ceiling. The null is a third seed of the second
+   network without training. The ceiling is the first network under 1% of weight noise.
 
 The recipe prints one table for each data set and bottleneck. `--out` keeps the tables and figures.
 
@@ -30,6 +32,7 @@ from _shared import epochs_of, fill, loaded, parser_of, told, train, untrained
 from torch import Tensor
 
 import fmprobe
+from fmprobe.convolutional import BottleneckAutoencoder
 from fmprobe.images import SMALL_SETS
 from fmprobe.loading import pick_device
 from fmprobe.probes.alignment.perturbation import perturbed
@@ -40,34 +43,43 @@ from fmprobe.sharing import together
 from fmprobe.tables import as_text
 
 
-def network(images: Tensor, seed: int, arguments: argparse.Namespace) -> fmprobe.ConvAutoencoder:
+def network(images: Tensor, seed: int, arguments: argparse.Namespace, dense: bool) -> BottleneckAutoencoder:
     seed_torch(seed, "alignment recipe: weights")
-    return untrained(images, arguments)
+    if not dense:
+        return untrained(images, arguments)
+    _, channels, height, width = images.shape
+    return fmprobe.DenseAutoencoder(arguments.k, image_shape=(channels, height, width)).to(arguments.device)
 
 
-def trained(images: Tensor, seed: int, arguments: argparse.Namespace, lines: list[str]) -> fmprobe.ConvAutoencoder:
-    made = network(images, seed, arguments)
+def trained(
+    images: Tensor, seed: int, arguments: argparse.Namespace, lines: list[str], dense: bool
+) -> BottleneckAutoencoder:
+    made = network(images, seed, arguments, dense)
     epochs = arguments.epochs or epochs_of(arguments.steps, images, arguments.batch_size, math.floor)
     losses = train(made, images, arguments, epochs=epochs, seed=seed)
-    lines.append(f"k = {arguments.k}, seed {seed}: {epochs} epochs, loss {losses[-1]:.4f}")
+    kind = "fully connected" if dense else "convolutional"
+    lines.append(f"k = {arguments.k}, {kind}, seed {seed}: {epochs} epochs, loss {losses[-1]:.4f}")
     return made.requires_grad_(False)
 
 
 def compare(name: str, settings: dict[str, Any], out: Path) -> dict[str, Any]:
     arguments, lines = argparse.Namespace(**settings), []
     images, test = loaded(arguments.set, arguments.data, arguments.images, arguments.test)
-    first, second = (trained(images, seed, arguments, lines) for seed in (arguments.seed, arguments.seed + 1))
+    first = trained(images, arguments.seed, arguments, lines, dense=False)
+    second = trained(images, arguments.seed + 1, arguments, lines, dense=arguments.across)
+    null = network(images, arguments.seed + 2, arguments, dense=arguments.across)
     found = fmprobe.compare(
         first.autoencoder("seed A"),
         second.autoencoder("seed B"),
         test,
-        null=network(images, arguments.seed + 2, arguments).eval().requires_grad_(False).autoencoder("untrained"),
+        null=null.eval().requires_grad_(False).autoencoder("untrained"),
         ceiling=perturbed(first, seed=arguments.seed).autoencoder("seed A with weight noise"),
         max_steps=arguments.max_steps,
         seed=arguments.seed,
     )
     lines.append(f"\n=== {arguments.set}, k = {arguments.k}: {len(images)} training images, {len(test)} to compare on")
-    about = [*told(arguments, images), f"compared with seed {arguments.seed + 1}"]
+    other = "a fully connected network of " if arguments.across else ""
+    about = [*told(arguments, images), f"compared with {other}seed {arguments.seed + 1}"]
     save(found.draw(), out, name, [*about, f"{len(test)} images compared"])
     return {"told": lines, "alignment": found.to_dict()}
 
@@ -91,6 +103,7 @@ def main() -> None:
     parser = parser_of("alignment", __doc__, "Use all images of the hub's MNIST, width 32 and 500 epochs.", "auto")
     parser.add_argument("--sets", nargs="+", choices=("digits", *SMALL_SETS), help="Data sets.")
     parser.add_argument("--ks", type=int, nargs="+", help="Bottlenecks. [default: 2 8; 2 8 32 128 with --full]")
+    parser.add_argument("--across", action="store_true", help="Compare with a fully connected network.")
     parser.add_argument("--images", type=int, help="Number of training images. [default: all digits, or 4000]")
     parser.add_argument("--test", type=int, default=300, help="Number of test images to compare on.")
     parser.add_argument("--width", type=int, help="Number of channels of the first layer. [default: 16]")
