@@ -89,6 +89,11 @@ def test_the_python_of_the_readme_runs(pictures, hub, monkeypatch):
         '"cuda"': '"cpu"',
         "n=256": "n=64",
         "probe_capacity(encoder)": "probe_capacity(encoder, [2, 6], n_images=24, starts=4, max_steps=10)",
+        "lyapunov_exponents(model, starts)": "lyapunov_exponents(model, starts[:1], steps=20, burn_in=2)",
+        "compare(model, other, images)": "compare(model, other, images[:12], max_steps=20)",
+        "probe_contraction(model)": "probe_contraction(model, n=4, starts=2)",
+        "probe_residuals(model)": "probe_residuals(model, n=4)",
+        "probe_convergence(model)": "probe_convergence(model, n=8)",
         "(3, 64, 64), latent_shape=(32, 8, 8)": "(1, 4, 4), latent_shape=(16,)",
     }.items():
         assert said in text

@@ -8,19 +8,27 @@ from support.surrogates import QUICK
 from typer.testing import CliRunner
 
 from fmprobe.cli import app
+from fmprobe.probes.prototypes import closed_form
 from fmprobe.surrogates.fit import FitSettings
+
+
+@pytest.fixture(autouse=True)
+def least_diagram(monkeypatch):
+    """The diagram that comes before the attractors has its own tests."""
+    for name, value in {"KS": (2,), "STARTS": 2, "MAX_STEPS": 3}.items():
+        monkeypatch.setattr(closed_form, name, value)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_probe_ends_with_a_complete_run_folder(tiny, name, tmp_path, monkeypatch):
     monkeypatch.setattr(FitSettings, "for_device", classmethod(lambda cls, device, kind="pixel": QUICK))
     size = [] if name in LANGUAGE or name.startswith("rae") or name == "mae" else ["--image-size", str(SIDE)]
-    arguments = ["probe", str(tiny(name)), "--out", str(tmp_path), "-n", "8", "--max-steps", "30", *size]
+    arguments = ["probe", str(tiny(name)), "--out", str(tmp_path), "-n", "4", "--max-steps", "8", *size]
     outcome = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     results = json.loads((tmp_path / "results.json").read_text())
-    assert sum(results["orbits"]["noise"]["status"].values()) == 8
-    assert len(results["residuals"]["norms"]) == 8
+    assert sum(results["orbits"]["noise"]["status"].values()) == 4
+    assert len(results["residuals"]["norms"]) == 4
     assert results["model"]["tokens"]
     page = (tmp_path / "report.html").read_text()
     assert f"<h1>{tiny(name).name}</h1>" in page

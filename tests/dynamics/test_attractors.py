@@ -67,11 +67,11 @@ def test_an_attractor_too_slow_for_the_budget_is_unresolved_not_counted_300_time
 
 def test_a_slow_mode_hidden_under_a_fast_one_is_found_at_the_representative():
     hidden = linear(*[0.5] * 7, 0.9999)
-    found = find_attractors(hidden, starts=draws(100, 8))
+    found = find_attractors(hidden, starts=draws(50, 8))
     assert found.orbits.converged.all()
-    assert found.unresolved >= 98  # all but starts that have next to nothing of the slow mode
+    assert found.unresolved >= 49  # all but starts that have next to nothing of the slow mode
     assert len(found) <= 1
-    resolved = find_attractors(linear(*[0.5] * 7, 0.99), starts=draws(100, 8))
+    resolved = find_attractors(linear(*[0.5] * 7, 0.99), starts=draws(50, 8))
     assert resolved.count == 1
     assert resolved.latents.norm() < 0.02
 
@@ -127,7 +127,7 @@ def test_what_becomes_of_a_start_does_not_depend_on_the_others_and_its_steps_are
     starts = draws(24, 6, seed)
     whole = find_attractors(f, starts=starts, max_steps=300).orbits
     assert whole.steps.max() <= 300
-    for size, rows in ((5, slice(0, 24)), (256, slice(0, 8)), (7, slice(10, 24)), (1, slice(5, 7))):
+    for size, rows in ((5, slice(0, 24)), (256, slice(0, 8)), (7, slice(10, 24)), (1, slice(5, 8))):
         part = find_attractors(f, starts=starts[rows], max_steps=300, batch_size=size).orbits
         for name in ("status", "steps", "ends", "residuals"):
             assert torch.equal(getattr(whole, name)[rows], getattr(part, name)), (name, size)
@@ -225,13 +225,13 @@ def products(monkeypatch):
 
 
 def test_the_cap_bounds_the_jacobians_also_where_these_refute_the_estimates(products):
-    hidden, starts = linear(*[0.5] * 7, 0.9999), draws(100, 8)
+    hidden, starts = linear(*[0.5] * 7, 0.9999), draws(50, 8)
     assert find_attractors(hidden, starts=starts, stability_cap=0, polish="anderson").examined == 0
     assert not products
     found = find_attractors(hidden, starts=starts, stability_cap=2, polish="anderson")
     assert max(products) <= 2
     assert sum(products) <= 2 * 4 * 3 * 20  # attractors, rounds, quantities, products in 8 dimensions
-    assert found.unresolved >= 98
+    assert found.unresolved >= 49
 
 
 def test_one_slow_attractor_does_not_refute_those_beyond_the_cap():

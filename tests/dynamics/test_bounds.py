@@ -98,7 +98,7 @@ SETTLE = {
 }
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.sampled_from(list(SETTLE)), st.integers(0, 10**6), st.integers(5, 400), st.data())
 def test_what_becomes_of_a_start_depends_on_itself_and_takes_no_more_steps_than_allowed(name, seed, most, data):
     starts = draws(12, 4, seed) * torch.logspace(-2, 2, 12)[:, None]
@@ -146,7 +146,7 @@ def test_orbits_are_free_of_scale(name, measure):
 
     one = at(1.0)
     # An orbit that grows has diverged against sqrt(d) or its start's norm, whichever is more: near the origin later.
-    for k in range(0 if name == "growth" else -30, 31, 10):
+    for k in range(10 if name == "growth" else -30, 31, 20):
         other = at(2.0 ** round(k * math.log2(10)))  # a power of two, which rounds nothing
         assert torch.equal(one.status, other.status), k
         assert name == "growth" or torch.equal(one.steps, other.steps), k
@@ -250,7 +250,7 @@ def test_starts_of_any_kind_are_read_and_left_alone(make, f):
 
 
 def test_intermittent_orbits_in_batches_of_any_size_are_the_same():
-    starts = uniform(12)
+    starts = uniform(6)
     whole = fmprobe.iterate(intermittent(1e-3), starts, max_steps=300)
     for size in (1, 5):
         part = fmprobe.iterate(intermittent(1e-3), starts, max_steps=300, batch_size=size)

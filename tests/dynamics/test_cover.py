@@ -37,13 +37,13 @@ def assert_same(points, measure, threshold, sweep):
     return counts
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(2, 60), st.integers(0, 10**6), st.floats(0.02, 1.0), st.sampled_from(["relative", "cosine"]))
 def test_any_points(n, seed, threshold, measure):
     assert_same(draws(n, 3, seed), measure, threshold, (threshold, 2 * threshold, 5 * threshold))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.05, 1.5), st.sampled_from(["relative", "cosine"]))
 def test_ends_scattered_about_attractors_at_the_scale_of_the_threshold(seed, scatter, measure):
     centres = draws(6, 5, seed)

@@ -50,7 +50,7 @@ STARTS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("steps", [20, 40, 100])
+@pytest.mark.parametrize("steps", [20, 100])
 @pytest.mark.parametrize("name", list(STARTS)[:4])
 def test_no_chaos_is_found_on_a_torus(name, steps, dtype):
     """At a coverage of 95.45%, at most one in twenty is called anything else."""
@@ -61,7 +61,7 @@ def test_no_chaos_is_found_on_a_torus(name, steps, dtype):
     assert "neither part nor meet" in found.words
 
 
-@pytest.mark.parametrize("steps", [20, 40, 100])
+@pytest.mark.parametrize("steps", [20, 100])
 @pytest.mark.parametrize("name", list(STARTS)[:4])
 def test_few_orbits_on_a_torus_are_not_chaotic_together(name, steps):
     f, starts = STARTS[name]
