@@ -1,10 +1,7 @@
 """Decoders that were published for encoders: the pair, what does not go together, and what commands do with them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -12,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import save_published
-from support.hub import COMMIT, Hub
+from support.hub import COMMIT, Hub, asked_here
+from support.runs import finished
 
 import fmprobe
 from fmprobe.errors import InputError
@@ -39,7 +37,7 @@ def places(once):
 def listed(monkeypatch):
     """Puts an encoder and a decoder, by their folders, into the table."""
 
-    def add(encoder: Path, decoder: Path, **more) -> str:
+    def add(encoder: Path | str, decoder: Path | str, **more) -> str:
         entry = Published(str(encoder), str(decoder), 64, 10**6, 1e9, **more)
         monkeypatch.setattr(RAE, "published", (*RAE.published, entry))
         return str(encoder)
@@ -261,32 +259,13 @@ def test_on_an_accelerator_a_surrogate_takes_the_place_of_one_that_cannot_be_had
     assert "so a surrogate takes its place: no such thing" in capsys.readouterr().out
 
 
-PROBE = """
-import sys
-import torch
-torch.set_num_threads(1)
-from fmprobe.families import adapters
-from fmprobe_adapters._rae_decoders import _pair
-rae = type(adapters()["rae"])
-entry = _pair("acme/encoder", "decoder", 64, 1, 8)
-rae.published = (*rae.published, entry._replace(decoder="acme/decoder", side=64))
-import fmprobe.cli
-sys.argv = ["fmprobe", *sys.argv[1:]]
-fmprobe.cli.main()
-"""
-
-
-def test_probe_by_name_over_the_hub(places, tmp_path):
+def test_probe_by_name_over_the_hub(places, listed, tmp_path):
     root = tmp_path / "hub"
     for what in ("encoder", "decoder"):
         shutil.copytree(places / "dinov2" / what, root / "models" / "acme" / what)
-    with Hub(root) as hub:
-        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        words = ["probe", "acme/encoder", "-n", "4", "--max-steps", "5", "--device", "cpu", "-o", str(tmp_path / "run")]
-        words += ["--decoder", "published"]
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", PROBE, *words], capture_output=True, text=True, env=env, check=False
-        )
+    words = ["probe", listed("acme/encoder", "acme/decoder"), "--decoder", "published", "-n", 4, "--max-steps", 5]
+    with Hub(root) as hub, asked_here(hub, tmp_path / "cache"):
+        done = finished(*words, "--device", "cpu", "-o", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["model"]["id"] == "acme/encoder"

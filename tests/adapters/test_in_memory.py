@@ -69,9 +69,11 @@ MAKE: dict[str, Callable[[], Any]] = {
     "qwen": qwen,
 }  # fmt: skip
 PROCESSED = ("vit", "mae", "clip")
+SIZED = {"tiny": SIDE}  # its config states no size of images
 
 
 def load(name: str, module: Any, **arguments: Any) -> fmprobe.Autoencoder:
+    arguments = {"image_size": SIZED.get(name), **arguments}
     return fmprobe.load(module, processor=PROCESSOR if name in PROCESSED else None, **arguments)
 
 

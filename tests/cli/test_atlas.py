@@ -314,7 +314,7 @@ def test_no_two_models_are_in_memory_at_once(program, tmp_path):
 
 def test_the_atlas_itself_holds_no_model(tmp_path):
     """Its own process does not even import torch; the model is loaded by a child."""
-    arguments = ["fmprobe", "atlas", "demo", "-n", "2", "--max-steps", "60", "-o", str(tmp_path / "out")]
+    arguments = ["fmprobe", "atlas", "demo", "-n", "2", "--max-steps", "5", "-o", str(tmp_path / "out")]
     lines = f"""
 import sys
 sys.argv = {arguments!r}

@@ -21,8 +21,7 @@ from fmprobe.surrogates.fit import FitSettings
 @pytest.fixture(scope="module")
 def demo_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "run"
-    command = [sys.executable, "-m", "fmprobe", "demo", "--out", out]
-    return out, subprocess.run(command, capture_output=True, text=True, check=False)
+    return out, run("demo", "--out", out)
 
 
 def test_help_and_models_import_nothing_heavy():
@@ -106,7 +105,7 @@ def test_a_finished_run_is_told_again_and_another_is_refused(demo_run):
 def test_prototypes_of_an_encoder_fit_a_decoder_and_say_so(tiny_dinov2, tmp_path, monkeypatch):
     monkeypatch.setattr(FitSettings, "for_device", classmethod(lambda cls, device, kind="pixel": QUICK))
     out = tmp_path / "p"
-    arguments = ["prototypes", str(tiny_dinov2), "-n", "8", "--max-steps", "20", "--out"]
+    arguments = ["prototypes", str(tiny_dinov2), "-n", "2", "--max-steps", "5", "--out"]
     done = CliRunner().invoke(app, [*arguments, str(out)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "fitting one on procedural images" in done.output
@@ -119,7 +118,7 @@ def test_prototypes_of_an_encoder_fit_a_decoder_and_say_so(tiny_dinov2, tmp_path
 
 def test_a_fitted_decoder_goes_straight_into_load(tiny_dinov2, tmp_path):
     out = tmp_path / "decoder"
-    options = ["--images", 32, "--steps", 3, "--image-size", 42]
+    options = ["--size", "tiny", "--images", 32, "--steps", 3, "--image-size", 42]
     done = run("fit-decoder", tiny_dinov2, "--out", out, *options)
     assert done.returncode == 0, done.stderr
     assert "L1" in done.stdout
@@ -141,7 +140,7 @@ def test_a_fitted_decoder_goes_straight_into_load(tiny_dinov2, tmp_path):
 def test_a_decoder_made_for_another_encoder_is_refused(tiny_dinov2, tmp_path):
     from support.checkpoints import save_dinov2
 
-    run("fit-decoder", tiny_dinov2, "--out", tmp_path / "d", "--images", 32, "--steps", 2)
+    run("fit-decoder", tiny_dinov2, "--out", tmp_path / "d", "--size", "tiny", "--images", 32, "--steps", 2)
     other = save_dinov2(tmp_path / "other", seed=1)
     with pytest.raises(fmprobe.InputError, match="another encoder"):
         fmprobe.load(other, decoder=tmp_path / "d")

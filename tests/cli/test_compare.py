@@ -23,7 +23,7 @@ def digits(tmp_path_factory):
 
 @pytest.mark.usefixtures("draws")
 def test_two_models_beside_null_and_ceiling_and_again_from_disk(digits, tiny_mae, tmp_path):
-    arguments = ["compare", DEMO, tiny_mae, "--data", digits, "--images", 24, "--max-steps", 40, "--device", "cpu"]
+    arguments = ["compare", DEMO, tiny_mae, "--data", digits, "--images", 24, "--max-steps", 20, "--device", "cpu"]
     arguments += ["-o", tmp_path / "r"]
     done = finished(*arguments)
     assert done.returncode == 0, done.stderr

@@ -59,14 +59,36 @@ def paint(path, seed, low=0, high=256):
     Image.fromarray(pixels).save(path)
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    """70 dark pictures in `in`, 12 of all brightness in `out`, 9 in `new`."""
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, detector):
+    """70 dark pictures in `in`, 12 of all brightness in `out`, 9 in `new`, and runs on them, finished and cut.
+
+    The place of the pictures, and a copy of all that is there.
+    """
+    place, kept = (tmp_path_factory.mktemp(name) / "p" for name in ("pictures", "kept"))
     for name, count, high in (("in", 70, 100), ("out", 12, 256), ("new", 9, 256)):
-        (tmp_path / name).mkdir()
+        (place / name).mkdir(parents=True)
         for i in range(count):
-            paint(tmp_path / name / f"{i:02}.png", seed=[len(name), i], high=high)
-    return tmp_path
+            paint(place / name / f"{i:02}.png", seed=[len(name), i], high=high)
+    _, rows, count = score(detector, place, place / "scores")
+    assert count == len(rows) == 9
+    shutil.copytree(place / "scores", place / "cut scores")
+    (place / "cut scores" / "results.json").unlink()  # as a kill leaves it
+    assert compare(place, place / "run")[0] == 0
+    with mock.patch("fmprobe.probes.ood.probe.compare_scores", side_effect=fmprobe.InputError("cut")):
+        assert compare(place, place / "cut run")[0] == 2
+    assert list((place / "cut run" / "scored").iterdir())  # everything is scored, and the table is not made
+    shutil.copytree(place, kept)
+    return place, kept
+
+
+@pytest.fixture
+def pictures(prepared):
+    """The place of the pictures and of the runs, in which a test may change everything."""
+    place, kept = prepared
+    shutil.rmtree(place)
+    shutil.copytree(kept, place)
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -130,27 +152,21 @@ CHANGES = {  # and how many pictures have pixels that were not scored before
 }
 
 
-@pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_after_a_change_of_the_files_the_rows_are_those_of_a_fresh_run(detector, pictures, tmp_path, change, cut):
-    out = tmp_path / "scores"
-    _, first, count = score(detector, pictures, out)
-    assert count == len(first) == 9
-    if cut:  # as a kill leaves it
-        (out / "results.json").unlink()
-    edit, fresh = CHANGES[change]
+def test_after_a_change_of_the_files_the_rows_are_those_of_a_fresh_run(detector, pictures, change):
+    edit, count = CHANGES[change]
     edit(pictures / "new")
-    code, rows, count = score(detector, pictures, out)
-    assert code == 0
-    assert count == fresh
-    assert same_rows(rows, score(detector, pictures, tmp_path / "fresh")[1])
-    counts = [json.loads((tmp_path / name / "results.json").read_text())["ood_scores"] for name in ("scores", "fresh")]
-    assert counts[0] == counts[1]
+    _, expected, _ = score(detector, pictures, pictures / "fresh")
+    for name in ("scores", "cut scores"):
+        code, rows, examined = score(detector, pictures, pictures / name)
+        assert (code, examined) == (0, count), name
+        assert same_rows(rows, expected)
+        found, fresh = (json.loads((pictures / one / "results.json").read_text()) for one in (name, "fresh"))
+        assert found["ood_scores"] == fresh["ood_scores"]
 
 
 def test_what_decides_a_table_beside_the_pixels_names_another_run(detector, pictures, tmp_path, capsys):
-    out = tmp_path / "scores"
-    score(detector, pictures, out)
+    out = pictures / "scores"
     before = (out / "scores.csv").read_bytes()
     for options in (["--rule", "first"], ["--acceptance", "0.5"]):
         assert score(detector, pictures, out, *options)[0] == 2
@@ -166,9 +182,8 @@ def test_what_decides_a_table_beside_the_pixels_names_another_run(detector, pict
         assert command("score", detector, "--data", f"{pictures}/./new/", "-o", out) == 0
 
 
-def test_a_table_of_another_layout_is_refused_in_one_line(detector, pictures, tmp_path, capsys):
-    out = tmp_path / "scores"
-    score(detector, pictures, out)
+def test_a_table_of_another_layout_is_refused_in_one_line(detector, pictures, capsys):
+    out = pictures / "scores"
     text = (out / "scores.csv").read_text().splitlines()
     (out / "scores.csv").write_text("\n".join(line.rsplit(",", 1)[0] for line in text) + "\n")
     assert score(detector, pictures, out)[0] == 2
@@ -203,35 +218,27 @@ INGREDIENTS = {
 }
 
 
-@pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("ingredient", INGREDIENTS)
 @pytest.mark.filterwarnings("ignore")
-def test_a_change_of_any_ingredient_of_a_comparison_is_computed_or_refused(pictures, tmp_path, ingredient, cut, capsys):
-    out = tmp_path / "run"
-    if cut:  # everything is scored, and the table is not made
-        with mock.patch("fmprobe.probes.ood.probe.compare_scores", side_effect=fmprobe.InputError("cut")):
-            assert compare(pictures, out)[0] == 2
-        assert list((out / "scored").iterdir())
-    else:
-        assert compare(pictures, out)[0] == 0
-    capsys.readouterr()
+def test_a_change_of_any_ingredient_of_a_comparison_is_computed_or_refused(pictures, ingredient, capsys):
     edit, options = INGREDIENTS[ingredient]
     edit(pictures)
-    code, _ = compare(pictures, out, *options)
-    if options:
-        assert code == 2
-        assert "holds another run" in capsys.readouterr().err
-        assert (out / "results.json").exists() != cut
-        return
-    assert code == 0
-    assert compare(pictures, tmp_path / "fresh", *options)[0] == 0
-    assert found(out) == found(tmp_path / "fresh")
+    if not options:
+        assert compare(pictures, pictures / "fresh")[0] == 0
+    capsys.readouterr()
+    for name in ("run", "cut run"):
+        code, _ = compare(pictures, pictures / name, *options)
+        if options:
+            assert code == 2
+            assert "holds another run" in capsys.readouterr().err
+            assert (pictures / name / "results.json").exists() == (name == "run")
+        else:
+            assert code == 0
+            assert found(pictures / name) == found(pictures / "fresh")
 
 
-def test_an_unchanged_comparison_computes_nothing_again(pictures, tmp_path):
-    out = tmp_path / "run"
-    with mock.patch("fmprobe.probes.ood.probe.compare_scores", side_effect=fmprobe.InputError("cut")):
-        assert compare(pictures, out)[0] == 2
+def test_an_unchanged_comparison_computes_nothing_again(pictures):
+    out = pictures / "cut run"
     with mock.patch.object(fmprobe.TrajectoryDetector, "fit", side_effect=AssertionError("fitted again")):
         assert compare(pictures, out) == (0, 0)  # goes on from what is kept
         results = (out / "results.json").read_bytes()
@@ -239,10 +246,8 @@ def test_an_unchanged_comparison_computes_nothing_again(pictures, tmp_path):
     assert (out / "results.json").read_bytes() == results
 
 
-def test_another_model_under_the_name_is_another_run(pictures, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert compare(pictures, out)[0] == 0
-    assert compare(pictures, out, model=Model(2.0, "two"))[0] == 2
+def test_another_model_under_the_name_is_another_run(pictures, capsys):
+    assert compare(pictures, pictures / "run", model=Model(2.0, "two"))[0] == 2
     assert "fingerprint" in capsys.readouterr().err
 
 

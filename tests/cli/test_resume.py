@@ -54,11 +54,11 @@ def killed(out, after):
     return process
 
 
-def test_a_run_killed_at_twenty_moments_ends_as_an_undisturbed_one(undisturbed, tmp_path):
+def test_a_run_killed_at_ten_moments_ends_as_an_undisturbed_one(undisturbed, tmp_path):
     out = tmp_path / "run"
-    for moment in range(20):
+    for moment in range(10):
         before = {path: path.stat().st_mtime_ns for path in shards_of(out)}
-        assert killed(out, after=moment + 1).exitcode == -signal.SIGKILL
+        assert killed(out, after=2 * moment + 1).exitcode == -signal.SIGKILL
         after = {path: path.stat().st_mtime_ns for path in shards_of(out)}
         assert before.items() <= after.items()  # nothing that was written is done again
         with pytest.raises(InputError, match="has not finished"):
@@ -68,7 +68,7 @@ def test_a_run_killed_at_twenty_moments_ends_as_an_undisturbed_one(undisturbed, 
     assert same(out, undisturbed)
     kept = [event["kept"] for event in read_events(out) if event["event"] == "iterate"]
     assert kept == sorted(kept)
-    assert kept[-1] >= 40
+    assert kept[-1] >= 38
     assert not list(out.rglob(".*"))
 
 
@@ -100,9 +100,8 @@ def test_a_stopped_run_keeps_what_has_ended_and_says_how_to_go_on(undisturbed, t
     assert same(out, undisturbed)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_end_as_one(undisturbed, tmp_path, processes):
-    out, log = tmp_path / "run", tmp_path / "log"
+def test_several_processes_end_as_one(undisturbed, tmp_path):
+    out, log, processes = tmp_path / "run", tmp_path / "log", 3
     team = launch(processes, probe, out, seconds=QUICK, log=log)
     for process in team:
         process.join()
@@ -194,7 +193,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_ends_a_run_with_one_line_and_the_next_goes_on(undisturbed, small_disk, capfd):
     out = small_disk / "run"
     kept, codes = 0, []
-    for size in (32, 80, 120, 140, 160, 180, 200, 240, 280, 320, 4096):  # kB; the page alone takes about 100
+    for size in (32, 80, 140, 180, 240, 4096):  # kB; the page alone takes about 100
         subprocess.run(["mount", "-o", f"remount,size={size}k", str(small_disk)], check=True)
         codes.append(probe(out))
         said = capfd.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.surrogates import quick, tiny_encoder
+from support.surrogates import narrow, quick, tiny_encoder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fmprobe
@@ -20,6 +20,7 @@ from fmprobe.demo import training_digits
 VALUES: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4}
 ENDS: dict[str, Any] = {"rtol": 0, "atol": 0.02}
 DEMO = str(files("fmprobe.demo") / "vit-mae-digits")
+small = pytest.fixture(narrow, scope="module", autouse=True)
 CARD = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
@@ -62,21 +63,21 @@ ENTRIES: dict[str, Callable[[fmprobe.Autoencoder, torch.Tensor], Any]] = {
     "decode": lambda model, digits: model.decode(model.encode(digits)),
     "latent_map": lambda model, digits: model.latent_map(model.sample_latents(9, 0)),
     "lyapunov_exponents": lambda model, digits: (
-        fmprobe.lyapunov_exponents(model, model.sample_latents(2, 0), 2, steps=10).values
+        fmprobe.lyapunov_exponents(model, model.sample_latents(2, 0), 2, steps=4).values
     ),
-    "spectral radius": lambda model, digits: fmprobe.find_attractors(model, 24, tol=1e-8).spectral_radius,
-    "memorization": lambda model, digits: fmprobe.probe_memorization(model, digits, n=24).levels,
+    "spectral radius": lambda model, digits: fmprobe.find_attractors(model, 12, tol=1e-8).spectral_radius,
+    "memorization": lambda model, digits: fmprobe.probe_memorization(model, digits[:24], n=12).levels,
     "weights": lambda model, digits: fmprobe.probe_weights(
-        model, fmprobe.find_attractors(model, 24), digits[:8], [1, 4]
+        model, fmprobe.find_attractors(model, 12), digits[:8], [1, 4]
     ).to_dict()["own"],
-    "contraction": lambda model, digits: fmprobe.probe_contraction(model, n=16, starts=4).to_dict(),
+    "contraction": lambda model, digits: fmprobe.probe_contraction(model, n=8, starts=2).to_dict(),
     "residuals": lambda model, digits: fmprobe.probe_residuals(model, digits[:4], steps=4).to_dict(),
-    "field": lambda model, digits: fmprobe.vector_field(model, "attractors", resolution=4).norms,
+    "field": lambda model, digits: fmprobe.vector_field(model, "attractors", resolution=3).norms,
     "matching pursuit": lambda model, digits: fmprobe.orthogonal_matching_pursuit(
         model.sample_latents(40, 1).flatten(1), model.sample_latents(5, 2).flatten(1), 6
     ).reconstruct(6),
     "scores": lambda model, digits: (
-        fmprobe.TrajectoryDetector(model, max_steps=4).fit(digits, progress=False).scores(digits.flip(3))
+        fmprobe.TrajectoryDetector(model, max_steps=4).fit(digits[:24], progress=False).scores(digits[:24].flip(3))
     ),
 }
 

@@ -128,12 +128,12 @@ def test_different_dimensions_are_joined_by_the_maps_that_can():
 
 def test_the_result_does_not_depend_on_the_batch_and_the_seed_draws_the_images(found):
     a, b = wells(torch.eye(D)), wells(TURN, part=1)
-    one, other = (compare(a, b, IMAGES, batch_size=size).to_dict() for size in (7, 64))
+    one, other = (compare(a, b, IMAGES[:60], batch_size=size).to_dict() for size in (7, 64))
     for name, row in one["subject"]["maps"].items():
         same = other["subject"]["maps"][name]
         assert row["basins"] == same["basins"]
         assert row["cosine"]["mean"] == pytest.approx(same["cosine"]["mean"], abs=1e-4)
-    again = compare(a, b, IMAGES, seed=1).subject["maps"]["linear"]["cosine"]
+    again = compare(a, b, IMAGES[:60], maps=["linear"], seed=1).subject["maps"]["linear"]["cosine"]
     assert again != one["subject"]["maps"]["linear"]["cosine"]
 
 
@@ -227,7 +227,7 @@ def test_agreement_of_known_basins():
 def test_the_chance_level_is_the_mean_over_all_permutations():
     from itertools import permutations
 
-    x, y = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 1])
+    x, y = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 1])
     exact = np.mean([pair_jaccard(x, np.array(p)) for p in permutations(y)])
     row = basin_agreement(torch.tensor(x), torch.tensor(y), shuffles=2000)
     assert row["jaccard_chance"] == pytest.approx(exact, abs=0.01)

@@ -39,56 +39,56 @@ class Recorded:
         return images
 
 
-def images(n=20, seed=0):
+def images(n=5, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).random((n, 1, 2, 4), dtype="float32"))
 
 
 def attractors(model, batch_size):
-    return fmprobe.find_attractors(model, 9, batch_size=batch_size, progress=False, **SEARCH)
+    return fmprobe.find_attractors(model, 5, batch_size=batch_size, progress=False, **SEARCH)
 
 
 def weights(model, batch_size):
-    known = {"reference_images": images(10, 1), "null_attractors": attractors(model, batch_size)}
+    known = {"reference_images": images(5, 1), "null_attractors": attractors(model, batch_size)}
     return fmprobe.probe_weights(model, attractors(model, batch_size), images(), batch_size=batch_size, **known)
 
 
 def detector(model, batch_size):
     fitted = fmprobe.TrajectoryDetector(model, batch_size=batch_size, steps=8, **SEARCH)
-    fitted.fit(images(), held_out=images(20, 1))
-    return fitted.scores(images(20, 2)), fitted.predict(images(20, 2))
+    fitted.fit(images(), held_out=images(16, 1))
+    return fitted.scores(images(5, 2)), fitted.predict(images(5, 2))
 
 
 def tracker(model, batch_size):
-    made = fmprobe.AttractorTracker(images(), images(9, 1), starts=9, batch_size=batch_size, **SEARCH)
+    made = fmprobe.AttractorTracker(images(), images(5, 1), starts=5, batch_size=batch_size, **SEARCH)
     return made.measure(model)
 
 
 PROBES = {
-    "iterate": lambda m, b: fmprobe.iterate(m.latent_map, m.sample_latents(9), batch_size=b),
+    "iterate": lambda m, b: fmprobe.iterate(m.latent_map, m.sample_latents(5), batch_size=b),
     "attractors": attractors,
     "polished": lambda m, b: (
-        fmprobe.find_attractors(m, 9, batch_size=b, polish="anderson", progress=False, **SEARCH).latents
+        fmprobe.find_attractors(m, 5, batch_size=b, polish="anderson", progress=False, **SEARCH).latents
     ),
-    "prototypes": lambda m, b: prototypes(m, 9, batch_size=b, **SEARCH).images,
+    "prototypes": lambda m, b: prototypes(m, 5, batch_size=b, **SEARCH).images,
     "film": lambda m, b: cast(Film, film(m, attractors(m, b), batch_size=b)).frames,
     "weights": lambda m, b: weights(m, b).to_dict(),
     "memorization": lambda m, b: fmprobe.probe_memorization(
-        m, images(), images(9, 1), n=9, batch_size=b, **SEARCH
+        m, images(), images(5, 1), n=5, batch_size=b, **SEARCH
     ).to_dict(),
     "residuals of images": lambda m, b: fmprobe.probe_residuals(m, images(), steps=4, batch_size=b).to_dict(),
-    "residuals": lambda m, b: fmprobe.probe_residuals(m, n=9, steps=4, batch_size=b).to_dict(),
-    "contraction": lambda m, b: fmprobe.probe_contraction(m, n=20, starts=9, steps=(0, 2), batch_size=b).to_dict(),
-    "convergence": lambda m, b: fmprobe.probe_convergence(m, 9, batch_size=b, max_steps=60).to_dict(),
-    "alignment": lambda m, b: fmprobe.compare(m, m, images(40), batch_size=b, **SEARCH).to_dict(),
-    "field": lambda m, b: fmprobe.vector_field(m, resolution=4, batch_size=b, **SEARCH).arrows,
-    "lyapunov": lambda m, b: fmprobe.lyapunov_exponents(m, m.sample_latents(9), steps=4, batch_size=b).values,
+    "residuals": lambda m, b: fmprobe.probe_residuals(m, n=5, steps=4, batch_size=b).to_dict(),
+    "contraction": lambda m, b: fmprobe.probe_contraction(m, n=10, starts=5, steps=(0, 2), batch_size=b).to_dict(),
+    "convergence": lambda m, b: fmprobe.probe_convergence(m, 5, batch_size=b, max_steps=60).to_dict(),
+    "alignment": lambda m, b: fmprobe.compare(m, m, images(16), batch_size=b, **SEARCH).to_dict(),
+    "field": lambda m, b: fmprobe.vector_field(m, resolution=3, batch_size=b, **SEARCH).arrows,
+    "lyapunov": lambda m, b: fmprobe.lyapunov_exponents(m, m.sample_latents(5), steps=4, batch_size=b).values,
     "readings": lambda m, b: fmprobe.read_orbits(m, attractors(m, b), steps=4, batch_size=b).exponents,
     "tracker": tracker,
     "detector": detector,
 }
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4])
+@pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("probe", PROBES.values(), ids=list(PROBES))
 def test_no_call_of_the_models_functions_has_more_rows(probe, batch_size):
     recorded = Recorded()

@@ -78,10 +78,10 @@ def test_where_orbits_settle_the_exponent_is_that_of_the_attractor():
 def test_the_sets_are_disjoint_and_the_result_is_decided_by_the_seed(encoder, found):
     again = fmprobe.probe_capacity(encoder, [8, 2, 2], null=tiny_encoder(seed=1), **QUICK)
     assert again.entries() == found.entries()
-    parts = fmprobe.probe_capacity(encoder, [2, 8], null=tiny_encoder(seed=1), batch_size=4, **QUICK)
-    for one, other in zip(found.points, parts.points, strict=True):
+    parts = fmprobe.probe_capacity(encoder, [2, 8], null=False, batch_size=4, **QUICK)
+    for one, other in zip(found.points[:6], parts.points, strict=True):
         assert (one.settled, one.attractors, one.regime) == (other.settled, other.attractors, other.regime)
-    other = fmprobe.probe_capacity(encoder, [2, 8], null=False, **QUICK, seed=3)
+    other = fmprobe.probe_capacity(encoder, [2], null=False, **QUICK, seed=3)
     assert other.points[0].exponent != found.points[0].exponent
     a, b = (found.models[name, 8][0].surrogate for name in "AB")
     assert not torch.equal(a.weight, b.weight)

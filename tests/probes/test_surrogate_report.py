@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
-from support.surrogates import QUICK, quick, tiny_encoder
+from support.surrogates import QUICK, narrow, quick, tiny_encoder
 
 import fmprobe
 from fmprobe.attractors import find_attractors
 from fmprobe.probes.surrogate_report import _agreement, _chamfer, psnr, ssim
+
+small = pytest.fixture(narrow, scope="module", autouse=True)
 
 
 def test_psnr_and_ssim_have_their_known_values():

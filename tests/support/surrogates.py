@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.surrogates import data, fit
 from fmprobe.surrogates.bodies import SIZES
 from fmprobe.surrogates.fit import FitSettings, fit_decoder
 
@@ -15,8 +16,9 @@ QUICK = FitSettings(size="tiny", n_images=32, steps=5, batch_size=8, contraction
 
 
 def narrow() -> Iterator[None]:
-    """A fixture under which the smallest decoder has a twentieth of its weights."""
-    with mock.patch.dict(SIZES, tiny=(1, 64)):
+    """A fixture under which the smallest decoder has a twentieth of its weights, and is judged by few images."""
+    held_out = (mock.patch.object(module, "HELD_OUT", 16) for module in (data, fit))
+    with mock.patch.dict(SIZES, tiny=(1, 64)), next(held_out), next(held_out):
         yield
 
 

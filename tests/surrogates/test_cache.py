@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.surrogates import QUICK, quick
+from support.surrogates import QUICK, narrow, quick
 
 from fmprobe.surrogates import cache, fit
 from fmprobe.surrogates.cache import FORMAT, cached_decoder
 from fmprobe.surrogates.features import features_key
+
+small = pytest.fixture(narrow, scope="module", autouse=True)
 
 
 def key_of(model, settings):

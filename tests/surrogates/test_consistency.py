@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.surrogates import quick, tiny_encoder
+from support.surrogates import narrow, quick, tiny_encoder
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -19,6 +19,7 @@ from fmprobe.surrogates.fit import FitSettings, chosen_settings
 from fmprobe.surrogates.pace import Pace, estimate, pace_of
 from fmprobe.surrogates.training import Batch
 
+small = pytest.fixture(narrow, scope="module", autouse=True)
 CPU = torch.device("cpu")
 
 

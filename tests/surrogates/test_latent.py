@@ -1,17 +1,20 @@
 """Latent surrogates: six kinds, on tokens, maps and vectors."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
-from support.surrogates import quick
+from support.surrogates import narrow, quick, tiny_encoder
 
 import fmprobe
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.procedural import procedural_images
 from fmprobe.surrogates.artefact import load_surrogate
-from fmprobe.surrogates.latent import VARIANTS, LatentSurrogate
+from fmprobe.surrogates.latent import VARIANTS, LatentSettings, LatentSurrogate
+
+small = pytest.fixture(narrow, scope="module", autouse=True)
 
 
 def fit(model, **changes):
@@ -19,13 +22,19 @@ def fit(model, **changes):
     return quick(model, kind="latent", **settings)
 
 
+@pytest.fixture(scope="module")
+def fitted():
+    """A surrogate of the usual encoder by its variant."""
+    return cache(lambda variant: fit(tiny_encoder(), variant=variant))
+
+
 def on_sphere(code):
     return code / code.norm(dim=-1, keepdim=True) * code.shape[-1] ** 0.5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_kind_learns_and_gives_a_latent_map(encoder, variant):
-    surrogate = fit(encoder, variant=variant)
+def test_every_kind_learns_and_gives_a_latent_map(encoder, fitted, variant):
+    surrogate = fitted(variant)
     assert surrogate.info["validation"]["held_out"]["feature_error"] < 0.95  # 1 is that of the mean feature
     model = encoder.with_decoder(surrogate)
     assert model.latent_shape == (16, 16)
@@ -44,8 +53,8 @@ def test_every_kind_learns_and_gives_a_latent_map(encoder, variant):
 # Shares of N(0, I) starts that settle within 400 steps here: plain 0.7, denoising 1, contractive 0.9, variational 0,
 # sparse 0.6, topk 1. They differ from fit to fit, so the test records them and holds the bound alone.
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_orbits_from_noise_stay_in_the_range_of_the_codes(encoder, variant, record_property):
-    surrogate = fit(encoder, variant=variant)
+def test_orbits_from_noise_stay_in_the_range_of_the_codes(encoder, fitted, variant, record_property):
+    surrogate = fitted(variant)
     model = encoder.with_decoder(surrogate)
     starts = model.sample_latents(16)
     orbits = fmprobe.iterate(model.latent_map, starts, max_steps=400, tol=1e-5)
@@ -78,8 +87,8 @@ def test_a_code_of_one_number_is_refused(encoder):
         fit(encoder, bottleneck=1)
 
 
-def test_codes_are_standardised_and_f_is_the_bottlenecks_own_map(encoder):
-    surrogate = fit(encoder)
+def test_codes_are_standardised_and_f_is_the_bottlenecks_own_map(encoder, fitted):
+    surrogate = fitted(LatentSettings.variant)
     model = encoder.with_decoder(surrogate)
     images = procedural_images(64, 16, seed=0)
     with torch.no_grad():
@@ -121,7 +130,7 @@ def test_vectors_and_maps(latent_shape, code_shape):
 
 def test_saved_with_a_pixel_decoder_behind_it(encoder, make_encoder, tmp_path):
     pixel = quick(encoder)
-    surrogate = fit(encoder, variant="denoising").put_behind(pixel)
+    surrogate = fit(encoder, variant="denoising", steps=5).put_behind(pixel)
     surrogate.save(tmp_path / "s")
     again = load_surrogate(tmp_path / "s", encoder)
     assert isinstance(again, LatentSurrogate)
@@ -137,4 +146,4 @@ def test_saved_with_a_pixel_decoder_behind_it(encoder, make_encoder, tmp_path):
     with pytest.raises(InputError, match="another encoder"):
         load_surrogate(tmp_path / "s", make_encoder(seed=1))
     with pytest.raises(InputError, match="fit both on one encoder"):
-        fit(encoder).put_behind(quick(make_encoder(seed=1)))
+        surrogate.put_behind(quick(make_encoder(seed=1)))

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from support.surrogates import QUICK, quick, tiny_encoder
+from support.surrogates import QUICK, narrow, quick, tiny_encoder
 
 import fmprobe
 from fmprobe.autoencoder import Autoencoder
@@ -16,6 +16,7 @@ from fmprobe.procedural import procedural_images
 from fmprobe.surrogates.fit import FitSettings, fit_decoder, fit_with
 from fmprobe.surrogates.pixel import PixelDecoder
 
+small = pytest.fixture(narrow, scope="module", autouse=True)
 LATENT = FitSettings(kind="latent", n_images=32, steps=6, batch_size=8, noise=0.0, pixel_noise=0.1, contraction=0.0)
 BASE = {"pixel": replace(QUICK, steps=6, contraction=0.01, pixel_noise=0.1, consistency_steps=2), "latent": LATENT}
 OTHER: dict[str, Any] = {  # than both bases have

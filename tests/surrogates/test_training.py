@@ -11,12 +11,14 @@ from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.runs import launch, spawn, wait_for
-from support.surrogates import quick, tiny_encoder
+from support.surrogates import narrow, quick, tiny_encoder
 
 from fmprobe.errors import InputError
 from fmprobe.sharing import is_main
 from fmprobe.surrogates import training
 from fmprobe.surrogates.training import Batch, Schedule, _rows, train
+
+small = pytest.fixture(narrow, scope="module", autouse=True)
 
 
 def fit(path: Path, settings: dict[str, Any]) -> int:
@@ -29,7 +31,7 @@ def fit(path: Path, settings: dict[str, Any]) -> int:
 
 
 def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(encoder, tmp_path, monkeypatch):
-    settings: dict[str, Any] = {"steps": 100, "n_images": 64}
+    settings: dict[str, Any] = {"steps": 200, "n_images": 64}
     undisturbed = quick(encoder, seed=3, **settings).state_dict()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
     fits = tmp_path / "two" / "fmprobe" / "fits"
@@ -39,7 +41,7 @@ def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(encoder, tmp_path, mon
     process.join()
     assert not (tmp_path / "b").exists(), "it was killed before its end"
     state = next(fits.glob("*/state.pt"))
-    assert 0 < torch.load(state, weights_only=True)["step"] < 100
+    assert 0 < torch.load(state, weights_only=True)["step"] < 200
     again = quick(encoder, seed=3, **settings).state_dict()
     for name, value in undisturbed.items():
         torch.testing.assert_close(again[name], value, atol=1e-6, rtol=0)
@@ -47,7 +49,7 @@ def test_a_fit_that_was_killed_ends_as_an_undisturbed_one(encoder, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    "stages", [{"steps": 20, "contraction": 0.1}, {"steps": 2, "contraction": 0.0, "consistency_steps": 10}]
+    "stages", [{"steps": 8, "contraction": 0.1}, {"steps": 2, "contraction": 0.0, "consistency_steps": 5}]
 )
 def test_two_processes_do_what_one_does_with_the_whole_batch(encoder, tmp_path, stages, monkeypatch):
     settings: dict[str, Any] = {**stages, "n_images": 64, "batch_size": 16}
@@ -68,10 +70,15 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(encoder, tmp_path, 
         assert off.max() <= 1e-3, name
 
 
-def test_accumulation_changes_nothing(encoder):
-    whole = quick(encoder, steps=10)
+@pytest.fixture(scope="module")
+def whole():
+    """A fit in steps of one part, in float32."""
+    return quick(tiny_encoder())
+
+
+def test_accumulation_changes_nothing(encoder, whole):
     for accumulate in (4, 3):  # 3 does not divide the batch
-        parts = quick(encoder, steps=10, accumulate=accumulate)
+        parts = quick(encoder, accumulate=accumulate)
         for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="cannot be shared by 300 parts"):
@@ -126,8 +133,8 @@ def test_random_numbers_of_a_row_do_not_depend_on_the_share():
     assert not torch.equal(whole.normal((2,), "a"), whole.normal((2,), "b"))
 
 
-def test_mixed_precision_trains_float32_weights(encoder):
-    full, mixed = quick(encoder, steps=20), quick(encoder, steps=20, precision="bf16")
+def test_mixed_precision_trains_float32_weights(encoder, whole):
+    mixed = quick(encoder, precision="bf16")
     assert mixed.body.embed.weight.dtype == torch.float32
-    assert mixed.info["log"][-1]["loss"] == pytest.approx(full.info["log"][-1]["loss"], rel=0.1)
-    assert not torch.equal(mixed.body.embed.weight, full.body.embed.weight)
+    assert mixed.info["log"][-1]["loss"] == pytest.approx(whole.info["log"][-1]["loss"], rel=0.1)
+    assert not torch.equal(mixed.body.embed.weight, whole.body.embed.weight)

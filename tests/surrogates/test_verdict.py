@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 from support.prototypes import prototypes
-from support.surrogates import QUICK, quick
+from support.surrogates import QUICK, narrow, quick
 
 import fmprobe
 from fmprobe.attractors import AttractorSet
 from fmprobe.cli import app
+from fmprobe.probes.prototypes import closed_form
 from fmprobe.procedural import procedural_images
 from fmprobe.report.summary import summary
 from fmprobe.surrogates.fit import FitSettings
 from fmprobe.validation import warning_of
 
+small = pytest.fixture(narrow, scope="module", autouse=True)
 GOOD = {"images": 4, "l1": 0.10, "l1_median": 0.155, "feature_error": 1.4}
 BAD = {"images": 4, "l1": 0.21, "l1_median": 0.155, "feature_error": 0.4}
 
@@ -103,7 +105,8 @@ def run(monkeypatch, tmp_path, capfd):
     poor = FitSettings(size="tiny", n_images=32, steps=2, batch_size=8, contraction=0.0, learning_rate=1e-9)
     assert poor.size == QUICK.size
     monkeypatch.setattr(FitSettings, "for_device", classmethod(lambda cls, device, kind="pixel": poor))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, value in {"IMAGES": 16, "KS": (2,), "STARTS": 2}.items():
+        monkeypatch.setattr(closed_form, name, value)
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments):
