@@ -38,6 +38,7 @@ short_readings = partial(mock.patch.multiple, reading, **_short)
 whole_readings = partial(mock.patch.multiple, reading, **_ladder)
 # The command line is put together once and not for every call of it, and a procedural image is painted once.
 _command, _painted = cache(typer.main.get_command), lru_cache(4096)(procedural._painted)
+painted_anew = partial(mock.patch.object, procedural, "_painted", procedural._painted)
 
 
 @contextmanager

@@ -1,10 +1,18 @@
 import numpy as np
 import pytest
 import torch
+from support.quick import painted_anew
 
 from fmprobe import procedural
 from fmprobe.errors import InputError
 from fmprobe.procedural import MIXTURES, procedural_images
+
+
+@pytest.fixture(autouse=True)
+def anew():
+    """No image is one that was kept from before."""
+    with painted_anew():
+        yield
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
