@@ -394,7 +394,7 @@ CLAIMS = {
         SignTest("cosine less that of the null", by="map"),
     ),
     "fields-align-across": Claim(
-        "The fields of a convolutional and a fully connected network align better than that of the first and an untrained one.",
+        "The fields of a convolutional and a fully connected network align better than without training of the second.",
         "sec. 6",
         "–",
         "alignment-across",
