@@ -60,4 +60,7 @@ def test_a_run_in_which_nothing_settles_says_so_on_the_terminal_and_on_the_page(
     page = (tmp_path / "r" / "report.html").read_text()
     assert "Commands worth trying next" in page
     assert settles.exit_code == 0
+    sweep = "Attractors against the merge threshold"  # of nothing it would be an empty plot
+    assert sweep in (tmp_path / "s" / "report.html").read_text()
+    assert sweep not in page
     assert "nothing_settled" not in json.loads((tmp_path / "s" / "results.json").read_text())

@@ -11,7 +11,7 @@ from support.atlas import children_here
 from support.commands import COMMANDS as ALL_COMMANDS
 from support.commands import Reached, options_of, save_sources, stub
 from support.maps import double_well, draws
-from support.surrogates import QUICK
+from support.surrogates import QUICK, narrow
 from typer.testing import CliRunner
 
 import fmprobe
@@ -24,6 +24,9 @@ from fmprobe.runs import plan as plans
 SHAPE = (1, 16, 16)
 IMAGES = torch.rand(24, *SHAPE, generator=torch.Generator().manual_seed(0))
 RULE = ("tol", "measure", "max_steps")
+
+
+small = pytest.fixture(narrow, scope="module", autouse=True)
 
 
 def model_of(protocol):

@@ -149,8 +149,12 @@ def _norm(step: float, results: Mapping[str, Any]) -> float | None:
 
 
 def sweep(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
-    """The number of distinct ends at a sweep of merge thresholds."""
+    """The number of distinct ends at a sweep of merge thresholds; nothing where no end was to be merged."""
+    from markupsafe import Markup
+
     merge = found["merge"]
+    if not any(merge["sweep"].values()):
+        return Markup("")
     counts = ", ".join(f"{count} at {rounded(float(threshold))}" for threshold, count in merge["sweep"].items())
     return plot(merge_sweep(merge), f"Distinct ends against the merge threshold: {counts}", run)
 
