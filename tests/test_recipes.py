@@ -91,6 +91,7 @@ def test_every_recipe_has_a_smallest_command():
     assert sorted(SMALLEST) == [path.stem for path in RECIPES]
 
 
+@pytest.mark.usefixtures("draws")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_runs_at_its_smallest(path, images, tmp_path, monkeypatch, capfd):
     """In this process, which has paid for the imports already."""

@@ -340,12 +340,14 @@ def test_thresholds_accept_the_share_asked_for():
     """Over many draws, new in-distribution images are accepted with at least the stated probability."""
     model = model_of(wells)
     detector = fmprobe.TrajectoryDetector(model, steps=10).fit(images(40), images(199, seed=1))
-    scores, _ = detector.examine(images(1000, seed=2))
+    fresh = images(1000, seed=2)
+    scores, _ = detector.examine(fresh)
     for rule in ("trajectory", "two-sided mean", "profile", "joined"):
         for acceptance in (0.8, 0.95):
             # The share accepted scatters by about 0.03 with 199 held-out images (a beta distribution).
             accepted = scores[rule] <= detector.threshold(rule=rule, acceptance=acceptance)
             assert accepted.mean() == pytest.approx(acceptance, abs=0.07)
+            assert detector.predict(fresh[:20], rule=rule, acceptance=acceptance).tolist() == accepted[:20].tolist()
 
 
 def test_a_threshold_that_lets_diverged_orbits_in_says_so():

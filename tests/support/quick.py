@@ -5,7 +5,7 @@ in tests it does not.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from typing import Any
 from unittest import mock
@@ -36,15 +36,16 @@ sketched = partial(mock.patch.object, Figure, "savefig", _blank)
 drawn = partial(mock.patch.object, Figure, "savefig", _savefig)
 short_readings = partial(mock.patch.multiple, reading, **_short)
 whole_readings = partial(mock.patch.multiple, reading, **_ladder)
-# The command line is put together once and not for every call of it, and a procedural image is painted once.
 _command, _painted = cache(typer.main.get_command), lru_cache(4096)(procedural._painted)
 painted_anew = partial(mock.patch.object, procedural, "_painted", procedural._painted)
 
 
 @contextmanager
 def made_once() -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(typer.main, "get_command", _command))
-        stack.enter_context(mock.patch.object(typer.testing, "_get_command", _command))
-        stack.enter_context(mock.patch.object(procedural, "_painted", _painted))
+    """The command line is put together once and not for every call of it, and a procedural image is painted once."""
+    with (
+        mock.patch.object(typer.main, "get_command", _command),
+        mock.patch.object(typer.testing, "_get_command", _command),
+        mock.patch.object(procedural, "_painted", _painted),
+    ):
         yield

@@ -17,8 +17,11 @@ QUICK = FitSettings(size="tiny", n_images=32, steps=5, batch_size=8, contraction
 
 def narrow() -> Iterator[None]:
     """A fixture under which the smallest decoder has a twentieth of its weights, and is judged by few images."""
-    held_out = (mock.patch.object(module, "HELD_OUT", 16) for module in (data, fit))
-    with mock.patch.dict(SIZES, tiny=(1, 64)), next(held_out), next(held_out):
+    with (
+        mock.patch.dict(SIZES, tiny=(1, 64)),
+        mock.patch.object(data, "HELD_OUT", 16),
+        mock.patch.object(fit, "HELD_OUT", 16),
+    ):
         yield
 
 

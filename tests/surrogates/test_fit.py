@@ -27,11 +27,11 @@ def longer():
 def test_noise_makes_the_latent_map_contract(encoder, longer):
     def gain(decoder):
         model = encoder.with_decoder(decoder)
-        z = model.encode(procedural_images(32, 16, seed=5))
+        z = model.encode(procedural_images(32, 16, seed=8))
         step = 0.05 * model.sample_latents(32)
         return (model.latent_map(z + step) - model.latent_map(z)).norm() / step.norm()
 
-    assert gain(quick(encoder, **{**LONGER, "noise": 2.0})) < 0.9 * gain(longer)
+    assert gain(quick(encoder, **{**LONGER, "noise": 1.5})) < 0.9 * gain(longer)
 
 
 @pytest.mark.parametrize(
