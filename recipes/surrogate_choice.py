@@ -14,7 +14,8 @@ For each candidate the table has
 (a) painting: how far the L1 error on held-out procedural images lies below that of each image's own median colour, and
     the same on images of `--photos`, which the rule does not look at;
 (b) the relative feature error ||E(D(z)) - z|| / ||z||;
-(c) the reading of N(0, I) starts (regime, exponent, share settled, number of attractors) over threads, seeds and sets;
+(c) the reading of N(0, I) starts (regime, exponent, share settled, number of attractors) over threads, seeds and sets,
+    and how many attractors match those of the first fit, one to one, in the pictures that are painted of them;
 (d) separation: the difference between the mean exponents of the encoder and of the null, over the standard deviation of
     the exponent between the surrogates of the encoder;
 (e) seconds, and the largest memory of the process.
@@ -31,6 +32,7 @@ import argparse
 import math
 import resource
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -39,11 +41,14 @@ from statistics import mean, median, pstdev
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
+from torch import Tensor
 
 import fmprobe
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.dynamics.merging import THRESHOLDS
 from fmprobe.dynamics.readings import read_orbits
-from fmprobe.probes.capacity.diagram import OTHER_IMAGES
+from fmprobe.probes.capacity.diagram import OTHER_IMAGES, paired, pictures_of
 from fmprobe.runs.sweeps import sweep
 from fmprobe.sharing import is_main, together
 from fmprobe.surrogates.fit import validate
@@ -56,7 +61,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "ridge": {"kind": "closed-form"},
 }
 HEAD = ("candidate", "fits", "below the median colour", "photos", "feature error", "regimes", "settled", "attractors")
-HEAD += ("exponent", "null", "(d)", "s", "MB")
+HEAD += ("matched", "exponent", "null", "(d)", "s", "MB")
 PAINTS, CLOSE = 0.15, 0.1  # of the rule: share below the median colour, and what counts as a tie in separation
 EXPONENTS = {"cap": 4, "steps": 40, "burn_in": 20, "method": "twin orbits"}
 
@@ -146,9 +151,25 @@ def fitted(_: str, condition: dict[str, Any]) -> dict[str, Any]:
         "exponent": readings["median"],
         "settled": int(attractors.orbits.converged.sum()) / condition["starts"],
         "attractors": attractors.count,
+        "pictures": kept(pictures_of(whole, attractors.latents)),
         "seconds": time.perf_counter() - began,
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def kept(pictures: Tensor) -> str:
+    """Pictures as text that a result file holds."""
+    return b64encode(save({"pictures": pictures.half()})).decode()
+
+
+def matched(fits: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """How many attractors of the later fits have a partner among those of the first, and of how many.
+
+    Two match where their pictures differ by no more than the merge threshold of searches, relative to their size.
+    """
+    first, *others = [load(b64decode(fit["pictures"]))["pictures"].double() for fit in fits]
+    pairs = [int((paired(first, other) <= THRESHOLDS["relative"]).sum()) for other in others]
+    return sum(pairs), sum(max(len(first), len(other)) for other in others)
 
 
 def below_median(error: Mapping[str, float]) -> float:
@@ -187,6 +208,7 @@ def row_of(fits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "regimes": {regime: regimes.count(regime) for regime in dict.fromkeys(regimes)},
         "settled": mean(fit["settled"] for fit in own),
         "attractors": sorted({"unknown" if fit["attractors"] is None else str(fit["attractors"]) for fit in own}),
+        "matched": matched(own),
         "exponent": mean(exponents) if exponents else None,
         "spread": spread,
         "null": mean(nulls) if nulls else None,
@@ -223,6 +245,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         ", ".join(f"{count} {regime}" for regime, count in row["regimes"].items()),
         f"{row['settled']:.0%}",
         ", ".join(row["attractors"]),
+        "{} of {}".format(*row["matched"]),
         f"{figure(row['exponent'], '.3f')} ± {row['spread']:.3f}",
         figure(row["null"], ".3f"),
         figure(row["separation"], ".1f"),

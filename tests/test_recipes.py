@@ -176,11 +176,22 @@ def test_the_rule_that_chooses_a_surrogate_is_the_one_that_its_recipe_states(can
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     rule = runpy.run_path(str(ROOT / "recipes" / "surrogate_choice.py"))
     assert rule["choose"](candidates)[0] == chosen
-    fit = {"null": False, "below_median": 0.2, "photos": None, "feature_error": 1.0}
+    none = rule["kept"](torch.zeros(0, 12))
+    fit = {"null": False, "below_median": 0.2, "photos": None, "feature_error": 1.0, "pictures": none}
     fit |= {"settled": 0.0, "attractors": 0, "regime": "chaotic", "exponent": 0.3, "seconds": 1.0, "megabytes": 1.0}
     row = rule["row_of"]([fit, {**fit, "exponent": 0.1}, {**fit, "null": True, "exponent": 0.0, "below_median": 0.0}])
     assert (row["fits"], row["failed"], row["separation"]) == (2, 0, pytest.approx(2))
     assert rule["row_of"]([fit, {**fit, "below_median": 0.14}, {**fit, "regime": "settled"}])["failed"] == 2
+    assert row["matched"] == (0, 0)
+
+
+def test_attractors_of_two_fits_match_one_to_one_by_their_pictures(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    rule = runpy.run_path(str(ROOT / "recipes" / "surrogate_choice.py"))
+    pictures = torch.rand(3, 48, generator=torch.Generator().manual_seed(0))
+    fits = [{"pictures": rule["kept"](p)} for p in (pictures, pictures[[2, 0]] * 1.001, pictures[[1, 1, 1]], pictures)]
+    assert rule["matched"](fits) == (2 + 1 + 3, 9)
+    assert rule["matched"]([fits[0], {"pictures": rule["kept"](pictures * 1.1)}]) == (0, 3)
 
 
 # Of other programs that the texts name.

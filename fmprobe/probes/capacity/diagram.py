@@ -226,13 +226,10 @@ def agreement_of(
         threshold: relative difference within which two pictures match; by default the merge threshold of searches.
     """
     threshold = THRESHOLDS["relative"] if threshold is None else threshold
-    pictures = tuple(_pictures(model, found.latents) for model, found in (one, other))
-    size = max((float(p.square().mean().sqrt()) for p in pictures if len(p)), default=1.0)
-    apart = torch.cdist(pictures[0], pictures[1]) / (pictures[0].shape[1] ** 0.5 * size)
-    rows, columns = linear_sum_assignment(apart.numpy())
-    pairs = apart[rows, columns]
+    pictures = [pictures_of(model, found.latents) for model, found in (one, other)]
+    pairs = paired(*pictures)
     means = [
-        _pictures(model, found.orbits.ends).mean(0) - _pictures(model, torch.zeros(1, *model.latent_shape))[0]
+        pictures_of(model, found.orbits.ends).mean(0) - pictures_of(model, torch.zeros(1, *model.latent_shape))[0]
         for model, found in (one, other)  # a code of zeros is painted as the mean image
     ]
     correlation = float(torch.corrcoef(torch.stack(means))[0, 1])
@@ -245,10 +242,17 @@ def agreement_of(
     )
 
 
-def _pictures(model: Autoencoder, latents: Tensor) -> Tensor:
+def pictures_of(model: Autoencoder, latents: Tensor) -> Tensor:
     """The decoded latents as rows, double, on the CPU."""
     with torch.no_grad():
         return model.decode(latents, 32).flatten(1).double().cpu()
+
+
+def paired(one: Tensor, other: Tensor) -> Tensor:
+    """Relative differences of the pairs of two sets of pictures, matched one to one at the least total difference."""
+    size = max((float(p.square().mean().sqrt()) for p in (one, other) if len(p)), default=1.0)
+    apart = torch.cdist(one, other) / (one.shape[1] ** 0.5 * size)
+    return apart[linear_sum_assignment(apart.numpy())]
 
 
 def checked(model: Autoencoder, ks: Sequence[int] | None, n_images: int, starts: int, seed: int) -> list[int]:
