@@ -23,6 +23,7 @@ from fmprobe.sources import STREAMING, Pictures, Source, find_pictures, is_strea
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from torch import Tensor
 
     from fmprobe.autoencoder import Autoencoder
@@ -37,6 +38,7 @@ __all__ = [
     "count_images",
     "held_out",
     "load_images",
+    "load_labels",
     "load_small_set",
     "open_images",
     "printable",
@@ -241,6 +243,37 @@ def sample_images(
     there = count_images(source) if n is not None else None
     n = n if there is None or n is None else min(n, there)
     return load_images(source, n, image_shape=image_shape, seed=seed, prepare=prepare)
+
+
+def load_labels(source: str, labels: str, n: int | None = None) -> "np.ndarray":
+    """The classes of the images that `load_images(source, n)` gives, as whole numbers `(n,)` from 0.
+
+    Args:
+        source: the source, of which every image can be read.
+        labels: what holds the classes: a column of the data set, a key of the .npz file, or "folders" for the
+            subfolders of a folder of images.
+        n: number of images; by default all.
+
+    Raises:
+        InputError: the source has no such classes, not one for each image, or a single one.
+    """
+    import numpy as np
+
+    found = None if source == "procedural" or is_streamed(source) else find_pictures(source)
+    if found is None or found.classes is None:
+        raise InputError(f"{printable(source)} holds no classes of its images: leave {labels!r} out")
+    held = found.classes(labels)
+    if len(held) != found.count:
+        raise InputError(
+            f"{printable(source)} holds {found.count} images, and {labels!r} {len(held)} values: expected a class for "
+            "each image"
+        )
+    names, classes = np.unique(np.asarray(held), return_inverse=True)
+    if len(names) < 2:
+        raise InputError(
+            f"{labels!r} of {printable(source)} holds a single class: expected two or more, or leave it out"
+        )
+    return classes[spread(found.count, found.count if n is None else n)]
 
 
 def held_out(model: "Autoencoder", source: str, n: int, n_atoms: int, seed: int) -> "tuple[Tensor, Tensor | None]":

@@ -7,6 +7,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fmprobe.pixels import SUFFIXES, Picture, from_array, from_file, printable
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "val"), "val": ("val", "validation")}
 SPLIT_FORM = "SOURCE[:split][#column]"
 STREAMING = "streaming:"  # before a data set of the hub of which only what is asked for is downloaded
+FOLDERS = "folders"  # names the classes of a folder of images: those of its subfolders
 ENCODED = ("string", "large_string", "binary", "large_binary")  # values that can be paths or files of images
 SHARDS = 16  # files of a streamed data set that images are taken from, at most
 JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # left in folders by operating systems, beside names with a leading dot
@@ -66,11 +68,13 @@ class Pictures:
         count: number of pictures.
         label: gives the name of picture i.
         decode: decodes picture i.
+        classes: gives the class of every picture by the name of what holds them; None where nothing does.
     """
 
     count: int
     label: Callable[[int], str]
     decode: Callable[[int], Picture]
+    classes: Callable[[str], Sequence[Any]] | None = None
 
 
 def find_pictures(text: "str | Path | Sequence[str | Path]", n: int | None = None) -> Pictures:
@@ -199,7 +203,13 @@ def _of_folder(folder: Path, source: Source) -> Pictures:
     if listing.twice:
         said = f"{len(listing.twice)} links to folders that are read already were left out"
         warnings.warn(f"{_said(folder)}: {said}, such as {_said(listing.twice[0])}", stacklevel=2)
-    return Pictures(len(files), lambda i: _said(files[i]), lambda i: from_file(files[i]))
+
+    def classes(name: str) -> list[str]:
+        if name != FOLDERS:
+            raise InputError(f"{_said(folder)} is a folder of images: its classes are {FOLDERS!r}, not {_said(name)}")
+        return [str(path.parent.relative_to(folder)) for path in files]
+
+    return Pictures(len(files), lambda i: _said(files[i]), lambda i: from_file(files[i]), classes)
 
 
 def _splits(folder: Path) -> dict[str, Path]:
@@ -286,7 +296,27 @@ def _of_arrays(source: Source) -> Pictures:
         there = ", ".join(map(_said, keys)) or "none"
         raise InputError(f"{name} has no images {_said(repr(key))}: expected a key after a colon, of {there}")
     rows = _rows(f"{name}:{_said(key)}", array)
-    return Pictures(len(rows), lambda i: f"{name}:{_said(key)}[{i}]", lambda i: from_array(rows[i]))
+    return Pictures(
+        len(rows),
+        lambda i: f"{name}:{_said(key)}[{i}]",
+        lambda i: from_array(rows[i]),
+        partial(_classes_of_arrays, source.name, keys),
+    )
+
+
+def _classes_of_arrays(path: str, keys: list[str], key: str) -> list[Any]:
+    """The array of an .npz file that holds a class for each image."""
+    if key not in keys:
+        raise InputError(f"{_said(path)} has no classes {_said(repr(key))}: name one of {', '.join(map(_said, keys))}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = arrays[key]
+    except ValueError:  # of an array of objects, which could run code
+        found = np.empty(0, dtype=object)
+    if found.ndim != 1 or found.dtype.kind not in "biuUS":
+        held = f"{found.dtype} {found.shape}"
+        raise InputError(f"{_said(path)}:{_said(key)} is {held}: expected a number or a name for each image")
+    return found.tolist()
 
 
 def _rows(name: str, array: np.ndarray) -> np.ndarray:
@@ -311,8 +341,21 @@ def _rows(name: str, array: np.ndarray) -> np.ndarray:
 
 def _of_dataset(source: Source, local: bool) -> Pictures:
     """The pictures of a data set: of the hub, of parquet files, or of a folder that `datasets` reads."""
-    name, (split, column, encoded) = _said(source.name), _column_of(source, _loaded(source, local))
-    return Pictures(len(encoded), lambda i: f"{name}:{split}[{i}]", lambda i: _cell(encoded[i][column]))
+    data = _loaded(source, local)
+    name, (split, column, encoded) = _said(source.name), _column_of(source, data)
+
+    def classes(key: str) -> list[Any]:
+        there = data[split].column_names
+        if key not in there:
+            raise InputError(f"{name} has no column {_said(repr(key))} of classes: name one of {', '.join(there)}")
+        found = data[split].select_columns([key])[:][key]
+        if not all(isinstance(value, int | str) for value in found):
+            raise InputError(
+                f"{name}#{_said(key)} holds {data[split].features[key]}: expected a number or a name for each image"
+            )
+        return found
+
+    return Pictures(len(encoded), lambda i: f"{name}:{split}[{i}]", lambda i: _cell(encoded[i][column]), classes)
 
 
 def _of_stream(source: Source, n: int | None) -> Pictures:

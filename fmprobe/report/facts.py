@@ -44,6 +44,7 @@ PROTOCOL = {
     "torch": ("torch", "The version of torch."),
     "distance": ("distance", "The distance between latents and the reference that the trajectory score takes."),
     "aggregate": ("aggregate", "How the distances along a trajectory become one score."),
+    "labels": ("classes", "What holds the classes of the in-distribution images; one score needs them."),
     "identity": ("identity", "A digest of what decides the result."),
 }
 RULES = {

@@ -78,6 +78,14 @@ OodImages = Annotated[
         rich_help_panel=o.Panel.IMAGES,
     ),
 ]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Column or .npz key of the classes of --data, or folders: adds scores that need them. [default: none]",
+        metavar="NAME",
+        rich_help_panel=o.Panel.IMAGES,
+    ),
+]
 Steps = Annotated[
     int | None,
     typer.Option(
@@ -142,6 +150,7 @@ def ood(
     detector: Detector = None,
     images: Images = None,
     ood_images: OodImages = None,
+    labels: Labels = None,
     steps: Steps = None,
     distance: Distance = None,
     aggregate: Aggregate = None,
@@ -183,6 +192,7 @@ def ood(
     asked = {
         "images": images,
         "ood_images": ood_images,
+        "labels": labels,
         "controls": controls,
         "acceptance": 0.95 if acceptance is None else acceptance,
     }
@@ -210,6 +220,7 @@ def run_ood(
     settings: Mapping[str, Any],
     images: int | None = None,
     ood_images: int | None = None,
+    labels: str | None = None,
     controls: bool = True,
     acceptance: float = 0.95,
     seed: int = 0,
@@ -227,6 +238,7 @@ def run_ood(
         settings: of `TrajectorySettings`; those that are None have their defaults.
         images: number of in-distribution images; half fit the detector, a quarter calibrates it, a quarter tests it.
         ood_images: number of images of each other set; by default as many as test images.
+        labels: what holds the classes of the in-distribution images, as `load_labels` takes it; None for no classes.
         controls: whether constant, noise, blurred and inverted images are added as sets.
         acceptance: share of in-distribution images to accept.
         seed: seed of the split, of drawn images, and of a surrogate decoder that is fitted.
@@ -252,6 +264,7 @@ def run_ood(
         **named(load),
         **settings,
         **identity(model),
+        **({} if labels is None else {"labels": labels}),
     }
     sets, pixels = _sets(model, data, sources, asked, seed)
     with Run.open(out or default_out(name, "-ood"), asked, began=began, resume=resume, verbose=verbose) as run:
@@ -259,7 +272,7 @@ def run_ood(
         def make() -> dict[str, Any] | None:
             whole = with_decoder(model, seed)
             detector = _detector(run, whole, sets, settings, acceptance)
-            about = {"data": data, "ood": sources, "seed": seed}
+            about = {"data": data, "ood": sources, "seed": seed} | ({} if labels is None else {"labels": labels})
             return _compared(run, whole, detector, sets, pixels, about, settings)
 
         # A file may hold other images under its name than when the run was made.
@@ -286,7 +299,7 @@ def _sets(
 ) -> "tuple[Sets, str]":
     """The images, and one digest of all their pixels."""
     from fmprobe.digests import digest
-    from fmprobe.images import sample_images
+    from fmprobe.images import load_labels, sample_images
     from fmprobe.probes.ood.probe import Sets
 
     how = {"seed": seed, **model.image_arguments}
@@ -294,7 +307,9 @@ def _sets(
     each = asked["ood_images"] or max(2, len(inside) // 4)
     outside = {name: sample_images(source, each, **how) for name, source in sources.items()}
     pixels = digest(inside, list(outside), *outside.values())
-    return Sets.split(inside, outside, asked["controls"], seed), pixels
+    labels = load_labels(data, asked["labels"], len(inside)) if "labels" in asked else None
+    sets = Sets.split(inside, outside, asked["controls"], seed, labels)
+    return sets, pixels if labels is None else digest(pixels, labels.tolist())
 
 
 def _detector(
@@ -318,6 +333,7 @@ def _detector(
 
 def _was_fitted(kept: Path, model: "Autoencoder", sets: "Sets") -> bool:
     """Whether a folder holds a detector of this model that these images were fitted and calibrated with."""
+    from fmprobe.digests import digest
     from fmprobe.probes.ood.detector import TrajectoryDetector
     from fmprobe.probes.ood.split import pixels_of
 
@@ -325,7 +341,9 @@ def _was_fitted(kept: Path, model: "Autoencoder", sets: "Sets") -> bool:
         facts = TrajectoryDetector.load(kept, model).describe()["reference"]
     except InputError:
         return False
-    return (facts.get("pixels"), facts.get("held_out_pixels")) == (pixels_of(sets.fit), pixels_of(sets.held_out))
+    labels = None if sets.labels is None else digest(sets.labels)
+    given = (pixels_of(sets.fit), pixels_of(sets.held_out), labels)
+    return (facts.get("pixels"), facts.get("held_out_pixels"), facts.get("labels")) == given
 
 
 def _settings(model: "Autoencoder", settings: Mapping[str, Any], sets: "Sets") -> dict[str, Any]:

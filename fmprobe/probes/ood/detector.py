@@ -23,7 +23,7 @@ from fmprobe.probes.ood.calibration import Calibration, check_acceptance
 from fmprobe.probes.ood.features import feature_vectors
 from fmprobe.probes.ood.plain import PlainScores, encoded
 from fmprobe.probes.ood.score import LARGEST, Bank, Needs, Scores
-from fmprobe.probes.ood.split import content_hashes, pixels_of, split_by_content
+from fmprobe.probes.ood.split import content_hashes, labels_by_content, pixels_of, split_by_content
 from fmprobe.probes.ood.table import BY_NAME, OFFERED, joined_of
 from fmprobe.probes.ood.trajectory import Reference, TrajectorySettings, find_reference
 from fmprobe.probes.ood.views import PytorchOOD
@@ -160,7 +160,7 @@ class TrajectoryDetector(Artefact):
         sources = [canonical(str(given)) for given in (images, held_out) if isinstance(given, str | Path)]
         if labels is not None:
             images = self.model.take_images(images, "fit images")
-            classes = _by_content(labels, images)
+            classes = labels_by_content(labels, images)
         if isinstance(held_out, float | int):
             check_acceptance(held_out, "held_out")
             images = self.model.take_images(images, "fit images")
@@ -181,6 +181,8 @@ class TrajectoryDetector(Artefact):
         reference.facts["not_finite"] = len(content) - len(latents)
         reference.facts["pixels"] = digest(content)
         known = None if classes is None else np.array([classes[name] for name in content])[kept]
+        if classes is not None:
+            reference.facts["labels"] = digest([classes[name] for name in content])
         self._take(reference, feature_vectors(latents, len(latents)), known)
         self.calibration, self._seen, self._sources = None, frozenset(content), list(dict.fromkeys(sources))
         return self if held_out is None else self.calibrate(held_out)
@@ -583,21 +585,3 @@ class TrajectoryDetector(Artefact):
             said = f"{lost} of {len(latents)} fit images have latents that are not finite and were left out"
             warnings.warn(said, stacklevel=3)
         return latents[whole], whole.cpu().numpy()
-
-
-def _by_content(labels: Sequence[int], images: Tensor) -> dict[str, int]:
-    """The label of each image by the digest of its pixels; of equal images the first one's.
-
-    Raises:
-        InputError: There is not one label, a whole number, for each image.
-    """
-    given = np.asarray(labels)
-    if given.shape != (len(images),) or given.dtype.kind not in "iub":
-        raise InputError(
-            f"labels are an array {given.shape} of {given.dtype}: expected one whole number for each of {len(images)} "
-            "fit images"
-        )
-    found: dict[str, int] = {}
-    for name, label in zip(content_hashes(images), given.tolist(), strict=True):
-        found.setdefault(name, int(label))
-    return found

@@ -16,7 +16,7 @@ from fmprobe.probes.ood.controls import control_images
 from fmprobe.probes.ood.detector import TrajectoryDetector
 from fmprobe.probes.ood.metrics import CONVENTION, ood_metrics
 from fmprobe.probes.ood.score import LARGEST, Scores
-from fmprobe.probes.ood.split import split_by_content, without
+from fmprobe.probes.ood.split import content_hashes, labels_by_content, split_by_content, without
 from fmprobe.probes.ood.table import GROUPS, OFFERED
 from fmprobe.probes.result import Result
 
@@ -58,6 +58,7 @@ class Sets:
         controls: The names of the controls: images of low complexity, made by `control_images`.
         dropped: How many images of each out-of-distribution set were also in-distribution images.
         duplicates: How many in-distribution images were duplicates.
+        labels: The class of each fit image, where classes are known.
     """
 
     fit: Tensor
@@ -67,9 +68,17 @@ class Sets:
     controls: frozenset[str]
     dropped: dict[str, int]
     duplicates: int
+    labels: list[int] | None = None
 
     @classmethod
-    def split(cls, images: Tensor, ood: Mapping[str, Tensor], controls: bool, seed: int) -> "Sets":
+    def split(
+        cls,
+        images: Tensor,
+        ood: Mapping[str, Tensor],
+        controls: bool,
+        seed: int,
+        labels: np.ndarray | None = None,
+    ) -> "Sets":
         """Split in-distribution images by their content into fit, held-out and test images as 2 : 1 : 1.
 
         Args:
@@ -77,9 +86,10 @@ class Sets:
             ood: Out-of-distribution sets `(m, *image_shape)`, by name.
             controls: Whether to add controls, made of the test images.
             seed: Random seed for the split and the controls.
+            labels: The class of each of `images`, where it is known.
 
         Raises:
-            InputError: There are too few in-distribution images.
+            InputError: There are too few in-distribution images, or there is not one label for each.
         """
         (fit, held_out, test), duplicates = split_by_content(images, SHARES, seed)
         if len(held_out) < FEWEST:
@@ -90,7 +100,9 @@ class Sets:
         made = {f"control: {name}": rows for name, rows in control_images(test, seed).items()} if controls else {}
         others = {name: pictures for name, (pictures, _) in pairs.items()} | made
         dropped = {name: count for name, (_, count) in pairs.items()}
-        return cls(fit, held_out, test, others, frozenset(made), dropped, duplicates)
+        classes = None if labels is None else labels_by_content(labels, images)
+        known = None if classes is None else [classes[name] for name in content_hashes(fit)]
+        return cls(fit, held_out, test, others, frozenset(made), dropped, duplicates, known)
 
     @property
     def examined(self) -> dict[str, Tensor]:
@@ -107,7 +119,8 @@ def fit_detector(model: Autoencoder, sets: Sets, acceptance: float, settings: Ma
         acceptance: The share of in-distribution images that the detector accepts.
         settings: Fields of `TrajectorySettings`.
     """
-    return TrajectoryDetector(model, acceptance=acceptance, **settings).fit(sets.fit, sets.held_out)
+    detector = TrajectoryDetector(model, acceptance=acceptance, **settings)
+    return detector.fit(sets.fit, sets.held_out, labels=sets.labels)
 
 
 def compare_scores(

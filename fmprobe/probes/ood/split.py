@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from fmprobe.digests import digest
+from fmprobe.errors import InputError
 from fmprobe.images import as_pixels
 
 
@@ -23,6 +24,24 @@ def content_hashes(images: Tensor) -> list[str]:
 def pixels_of(images: Tensor) -> str:
     """One digest of the pixels of all images, which depends on their order."""
     return digest(content_hashes(images))
+
+
+def labels_by_content(labels: Sequence[int] | np.ndarray, images: Tensor) -> dict[str, int]:
+    """The label of each image by the digest of its pixels; of equal images the first one's.
+
+    Raises:
+        InputError: There is not one label, a whole number, for each image.
+    """
+    given = np.asarray(labels)
+    if given.shape != (len(images),) or given.dtype.kind not in "iub":
+        raise InputError(
+            f"labels are an array {given.shape} of {given.dtype}: expected one whole number for each of {len(images)} "
+            "fit images"
+        )
+    found: dict[str, int] = {}
+    for name, label in zip(content_hashes(images), given.tolist(), strict=True):
+        found.setdefault(name, int(label))
+    return found
 
 
 def split_by_content(images: Tensor, shares: Sequence[float], seed: int = 0) -> tuple[list[Tensor], int]:
