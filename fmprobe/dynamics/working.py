@@ -78,7 +78,7 @@ class WorkingBatch:
     norm: Tensor
     peak: Tensor  # largest norm on the orbit
     limit: Tensor  # norm beyond which the orbit has diverged
-    unmoved: Tensor  # share of the coordinates that the last step left exactly as they were
+    unmoved: Tensor  # share of the coordinates that the step at which an orbit converged left exactly as they were
     history: Tensor  # (B, samples), logs of the steps
     recent: Tensor  # (B, RECENT), logs of the last steps, the newest last
     was_small: Tensor  # whether the last step was below tol
@@ -157,21 +157,30 @@ class WorkingBatch:
         moved = active & finite
         residual = criterion.of(step, self.norm, torch.maximum(self.peak, norm))
         self.steps += active
-        self._record(step, moved)
-        self.residual = torch.where(moved, residual, torch.where(active, math.inf, self.residual))
-        self.step = torch.where(moved, step, torch.where(active, math.inf, self.step))
-        moving = change.bool().sum(1) / criterion.dimension  # a third of the time of count_nonzero
-        self.unmoved = torch.where(moved, 1 - moving.double(), self.unmoved)
-        self.norm = torch.where(moved, norm, self.norm)
-        self.peak = torch.where(moved, torch.maximum(self.peak, norm), self.peak)
+        if self._may_hold(~moved):
+            self._record(step, moved)
+            self.residual = torch.where(moved, residual, torch.where(active, math.inf, self.residual))
+            self.step = torch.where(moved, step, torch.where(active, math.inf, self.step))
+            self.norm = torch.where(moved, norm, self.norm)
+        else:
+            self._record(step, None)
+            self.residual, self.step, self.norm = residual, step, norm
+        self.peak = torch.maximum(self.peak, torch.where(moved, norm, 0.0))
 
         diverged = active & (~finite | (norm > self.limit))
-        settled = (step == 0) | ((residual < self.tol) & (self._approached() | self._stayed()))
+        small, settled = residual < self.tol, step == 0
+        if self._may_hold(small):
+            settled |= small & (self._approached() | self._stayed())
         converged = moved & ~diverged & settled
+        if self._may_hold(converged):
+            moving = change.bool().sum(1) / criterion.dimension  # a third of the time of count_nonzero
+            self.unmoved = torch.where(converged, 1 - moving.double(), self.unmoved)
         cycle = self._seek_cycle(after, moved & ~diverged & ~converged, criterion, scratch)
-        self.was_small = torch.where(active, residual < self.tol, self.was_small)
+        self.was_small = torch.where(active, small, self.was_small)
         spent = active & (self.steps >= self.budget)
         torch.where(moved[:, None], after, self.latents, out=self.latents)
+        if not self._may_hold(spent | cycle | converged | diverged):
+            return
         # A later line overrules an earlier one: an orbit that meets a criterion on its last step has met it.
         for mask, outcome in (
             (spent, OUT_OF_STEPS),
@@ -180,6 +189,14 @@ class WorkingBatch:
             (diverged, Status.DIVERGED),
         ):
             self.outcome = torch.where(mask, int(outcome), self.outcome)
+
+    def _may_hold(self, mask: Tensor) -> bool:
+        """Whether a mask may hold for some row. On an accelerator it always may: to look would mean to wait.
+
+        What is left out where it does not hold would leave every row as it is. At most steps nothing happens, and with
+        small maps these operations would take longer than f.
+        """
+        return self.latents.device.type != "cpu" or bool(mask.any())
 
     @property
     def stride(self) -> Tensor:
@@ -190,10 +207,15 @@ class WorkingBatch:
         """Index `(B,)` into `history` of the last step taken."""
         return ((self.steps - 1) // self.stride).clamp(min=0)
 
-    def _record(self, step: Tensor, active: Tensor) -> None:
+    def _record(self, step: Tensor, moved: Tensor | None) -> None:
+        """Record the step of the rows that moved; None for all of them."""
         at, logs = self.last_sample()[:, None], step.log()[:, None]
-        self.history.scatter_(1, at, torch.where(active[:, None], logs, self.history.gather(1, at)))
-        self.recent = torch.where(active[:, None], torch.cat([self.recent[:, 1:], logs], dim=1), self.recent)
+        recent = torch.cat([self.recent[:, 1:], logs], dim=1)
+        if moved is not None:
+            logs = torch.where(moved[:, None], logs, self.history.gather(1, at))
+            recent = torch.where(moved[:, None], recent, self.recent)
+        self.history.scatter_(1, at, logs)
+        self.recent = recent
 
     def _approached(self) -> Tensor:
         """Tell whether the last step belongs to a gradual approach, rather than to a chance landing near a fixed point.
@@ -218,16 +240,18 @@ class WorkingBatch:
         gap = quick_norms(torch.sub(after, self.anchor, out=scratch))
         near = (criterion.of(gap, self.norm, self.peak) < self.tol) & (gap < rules.return_share * self.step)
         pending = active & (self.returns > 0)
-        self.amplitude = torch.where(pending, torch.maximum(self.amplitude, self.step), self.amplitude)
-
         candidate = active & ~pending & near & (self.age >= self.youngest)
+        expired = active & ~pending & ~candidate & (self.age >= self.window)
+        if not self._may_hold(pending | candidate | expired):
+            return torch.zeros_like(active)
+
+        self.amplitude = torch.where(pending, torch.maximum(self.amplitude, self.step), self.amplitude)
         due = pending & (self.age == self.period)
         held = due & near
         growth = (gap / self.gap).nan_to_num(nan=0.0, posinf=math.inf)  # 0/0 stands for an exact return
         self.ratio = torch.where(held, torch.maximum(self.ratio, growth), self.ratio)
         confirmed = held & (self.returns == 2) & self._drift_is_small(gap, criterion)
         failed = due & ~confirmed & (~near | (self.returns == 2))
-        expired = active & ~pending & ~candidate & (self.age >= self.window)
 
         self.period = torch.where(candidate, self.age, self.period)
         self.youngest = torch.where(failed, self.period + 1, torch.where(expired, 2, self.youngest))

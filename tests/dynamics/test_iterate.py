@@ -19,6 +19,7 @@ from support.maps import (
 )
 
 from fmprobe import Status, iterate
+from fmprobe.dynamics.working import WorkingBatch
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -229,6 +230,35 @@ def test_looking_every_few_steps_changes_nothing_but_the_surplus():
     assert torch.equal(exact.residuals, lazy.residuals)
     assert exact.surplus == 0
     assert lazy.surplus == lazy.evaluations - int(lazy.steps.sum()) > 0
+
+
+# Every status, rows that are not finite, and steps that are zero, alone and beside others.
+EVERY_WAY = {
+    "fixed points": (double_well, draws(12, 8)),
+    "cycles": (logistic(3.5), uniform(12)),
+    "chaos": (logistic(4.0), uniform(12)),
+    "a rotation": (rotation(GOLDEN), draws(12, 2)),
+    "growth": (linear(1.5, 0.5), draws(12, 2)),
+    "slowness": (lambda z: z - 0.01 * z**3, draws(12, 2)),
+    "steps to nowhere": (lambda z: torch.where(z.abs() > 2, torch.nan, 1.2 * z), draws(12, 1)),
+    "rounding": (lambda z: (16 * 0.95 * z).round() / 16, draws(12, 6)),
+    "half precision": (half_precision(8, 0.9)[0], draws(12, 8)),
+}
+
+
+@pytest.mark.parametrize("measure", ["squared", "relative"])
+@pytest.mark.parametrize("name", EVERY_WAY)
+def test_what_the_cpu_leaves_out_changes_no_orbit(name, measure, monkeypatch):
+    f, starts = EVERY_WAY[name]
+    quick, whole = [], []
+    for found, looks in ((quick, True), (whole, False)):
+        with monkeypatch.context() as patch:
+            if not looks:  # as on an accelerator, where to look would mean to wait
+                patch.setattr(WorkingBatch, "_may_hold", lambda self, mask: True)
+            orbits = iterate(f, starts, measure=measure, max_steps=200, batch_size=5)
+        found += [getattr(orbits, field) for field in ("ends", "steps", "residuals", "status", "errors", "periods")]
+        found.append(torch.tensor([orbits.evaluations, orbits.surplus, orbits.check_evaluations]))
+    assert all(torch.equal(a.nan_to_num(nan=-7), b.nan_to_num(nan=-7)) for a, b in zip(quick, whole, strict=True))
 
 
 def test_the_observer_sees_every_step_once():
