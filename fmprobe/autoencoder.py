@@ -18,6 +18,7 @@ from fmprobe.execution import Execution
 from fmprobe.inputs import ImagesLike, Transform, batches_of
 from fmprobe.progress import followed
 from fmprobe.seeding import STARTS, normal_rows
+from fmprobe.tables import times
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,7 +87,7 @@ class Autoencoder:
         return "\n".join(
             [
                 f"Autoencoder {self.short_name}{f', {family}' if family else ''}",
-                f"  images {_by(self.image_shape)}, latents {_by(self.latent_shape)}, {self.device}",
+                f"  images {times(self.image_shape)}, latents {times(self.latent_shape)}, {self.device}",
                 f"  decoder: {decoder_in_words(self.provenance.get('decoder'), self.has_latent_map)}",
             ]
         )
@@ -217,7 +218,14 @@ class Autoencoder:
         check_images(images, self.image_shape, self.name, any_range=self.any_range, what=what)
 
     def image_batches(self, images: ImagesLike, what: str = "images", *, block: int = 64) -> Iterator[Tensor]:
-        """Images of any kind that `take_images` takes, in batches of at most `block`, so that memory stays flat."""
+        """Images of any kind that `take_images` takes, in batches of at most `block`, so that memory stays flat.
+
+        Yields:
+            Images `(b, *image_shape)` as `encode` takes them.
+
+        Raises:
+            InputError: as `take_images`, when a batch is asked for.
+        """
         self._encoder()
         how = {"name": self.name, "any_range": self.any_range, "prepare": self._prepare, "what": what, "block": block}
         return batches_of(images, self.image_shape, **how)
@@ -424,11 +432,6 @@ class Autoencoder:
             )
         # The last layer of a model that is spread over devices may lie on another device.
         return out.to(self.device, torch.float32 if out.element_size() < 4 else out.dtype)
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    """A shape as people write it, such as 3 x 64 x 64."""
-    return " x ".join(map(str, shape)) or "none"
 
 
 def from_functions(

@@ -88,7 +88,7 @@ class BottleneckAutoencoder(nn.Module):
         return self.loss_under(self.noise(images, generator), images)
 
     def noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """What the variant draws for `images` `(B, *image_shape)`, one row an image; rows are empty if it draws
+        """What the variant draws for `images` `(B, *image_shape)`, one row per image; rows are empty if it draws
         nothing.
         """
         if self.variant == "masked":

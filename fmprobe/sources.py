@@ -174,10 +174,9 @@ class _Listing:
 
 def _of_folder(folder: Path, source: Source) -> Pictures:
     """The pictures of a folder of images or of parquet files."""
+    listing = _listing(folder)
     if source.split is None:
-        _check_one_split(folder, listing := _listing(folder))
-    else:
-        listing = _listing(folder)
+        _check_one_split(folder, listing)
     tables = [path for path in listing.tables if path.name.lower() != "metadata.parquet"]  # a file of ImageFolder
     if tables and listing.images:
         raise InputError(

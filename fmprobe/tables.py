@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def times(shape: Sequence[int]) -> str:
+    """A shape as people write it, such as 3 x 64 x 64."""
+    return " x ".join(map(str, shape)) or "none"
+
+
 def number(value: float | None, spec: str) -> str:
     """A number in a format. A dash stands for one that is unknown or not finite, which `results.json` keeps as null."""
     return "–" if value is None or not math.isfinite(value) else format(value, spec)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from _claims import CLAIMS, RUNS, Claim, Run
-from _rules import NOT_RUN, Finding
+from _rules import AGREES, CANNOT_TELL, DOES_NOT, IN_PART, NOT_RUN, Finding
 
 from fmprobe.errors import InputError
 from fmprobe.files import read_json, write_atomically
@@ -39,6 +39,14 @@ RESULTS = ROOT / "recipes" / "results"
 EVIDENCE = ROOT / "recipes" / "evidence.md"
 READMES = (ROOT / "README.md", ROOT / "recipes" / "README.md")
 COMMITS = "commits.txt"  # of a run's folder: those that its pieces were computed by
+REDUCED = " (reduced)"  # follows the verdict of a smaller run than the one that was planned
+WORDS = {  # of each verdict, as the predicate of one claim and of several
+    AGREES: ("agrees", "agree"),
+    IN_PART: ("agrees in part", "agree in part"),
+    DOES_NOT: ("does not agree", "do not agree"),
+    CANNOT_TELL: ("cannot be told", "cannot be told"),
+    NOT_RUN: ("was not run", "were not run"),
+}
 BLOCK = re.compile(r"(<!-- evidence: ([\w -]+) -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
 HEAD = """# Evidence
 
@@ -69,7 +77,7 @@ def finding_of(claim: Claim) -> Finding:
         return Finding(NOT_RUN, "–")
     found, seeds = claim.rule(result["rows"]), len(result["seeds"])
     text = f"{found.text}; {seeds} seed{'s' if seeds > 1 else ''}"
-    return Finding(f"{found.verdict} (reduced)" if result["reduced"] else found.verdict, text)
+    return Finding(f"{found.verdict}{REDUCED}" if result["reduced"] else found.verdict, text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -129,9 +137,17 @@ def _mean(values: Sequence[float | None]) -> str:
 def count_line() -> str:
     """How many claims of the paper came out how."""
     verdicts = [finding_of(claim).verdict for claim in CLAIMS.values() if claim.published != "–"]
-    kinds = sorted(set(verdicts), key=lambda verdict: (verdict == NOT_RUN, verdict))
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in kinds)
-    return f"Of {len(verdicts)} claims of the paper: {counts}. [recipes/evidence.md](recipes/evidence.md) has each.\n"
+
+    def counted(suffix: str) -> str:
+        """The verdicts of the runs at one size, as the predicates of a sentence."""
+        counts = [(verdicts.count(f"{verdict}{suffix}"), WORDS[verdict]) for verdict in WORDS]
+        said = [f"{n} {one if n == 1 else more}" for n, (one, more) in counts if n]
+        return " and ".join(filter(None, [", ".join(said[:-1]), *said[-1:]])) or "none was decided"
+
+    return (
+        f"Of {len(verdicts)} claims of the paper, {counted('')}. At reduced size, {counted(REDUCED)}. "
+        "[recipes/evidence.md](recipes/evidence.md) has each.\n"
+    )
 
 
 def block(what: str) -> str:

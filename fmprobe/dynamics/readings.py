@@ -163,9 +163,9 @@ class Readings:
     def to_dict(self) -> dict[str, Any]:
         """The summary that `results.json` keeps. Numbers that are not finite become None."""
         return {
-            "median": _finite(self.median),
-            "interval": [_finite(bound) for bound in self.interval],
-            "standard_error": _finite(self.standard_error),
+            "median": finite(self.median),
+            "interval": [finite(bound) for bound in self.interval],
+            "standard_error": finite(self.standard_error),
             "regime": None if self.regime is None else self.regime.label,
             "words": self.words,
             "regimes": self.counts(),
@@ -348,5 +348,6 @@ def _together(readings: Readings, dtype: torch.dtype) -> Regime | None:
     return found if found is not Regime.QUASI_PERIODIC and 2 * int(beyond.sum()) > len(values) else None
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The value as JSON holds it: None where it is not finite."""
     return value if math.isfinite(value) else None

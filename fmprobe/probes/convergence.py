@@ -71,7 +71,8 @@ def convergence(
     """Compare the steps of orbits with the Jacobian's estimate.
 
     The steps are those that an orbit takes to its attractor, and the Jacobian is the one there. An encoder without a
-    decoder gets a trained surrogate. Raise --eps for large latents, whose attractors are not known to a tenth of it.
+    decoder gets a surrogate: in closed form on a CPU, trained on an accelerator. Raise --eps for large latents, whose
+    attractors are not known to a tenth of it.
 
     Example: fmprobe convergence facebook/vit-mae-base --eps 0.1
     """

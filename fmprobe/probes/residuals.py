@@ -87,8 +87,8 @@ def residuals(
 ) -> Path:
     """Follow residuals and norms of orbits step by step.
 
-    The orbits start from noise or from encoded images, and none ends early. An encoder without a decoder gets a trained
-    surrogate.
+    The orbits start from noise or from encoded images, and none ends early. An encoder without a decoder gets a
+    surrogate: in closed form on a CPU, trained on an accelerator.
 
     Example: fmprobe residuals facebook/vit-mae-base --data photos --steps 50
     """

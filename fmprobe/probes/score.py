@@ -1,4 +1,4 @@
-"""fmprobe score: new images through a fitted detector, to a CSV or parquet, a row a file in input order."""
+"""fmprobe score: new images through a fitted detector, to a CSV or parquet, one row per file in input order."""
 
 import csv
 import io
@@ -97,8 +97,8 @@ def score(
 ) -> Path:
     """Score new images with a fitted detector, to a CSV.
 
-    A row a file says whether it is accepted, and by which score. No trajectory is followed where the score needs none,
-    and the columns `trajectory` and `orbit` are then empty. The detector knows its model and all of its settings.
+    One row per file says whether it is accepted, and by which score. No trajectory is followed where the score needs
+    none, and the columns `trajectory` and `orbit` are then empty. The detector knows its model and all of its settings.
     Images that were scored before, as told by their pixels, keep their rows.
 
     Example: fmprobe score runs/mae-ood/detector --data new --parquet

@@ -1,4 +1,4 @@
-"""The page that compares many models: a row a model, made of what the run of each left."""
+"""The page that compares many models: one row per model, made of what the run of each left."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

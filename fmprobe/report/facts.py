@@ -24,7 +24,7 @@ PROTOCOL = {
     "seed": ("seed", "The seed of everything that is drawn by chance."),
     "stability cap": ("attractors examined", "For at most so many attractors the spectral radius was computed."),
     "polish": ("polishing", "Whether, and how, attractors were taken nearer to their fixed points."),
-    "seconds per row": ("time of a step", "Seconds that one latent takes through f, from which the plan was made."),
+    "seconds per row": ("time of a step, s", "Seconds that one latent takes through f, from which the plan was made."),
     "eps": ("distance that counts as arrived", "Euclidean distance to the attractor below which a start has arrived."),
     "n images": ("images of each set", "How many images each closed-form decoder is fitted to."),
     "cap": ("starts followed on", "For at most so many starts the Lyapunov exponent was measured."),
@@ -48,17 +48,47 @@ PROTOCOL = {
     "identity": ("identity", "A digest of what decides the result."),
 }
 RULES = {
-    "rate window": ("rate, window", "The rate of an orbit is taken over so many successive steps."),
-    "fall window": ("slow, window", "Whether a step still falls is judged by so many last steps."),
-    "fall share": ("slow, share", "An orbit is slow where at least this share of these steps is smaller than before."),
-    "fall blocks": ("slow, blocks", "The error of a median comes from so many blocks of a quarter of the orbit."),
-    "fall sigmas": ("slow, significance", "Two medians differ where they are so many standard errors apart."),
-    "return share": ("cycle, return", "A cycle comes back to within this share of its step."),
-    "drift share": ("cycle, drift", "A cycle drifts by at most this share of its largest step."),
-    "cycle growth": ("cycle, growth", "A cycle in which a disturbance grows by more than this factor repels."),
-    "divergence factor": ("diverged, growth", "An orbit has diverged where its norm grew by more than this factor."),
-    "floor factor": ("rounding, jitter", "A step below so many times the rounding of f counts as rounding."),
-    "floor share": ("rounding, step", "Rounding is measured where a step is below this share of the latent's norm."),
+    "rate window": ("steps that a rate is taken over", "The rate of an orbit is taken over so many successive steps."),
+    "fall window": (
+        "steps that are looked at for a fall",
+        "Whether a step still falls is judged by so many last steps.",
+    ),
+    "fall share": (
+        "share of steps that must fall",
+        "An orbit is slow where at least this share of these steps is smaller than before.",
+    ),
+    "fall blocks": (
+        "blocks of a quarter of an orbit",
+        "The error of a median comes from so many blocks of a quarter of the orbit.",
+    ),
+    "fall sigmas": (
+        "standard errors between medians",
+        "Two medians differ where they are so many standard errors apart.",
+    ),
+    "return share": (
+        "largest return of a cycle, relative to its step",
+        "A cycle comes back to within this share of its step.",
+    ),
+    "drift share": (
+        "largest drift of a cycle, relative to its step",
+        "A cycle drifts by at most this share of its largest step.",
+    ),
+    "cycle growth": (
+        "growth from which a cycle repels",
+        "A cycle in which a disturbance grows by more than this factor repels.",
+    ),
+    "divergence factor": (
+        "growth of the norm that is divergence",
+        "An orbit has diverged where its norm grew by more than this factor.",
+    ),
+    "floor factor": (
+        "jitter that counts as rounding, in roundings of f",
+        "A step below so many times the rounding of f counts as rounding.",
+    ),
+    "floor share": (
+        "step below which rounding is measured, relative to the latent",
+        "Rounding is measured where a step is below this share of the latent's norm.",
+    ),
 }
 MODEL = {
     "id": ("model", "The name of the checkpoint, or of its folder."),

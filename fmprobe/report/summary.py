@@ -5,7 +5,7 @@ from typing import Any
 
 from fmprobe.places import is_place, name_of
 from fmprobe.registry import sections
-from fmprobe.tables import Table
+from fmprobe.tables import Table, times
 from fmprobe.validation import errors_in_words, warning_of
 
 Lines = list[tuple[str, str]]
@@ -48,7 +48,7 @@ def as_table(rows: Sequence[tuple[str, str]]) -> str:
 
 def _model(found: Mapping[str, Any]) -> Lines:
     name = name_of(found["id"]) if is_place(found["id"]) else found["id"]
-    return [("model", f"{name}, latents {' x '.join(map(str, found['latent_shape']))}")]
+    return [("model", f"{name}, latents {times(found['latent_shape'])}")]
 
 
 def _decoder(found: Mapping[str, Any]) -> Lines:

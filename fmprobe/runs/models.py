@@ -17,6 +17,7 @@ from fmprobe.hub import canonical
 from fmprobe.runs.published import load_preferred
 from fmprobe.runs.run import Run, default_out, identity, named
 from fmprobe.sharing import is_main
+from fmprobe.tables import times
 from fmprobe.validation import errors_in_words, warning_of
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def load_model(name: str, *, image_size: int | None = None, **arguments: Any) ->
 
     logging.disable_progress_bar()
     model = loading.load(name, image_size=image_size or "fit", **arguments)
-    images = f"images {_times(model.image_shape)}" if model.image_shape else "no images"
-    typer.echo(f"{model.short_name}: {images}, latents {_times(model.latent_shape)}, {model.device}")
+    images = f"images {times(model.image_shape)}" if model.image_shape else "no images"
+    typer.echo(f"{model.short_name}: {images}, latents {times(model.latent_shape)}, {model.device}")
     if not model.image_shape:
         if image_size is not None:
             raise InputError(f"{model.name} takes no images: leave --image-size out")
@@ -112,7 +113,3 @@ def settings_of(kind: str, model: Autoencoder, seed: int) -> "Settings":
     from fmprobe.surrogates.fit import FitSettings
 
     return replace(FitSettings.for_device(model.device, kind), seed=seed)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

@@ -46,7 +46,7 @@ class Panel:
 
 
 Model = Annotated[
-    str, typer.Argument(help="Hub id (ORG/NAME) or local folder in Hugging Face layout.", metavar="MODEL")
+    str, typer.Argument(help="Hub id (ORG/NAME, or timm/NAME) or local folder in Hugging Face layout.", metavar="MODEL")
 ]
 Out = Annotated[
     Path | None,
@@ -55,7 +55,7 @@ Out = Annotated[
         "-o",
         parser=folder,
         metavar="PATH",
-        help="Folder for the results. [default: runs/MODEL]",
+        help="Folder for the results. [default: in runs/, named by model and command]",
         rich_help_panel=Panel.OUTPUT,
     ),
 ]

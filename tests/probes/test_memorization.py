@@ -245,4 +245,12 @@ def test_the_sentence_says_how_many_attractors_are_training_images(nearest, cosi
     }
     text = sentence(entry, {})
     assert text.startswith(said)
-    assert text.endswith("for noise images it is 0.500.")
+    assert text.endswith("Without memory it comes to as much as 0.500, that of the noise images.")
+    # The strongest level without memory stands beside it; what the network itself has made is none.
+    levels = {
+        "mean image": {**row, "mean": 0.7},
+        "test images": {**row, "mean": 0.6},
+        "decoded starts": row | {"mean": 1},
+    }
+    entry["levels"]["cosine"] |= levels
+    assert sentence(entry, {}).endswith("it comes to as much as 0.700, that of the mean image.")

@@ -45,7 +45,7 @@ Names = Annotated[
         "--list",
         parser=o.folder,
         metavar="FILE",
-        help="Text with a model a line, and after it options of `fmprobe probe` for it alone; # begins a comment.",
+        help="Text with one model per line, and after it options of `fmprobe probe` for it alone; # begins a comment.",
         rich_help_panel=o.Panel.MODEL,
     ),
 ]

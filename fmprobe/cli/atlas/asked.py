@@ -121,7 +121,7 @@ def _listed(file: Path, common: Mapping[str, Any]) -> list[Asked]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
-        raise InputError(f"--list {file} cannot be read ({reason}): expected a text with a model a line") from error
+        raise InputError(f"--list {file} cannot be read ({reason}): expected a text with one model per line") from error
     found = []
     for number, line in enumerate(lines, 1):
         where = f"{file}, line {number}"

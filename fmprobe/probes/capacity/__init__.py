@@ -75,7 +75,7 @@ def capacity(
     """Find up to which capacity of a decoder orbits settle.
 
     The decoder keeps k principal components of the encoder's features, in closed form. Two sets of procedural images
-    and random weights are tried. No image of anyone's is needed, and nothing is trained by steps.
+    and random weights are tried. No photograph is needed, and nothing is trained by steps.
 
     Example: fmprobe capacity facebook/dinov2-small --k 8 --k 64
     """

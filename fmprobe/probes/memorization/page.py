@@ -1,5 +1,6 @@
 """The section of `fmprobe memorization`, and its figures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import mean, pstdev
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from fmprobe.report.finished import FinishedRun
 
 SAME = 0.99  # cosine above which two images count as the same one
+MEMORYLESS = ("test images", "mean image", "noise images")  # what no network has made
+TERMS = {  # of the bound (prop. 3.2), P(z) the attractor nearest to z
+    "error": "mean of ||x - D(E(x))||²",
+    "prototype_error": "mean of ||x - D(P(E(x)))||²",
+    "coverage_error": "mean of ||E(x) - P(E(x))||²",
+    "lipschitz": "L, the largest factor by which D lengthens E(x) - P(E(x))",
+    "factor": "factor of the right side",
+    "holds_as_printed": "share of the images for which it holds without the factor",
+}
 ON_PAGE = 24  # pairs on the page; the folder holds all
 
 
@@ -24,10 +34,9 @@ def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How near the attractors are to training images, beside the null."""
     if not entry["count"]:
         return [("memorization", entry["warning"] or "not known: no attractor")]
-    levels = entry["levels"]["cosine"]
-    name = "test images" if levels.get("test images") else "noise images"
+    name, level = without_memory(entry)
     nearest = f"cosine {number(entry['coefficient'], '.3f')} of {entry['count']} {entry['subject']}"
-    text = f"{nearest} to the nearest training image; {name} {number(levels[name]['mean'], '.3f')}"
+    text = f"{nearest} to the nearest training image; {name} {number(level, '.3f')}"
     return [("memorization", text)]
 
 
@@ -35,12 +44,19 @@ def sentence(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """How near what was found comes to training images, beside what comes as near without memory."""
     if not entry["count"]:
         return ""
-    levels = entry["levels"]["cosine"]
-    name = "test images" if levels.get("test images") else "noise images"
+    name, level = without_memory(entry)
     return (
-        f"{_alike(entry)} The mean cosine to the nearest training image is {number(entry['coefficient'], '.3f')}; "
-        f"for {name} it is {number(levels[name]['mean'], '.3f')}."
+        f"{_alike(entry)} The mean cosine to the nearest training image is {number(entry['coefficient'], '.3f')}. "
+        f"Without memory it comes to as much as {number(level, '.3f')}, that of the {name}."
     )
+
+
+def without_memory(entry: Mapping[str, Any]) -> tuple[str, float | None]:
+    """The images without memory that come nearest to training images, and their mean cosine to the nearest one."""
+    levels = entry["levels"]["cosine"]
+    means = {name: levels[name]["mean"] for name in MEMORYLESS if levels.get(name)}
+    name = max(means, key=lambda name: -math.inf if means[name] is None else means[name])
+    return name, means[name]
 
 
 def _alike(entry: Mapping[str, Any]) -> str:
@@ -90,7 +106,7 @@ def _bound(terms: Mapping[str, float | None]) -> str:
     coverage = 0.0 if away == 0 else None if away is None or lipschitz is None else lipschitz**2 * away
     prototype, left = (number(terms[name], ".4g") for name in ("prototype_error", "error"))
     alone = f"without the factor 2 it holds for {number(terms['holds_as_printed'], '.0%')} of the images"
-    return f"{left} <= 2 x ({prototype} prototype + {number(coverage, '.4g')} coverage); {alone}"
+    return f"{left} <= 2 x ({prototype} prototype + {number(coverage, '.4g')} L² x coverage); {alone}"
 
 
 def _spread(level: Mapping[str, float] | None) -> str:
@@ -111,7 +127,7 @@ def body(entry: Mapping[str, Any], run: "FinishedRun") -> "Markup":
     ]
     levels, facts = values(entry)
     terms = [
-        (f"bound, {part}: {name.replace('_', ' ')}", value)
+        (f"bound, {part} images: {TERMS[name]}", value)
         for part, row in (entry["bound"] or {}).items()
         for name, value in row.items()
     ]

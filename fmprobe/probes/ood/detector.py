@@ -336,7 +336,7 @@ class TrajectoryDetector(Artefact):
         return self._calibrated().held_out_scores(self._name(rule))
 
     def threshold(self, acceptance: float | None = None, rule: str | None = None) -> float:
-        """The highest score that `predict` accepts, with the same arguments."""
+        """The highest score that `predict` accepts, with the same arguments and errors."""
         asked = self.acceptance if acceptance is None else acceptance
         return self._calibrated().threshold(self._name(rule), asked)
 
@@ -402,6 +402,9 @@ class TrajectoryDetector(Artefact):
 
         Args:
             rule: Which of `scores`; by default the one that decides, or "trajectory" without held-out images.
+
+        Raises:
+            InputError: The score is unknown.
         """
         rule = self.rule_of(rule) if rule or self.calibration else "trajectory"
         if rule not in OFFERED:
@@ -413,7 +416,11 @@ class TrajectoryDetector(Artefact):
         return {"model": self.model, "rule": self._asked_rule, "acceptance": self.acceptance, **asdict(self.settings)}
 
     def set_params(self, **params: Any) -> "TrajectoryDetector":
-        """Change arguments by name; what was fitted is forgotten, unless only the rule or the acceptance changes."""
+        """Change arguments by name; what was fitted is forgotten, unless only the rule or the acceptance changes.
+
+        Raises:
+            InputError: An argument is unknown, or its value makes no sense.
+        """
         known = self.get_params()
         if unknown := params.keys() - known.keys():
             raise InputError(f"unknown parameter {min(unknown)!r}: expected one of {', '.join(known)}")

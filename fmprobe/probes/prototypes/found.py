@@ -92,7 +92,7 @@ class Prototypes(Drawn):
             self.nearest.save(folder)
 
     def index(self) -> Table:
-        """A row an attractor: its picture, basin, spectral radius, error, and the median orbit that ends there."""
+        """One row per attractor: its picture, basin, spectral radius, error, and the median orbit that ends there."""
         found, orbits, rows = self.attractors, self.attractors.orbits, []
         for i, size in enumerate(found.sizes.tolist()):
             basin = (found.labels == i).nonzero()[:, 0].to(orbits.steps.device)

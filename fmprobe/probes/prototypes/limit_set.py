@@ -12,7 +12,7 @@ from fmprobe.autoencoder import Autoencoder
 from fmprobe.dynamics.calls import apart
 from fmprobe.dynamics.dimension import effective_dimensions
 from fmprobe.dynamics.orbits import Orbits, Status
-from fmprobe.dynamics.readings import Readings, Regime
+from fmprobe.dynamics.readings import Readings, Regime, finite
 from fmprobe.pictures import save_frames
 from fmprobe.probes.prototypes.film import STEPS
 
@@ -62,7 +62,7 @@ class LimitSet:
             "dimension": {"within": median, "pooled": pooled},
         }
         if self.mean is not None:
-            found["pictures"] = {"file": PICTURES, "rows": len(self.mean), "variation": _finite(self.variation)}
+            found["pictures"] = {"file": PICTURES, "rows": len(self.mean), "variation": finite(self.variation)}
         if self.frames is not None:
             found["film"] = {"file": FILM, "starts": list(self.filmed), "steps": list(self.stops)}
         return found
@@ -170,7 +170,3 @@ class _Album:
             return pages
         frames = torch.stack(self.frames, 1)[filmed]
         return {**pages, "frames": frames, "filmed": tuple(starts[:FILMED][filmed].tolist()), "stops": self.stops}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

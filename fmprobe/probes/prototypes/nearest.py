@@ -40,7 +40,7 @@ class Nearest:
         return {**about, "images": self.images.tolist(), "distances": self.distances.tolist()}
 
     def save(self, folder: Path) -> None:
-        """Write `nearest.png`: a row an attractor, the nearest image on the left."""
+        """Write `nearest.png`: one row per attractor, the nearest image on the left."""
         save_frames(self.pictures, folder / FILE)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def body(found: Mapping[str, Any], run: "FinishedRun") -> "Markup":
-    """A row an attractor: the nearest images, each with its distance."""
+    """One row per attractor: the nearest images, each with its distance."""
     rows = [
         [(image, number(distance, ".2f")) for image, distance in zip(*row, strict=True)]
         for row in zip(found["images"], found["distances"], strict=True)

@@ -71,7 +71,7 @@ def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def tables(entry: Mapping[str, Any]) -> list[Table]:
-    """The meaning, and a row a command."""
+    """The meaning, and one row per command."""
     rows = [(one["command"], one["reason"]) for one in entry["next"]]
     return [Table("Commands worth trying next", rows, ("command", "why"), entry["meaning"])]
 

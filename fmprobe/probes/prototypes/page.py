@@ -174,7 +174,9 @@ def attractor_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     count = "unresolved" if found["count"] is None else str(found["count"])
     merge = found["merge"]
     count += f" by {merge['measure']} distance {merge['threshold']:g}"
-    count += "".join(f" ({also['count']} by {name} {also['threshold']:g})" for name, also in merge["also"].items())
+    count += "".join(
+        f" ({also['count']} by {name} distance {also['threshold']:g})" for name, also in merge["also"].items()
+    )
     rows = [("attractors", count)]
     if found["unresolved"]:
         rows.append(("unresolved", f"{found['unresolved']} starts met the tolerance too far from a fixed point"))

@@ -232,7 +232,7 @@ def _summary(
 
 
 def save_levels(curves: WeightCurves, path: Path) -> dict[str, Any]:
-    """Reconstructions as frames, for a slider: a row an image of a dictionary, a column a level.
+    """Reconstructions as frames, for a slider: one row per image of a dictionary, one column per level.
 
     Returns what `results.json` says of them: `rows` (dictionaries, "image" and "D(E(x))" first), `images`, `levels`.
     """
@@ -244,7 +244,7 @@ def save_levels(curves: WeightCurves, path: Path) -> dict[str, Any]:
 
 
 def save_reconstructions(curves: WeightCurves, path: Path) -> None:
-    """One sheet: a row a dictionary, for each image one column a level of three; the images themselves on top."""
+    """One sheet: one row per dictionary, for each image one column a level of three; the images themselves on top."""
     from matplotlib.figure import Figure
 
     every, count = len(curves.picture_levels), curves.pictures["image"].shape[1]

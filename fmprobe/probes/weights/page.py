@@ -74,7 +74,7 @@ def errors(found: Mapping[str, Any]) -> list[Table]:
 
 
 def _errors(source: str, curves: Mapping[str, Any], metric: str) -> Table:
-    """A row a dictionary, with the verdict on whether the model's atoms beat it."""
+    """One row per dictionary, with the verdict on whether the model's atoms beat it."""
     label, levels = METRICS[metric], curves["levels"]
     dictionaries = curves["dictionaries"]
     means = {name: [level["mean"] for level in row[metric]] for name, row in dictionaries.items()}
