@@ -12,11 +12,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.checks import check_counts, check_seed, check_starts
+from fmprobe.dynamics.norms import norms
 from fmprobe.progress import progress_of
 from fmprobe.seeding import normal_rows
 
 JVP, TWINS = "jvp", "twin orbits"
 AGREEMENT = 0.05  # largest median difference of J v from a difference quotient, relative to it, if autograd is right
+ASKED = 8  # starts at which J v is compared with difference quotients
+NEARER = 1 / 8  # distance of the twins of the second quotient, relative to that of the first
+LEAST = 1e-3  # least length on which f is taken to vary, relative to the norm of a latent
 Push = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # latents (b, …) and tangents (b, d, k) to those a step later
 
 
@@ -109,20 +113,16 @@ def lyapunov_exponents(
         raise ValueError(f"n_exponents must be at most {d}, the dimension of the latents, got {n_exponents}")
     latent_map = apart(getattr(f, "latent_map", f), batch_size)
     growth = torch.empty(steps, len(starts), n_exponents, dtype=torch.float64)
-    used = method or JVP
-    push = _by_jvp(latent_map) if used == JVP else _by_twins(latent_map)
     bar = progress_of("Lyapunov exponents", -(-len(starts) // batch_size) * (burn_in + steps), shown=progress)
     # The fused attention kernels have no forward mode on the CPU.
     attention = nullcontext() if method == TWINS else sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), attention, warnings.catch_warnings(), bar:
         warnings.simplefilter("ignore", FutureWarning)  # torch warns when it loads its forward-mode rules
+        used = method or (JVP if _has_jvp(latent_map, starts[:ASKED], seed) else TWINS)
         for first in range(0, len(starts), batch_size):
             block = starts[first : first + batch_size]
-            drawn = normal_rows(len(block), d * n_exponents, seed, "lyapunov: tangents", first)
-            tangents = torch.from_numpy(drawn).reshape(len(block), d, n_exponents).to(block.device, torch.float64)
-            tangents = torch.linalg.qr(tangents)[0]
-            if method is None and used == JVP and not _agree(push, _by_twins(latent_map), block, tangents):
-                used, push = TWINS, _by_twins(latent_map)
+            tangents = _drawn(block, n_exponents, seed, first)
+            push = _by_jvp(latent_map) if used == JVP else _by_twins(latent_map, _lengths(latent_map, block))
             for t in range(burn_in + steps):
                 block, grown, tangents = _step(push, block, tangents)
                 if t >= burn_in:
@@ -131,6 +131,13 @@ def lyapunov_exponents(
     values, errors = _means(growth)
     protocol = {"steps": steps, "burn_in": burn_in, "seed": seed}
     return LyapunovExponents(values, errors, growth, used, protocol)
+
+
+def _drawn(block: Tensor, n_exponents: int, seed: int, first: int) -> Tensor:
+    """Orthonormal tangents `(b, d, k)` of the starts from index `first` on."""
+    b, d = block.flatten(1).shape
+    drawn = normal_rows(b, d * n_exponents, seed, "lyapunov: tangents", first)
+    return torch.linalg.qr(torch.from_numpy(drawn).reshape(b, d, n_exponents).to(block.device, torch.float64))[0]
 
 
 def _by_jvp(f: Function) -> Push:
@@ -147,14 +154,35 @@ def _by_jvp(f: Function) -> Push:
     return push
 
 
-def _by_twins(f: Function) -> Push:
-    """A step of f, and of orbits close by whose differences stand for the derivative."""
+def _lengths(f: Function, starts: Tensor) -> Tensor:
+    """The length on which f varies about each start, float64 `(n,)`: that of the first step.
+
+    It says more than the norm of a latent, most of which may be an offset that f hardly changes.
+    """
+    flat = starts.flatten(1).double()
+    sizes = norms(flat)
+    first = norms(f(starts).flatten(1).double() - flat)
+    sizes = torch.where(sizes > 0, sizes, flat.shape[1] ** 0.5)
+    return torch.where(first.isfinite() & (first > 0), first, sizes)
+
+
+def _by_twins(f: Function, lengths: Tensor, part: float = 1.0) -> Push:
+    """A step of f, and of orbits close by whose differences stand for the derivative.
+
+    Args:
+        f: the map.
+        lengths: the length on which f varies about each start.
+        part: the twins' distance, as a part of the usual one. That balances the rounding of the latents, which grows
+            with their norm, and the curvature of f, which is relative to its length.
+    """
 
     def push(latents: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
         flat = latents.flatten(1)
-        away = torch.finfo(latents.dtype).eps ** 0.5  # balances rounding and curvature of a difference quotient
-        size = torch.linalg.vector_norm(flat, dim=1).clamp(min=flat.shape[1] ** 0.5)
-        distance = (away * size)[:, None]
+        size = norms(flat)
+        # An orbit may have come to where all is smaller, or to the origin.
+        length = torch.maximum(torch.minimum(lengths, size), torch.maximum(LEAST * size, LEAST**2 * lengths))
+        distance = part * (torch.finfo(latents.dtype).eps * torch.maximum(size, length)).sqrt() * length.sqrt()
+        distance = distance.to(flat)[:, None]
         twins = [(flat + distance * column.to(flat)).reshape(latents.shape) for column in tangents.unbind(2)]
         value, *after = f(torch.cat([latents, *twins])).split(len(latents))
         columns = [
@@ -172,18 +200,30 @@ def _stretched(flat: Tensor, twin: Tensor, distance: Tensor) -> Tensor:
     return torch.where(kept > 0, distance.double() / kept, 1.0)
 
 
-def _agree(one: Push, other: Push, latents: Tensor, tangents: Tensor) -> bool:
-    """Whether two ways of a step give the same derivative, apart from rows that are not finite."""
+def _has_jvp(f: Function, starts: Tensor, seed: int) -> bool:
+    """Whether forward mode gives the derivative of f at some starts.
+
+    It does not where difference quotients at two distances agree with each other and not with it. Quotients that
+    disagree say nothing: the distance is too large for f there, or the rounding of f.
+    """
+    if not len(starts):
+        return True
+    lengths, tangents = _lengths(f, starts), _drawn(starts, 1, seed, 0)
     try:
-        a, b = one(latents, tangents)[1], other(latents, tangents)[1]
+        product = _by_jvp(f)(starts, tangents)[1]
     except (RuntimeError, NotImplementedError):
         return False
-    size = torch.linalg.vector_norm(b, dim=1)
-    off = torch.linalg.vector_norm(a - b, dim=1)
-    # Where a direction vanishes, both are rounding.
-    off = torch.where(off <= torch.finfo(latents.dtype).eps ** 0.5, 0.0, off / size)
-    known = off[off.isfinite()]
-    return not len(known) or float(known.median()) <= AGREEMENT
+    far, near = (_by_twins(f, lengths, part)(starts, tangents)[1] for part in (1.0, NEARER))
+    vanishing = torch.finfo(starts.dtype).eps ** 0.5
+
+    def off(a: Tensor, b: Tensor) -> float:
+        apart = torch.linalg.vector_norm(a - b, dim=1)
+        # Where a direction vanishes, both are rounding.
+        apart = torch.where(apart <= vanishing, 0.0, apart / torch.linalg.vector_norm(b, dim=1))
+        known = apart[apart.isfinite()]
+        return float(known.median()) if len(known) else 0.0
+
+    return off(product, far) <= AGREEMENT or off(near, far) > AGREEMENT / 2
 
 
 def _step(push: Push, latents: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:

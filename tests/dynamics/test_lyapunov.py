@@ -133,6 +133,49 @@ def test_twin_orbits_where_autograd_does_not_know_the_derivative(cut, dtype):
     assert within(found, [math.log(2)], least=0.01)
 
 
+@pytest.mark.parametrize("method", [None, "twin orbits"])
+@pytest.mark.parametrize(
+    ("scale", "offset", "dtype"),
+    [
+        (1e-4, 0, torch.float32),
+        (1e-2, 0, torch.float32),
+        (1e10, 0, torch.float32),
+        (1, 1000, torch.float32),
+        (1e-20, 0, torch.float64),
+        (1, 1e6, torch.float64),
+    ],
+)
+def test_an_exponent_depends_on_neither_scale_nor_offset(scale, offset, dtype, method):
+    def f(z):
+        return offset + scale * logistic(3.9)((z - offset) / scale)
+
+    starts = offset + scale * uniform(12).to(dtype)
+    found = lyapunov_exponents(f, starts, steps=400, burn_in=0, method=method, progress=False)
+    assert found.method == (method or "jvp")
+    exact, z = [], starts  # the mean logarithm of the derivative along the same orbits, rounded as they are
+    for _ in range(400):
+        exact.append((3.9 * (1 - 2 * ((z - offset) / scale).double())).abs().log())
+        z = f(z)
+    # Twins on both sides of the maximum may meet in one number, which takes a single orbit to minus infinity.
+    off = (found.values - torch.stack(exact).mean(0)).abs()
+    assert float(off.max() if method is None else off.median()) < 0.02
+
+
+def test_the_method_does_not_depend_on_the_batch():
+    def f(z):  # two invariant regions, in one of which the latents are resolved a thousand times worse
+        offset = torch.where(z > 500, 1000.0, 0.0)
+        return offset + logistic(3.9)(z - offset)
+
+    starts = torch.cat([uniform(4), 1000 + uniform(4)])
+    for method in (None, "twin orbits"):
+        one, *others = (
+            lyapunov_exponents(f, starts, steps=50, batch_size=b, method=method, progress=False) for b in (256, 4, 1)
+        )
+        assert {other.method for other in others} == {one.method}
+        for other in others:
+            torch.testing.assert_close(one.values, other.values)
+
+
 def test_a_start_is_its_own_whatever_diverges_beside_it_and_however_it_is_batched():
     def f(z):
         return torch.where(z[:, :1] > 5, z * 1e30, henon(z[:, :2]))
