@@ -279,6 +279,8 @@ def find_attractors(
     drawn = {}
     if images is not None:
         starts = _encoded(model, images, starts, batch_size)
+    if n is not None and starts is not None and n != len(starts):
+        raise ValueError(f"n is the number of starts that are drawn, and {len(starts)} are given: leave n out")
     if starts is None:
         starts, drawn = noise_starts(model, n, seed), {"seed": int(seed)}
     if threshold is not None:

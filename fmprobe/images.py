@@ -128,8 +128,9 @@ def stream_images(
     """Load images as `load_images` does, in blocks of at most `block`, so that memory stays flat."""
     import torch
 
-    if n is not None and n < 1:
-        raise InputError(f"cannot take {n} images from {source}: expected at least 1")
+    if n is not None and (n < 1 or n % 1):
+        raise InputError(f"cannot take {n} images from {source}: expected a whole number, and at least 1")
+    n = n if n is None else int(n)
     _check_shape(image_shape)
     if source == "procedural":
         yield from _procedural(n, image_shape, block, seed)
@@ -255,11 +256,15 @@ def load_labels(source: str, labels: str, n: int | None = None) -> "np.ndarray":
         n: number of images; by default all.
 
     Raises:
-        InputError: the source has no such classes, not one for each image, or a single one.
+        InputError: the source has no such classes, not one for each image, or a single one; or fewer than n images.
     """
     import numpy as np
 
     found = None if source == "procedural" or is_streamed(source) else find_pictures(source)
+    if n is not None and not (found is None or 1 <= n <= found.count):
+        raise InputError(
+            f"{printable(source)} holds {found.count} images, {n} were asked for: expected 1 to {found.count}"
+        )
     if found is None or found.classes is None:
         raise InputError(f"{printable(source)} holds no classes of its images: leave {labels!r} out")
     held = found.classes(labels)

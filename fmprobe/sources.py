@@ -99,6 +99,8 @@ def find_pictures(text: "str | Path | Sequence[str | Path]", n: int | None = Non
         raise InputError(f"{_said(text)} does not exist: expected an image, or a source of images")
     source = Source.parse(text)
     path = Path(source.name)
+    if text == "procedural":
+        raise InputError("procedural images are made and not kept: name a data set, a folder, parquet or .npz")
     if source.name == "procedural":
         raise InputError(f"{text}: procedural images have neither split nor column, write only procedural")
     if path.suffix.lower() == ".npz" and not _is_folder(path):

@@ -91,6 +91,26 @@ def test_classes_follow_their_images_into_the_part_that_is_fitted_on():
     assert len(set(sets.labels or ())) == 7
 
 
+@pytest.mark.parametrize(("labels", "said"), [(np.arange(100), "50 classes"), (np.zeros(100, int), "1 class:")])
+def test_classes_that_nothing_can_be_learned_from_end_before_the_fit(labels, said):
+    with pytest.raises(fmprobe.InputError, match=said):
+        Sets.split(torch.rand(100, *SHAPE), {}, False, 0, labels)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_set_that_is_in_distribution_ends_before_the_fit(left):
+    known = torch.rand(100, *SHAPE)
+    other = torch.cat([known[:30], torch.rand(left, *SHAPE)])
+    with pytest.raises(fmprobe.InputError, match=f"far has {left} images that are not in-distribution"):
+        Sets.split(known, {"far": other}, False, 0)
+
+
+@pytest.mark.parametrize("n", [0, -3, 21])
+def test_a_number_of_images_that_there_is_not_has_no_classes(folder, n):
+    with pytest.raises(fmprobe.InputError, match="expected 1 to 20"):
+        load_labels(str(folder / "tree"), "folders", n)
+
+
 def test_the_comparison_has_the_scores_that_need_classes(tmp_path):
     from sklearn.datasets import load_digits
 

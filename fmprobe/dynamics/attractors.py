@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -137,8 +138,8 @@ def check_settings(merge: str, threshold: float | None, stability_cap: int, poli
         ValueError: a setting makes no sense.
     """
     check_counts(0, stability_cap=stability_cap)
-    if threshold is not None and not threshold >= 0:
-        raise ValueError(f"merge_threshold must not be negative or nan, got {threshold}")
+    if threshold is not None and not (isinstance(threshold, Real) and threshold >= 0):
+        raise ValueError(f"merge_threshold must be a number that is not negative, got {threshold!r}")
     if polish is not None and polish not in METHODS:
         raise ValueError(f"unknown polish {polish!r}: expected one of {', '.join(METHODS)}")
     if merge not in THRESHOLDS:

@@ -201,6 +201,8 @@ def _factor(regime: Regime, exponents: np.ndarray) -> str:
     if not len(exponents) or regime is Regime.QUASI_PERIODIC:
         return ""
     median = float(np.median(exponents))
+    if f"{math.exp(median):.3g}" == "1":
+        return ": neighbouring orbits keep their distance"
     verb = "part" if median > 0 else "approach each other"
     return f": neighbouring orbits {verb} by a factor of {math.exp(median):.3g} a step"
 

@@ -88,6 +88,15 @@ def test_relative_representations_agree_all_along_the_iteration_of_a_copy(found)
     assert len(found.plot().axes) == 2
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-14, 1e-3, 1e30])
+def test_relative_representations_do_not_depend_on_the_scale_of_latents(scale):
+    a, b = (draw.reshape(40, D) for draw in torch.randn(2, 40 * D, generator=torch.Generator().manual_seed(0)))
+    one = fit_relative(a, b)
+    other = fit_relative(a * scale, b * scale)
+    torch.testing.assert_close(other.from_a(a * scale), one.from_a(a), atol=1e-5, rtol=1e-5)
+    assert other.from_a(a * scale).norm(dim=1).min() > 0
+
+
 def test_opposed_fields_under_a_perfect_map_are_told_apart():
     a, b = wells(torch.eye(D), f=lambda z: 1.05 * z), wells(torch.eye(D), f=lambda z: 0.95 * z)
     row = compare(a, b, IMAGES, maps=["orthogonal"], max_steps=20).subject["maps"]["orthogonal"]

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,3 +134,42 @@ def test_the_reason_of_a_score_is_the_part_that_lies_farthest_out(model):
     low, middle, high = np.quantile(held_out, [0.25, 0.5, 0.75])
     assert reason["mean"] == pytest.approx((value - middle) / ((high - low) / (2 * norm.ppf(0.75))), abs=0.1)
     assert len(detector.held_out_scores("trajectory")) == 40
+
+
+@pytest.mark.filterwarnings("ignore:.* held-out images are also fit images")
+def test_a_fit_that_fails_leaves_the_detector_as_it_was(model):
+    images, new = draw_images(90), draw_images(5, seed=1)
+    detector = fmprobe.TrajectoryDetector(model, steps=2).fit(images, 0.4)
+    before = detector.score_samples(new), detector.threshold()
+    cases: list[dict[str, Any]] = [{"held_out": 0.005}, {"held_out": images[:7]}]
+    for wrong in [*cases, {"held_out": images[:3], "labels": [0, 1] * 45}]:
+        with pytest.raises(InputError, match="held-out images"):
+            detector.fit(images, **wrong)
+        np.testing.assert_array_equal(detector.score_samples(new), before[0])
+        assert detector.threshold() == before[1]
+    fresh = fmprobe.TrajectoryDetector(model, steps=2)
+    with pytest.raises(InputError, match="0 held-out images calibrate nothing: expected at least 16"):
+        fresh.fit(images, held_out=0.005)
+    with pytest.raises(InputError, match="call fit"):
+        fresh.score(new)
+
+
+def test_a_share_is_any_number(model):
+    shares: Any = (0.4, np.float32(0.4), np.float64(0.4))
+    found = [held_out_of(fmprobe.TrajectoryDetector(model, steps=2).fit(draw_images(60), share)) for share in shares]
+    assert found == [24] * 3
+
+
+@pytest.mark.parametrize(("labels", "said"), [(range(60), "36 classes"), ([3] * 60, "1 class:")])
+def test_classes_that_nothing_can_be_learned_from_are_refused(model, labels, said):
+    with pytest.raises(InputError, match=said):
+        fmprobe.TrajectoryDetector(model, steps=2).fit(draw_images(60), 0.4, labels=[*labels])
+
+
+def test_a_score_that_the_fit_images_do_not_have_says_what_it_lacks(model):
+    detector = fmprobe.TrajectoryDetector(model, steps=2).fit(draw_images(30))
+    missing = next(score.name for score in SCORES if score.name.startswith("rmd"))
+    with pytest.raises(InputError, match=f"{missing!r} needs features or classes"):
+        detector.score_samples(draw_images(2), rule=missing)
+    with pytest.raises(InputError, match="'features' is learned from held-out images"):
+        detector.score_samples(draw_images(2), rule="features")

@@ -19,6 +19,7 @@ from support.ood import contraction, draw_images
 from torch.utils.data import DataLoader, TensorDataset
 
 import fmprobe
+from fmprobe.errors import InputError
 
 CHECKS = (
     "check_estimator_cloneable",
@@ -104,3 +105,14 @@ def test_the_metrics_of_pytorch_ood_are_those_of_fmprobe_by_their_names(detector
 
     assert theirs(AUROC()) == pytest.approx(found["auroc"], abs=1e-6)
     assert theirs(FPRAtTPR()) == pytest.approx(found["fpr95_ood_positive"], abs=1e-6)
+
+
+def test_a_view_holds_out_what_its_score_is_learned_from(model):
+    detector = fmprobe.TrajectoryDetector(model, steps=2).fit(draw_images(90), 0.4)
+    rule, new = detector.rule, draw_images(4, seed=2)
+    view = detector.as_pytorch_ood().fit(loader(90))
+    np.testing.assert_allclose(view.predict(new), -detector.score_samples(new, rule=rule), rtol=1e-6)
+    assert detector.predict(new).shape == (4,)  # it has a threshold still
+    assert detector.describe()["decision"]["held_out"] == 22  # a quarter
+    with pytest.raises(InputError, match=f"{rule!r} is learned from held-out images and not from latents"):
+        detector.as_pytorch_ood().fit_features(model.encode(draw_images(30)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fmprobe.dynamics.norms import norms, power_of_two
 from fmprobe.errors import InputError
 
 ORTHOGONAL, LINEAR, RELATIVE = "orthogonal", "linear", "relative"
@@ -141,8 +142,9 @@ def _cosines(latents: Tensor, anchors: Tensor) -> Tensor:
 def _directions(latents: Tensor, centre: Tensor) -> Tensor:
     """Unit rows from the centre to the latents, zero where these differ from it by no more than their rounding."""
     apart = latents - centre
-    known = torch.linalg.vector_norm(apart, dim=1) > CONSTANT * torch.linalg.vector_norm(centre)
-    return normalize(apart, dim=1) * known[:, None]
+    known = norms(apart) > CONSTANT * norms(centre[None])
+    units = apart.double() / power_of_two(apart.abs().amax(1))[:, None]  # whose norms neither overflow nor vanish
+    return (normalize(units, dim=1) * known[:, None]).to(latents.dtype)
 
 
 def _centred(latents: Tensor) -> tuple[Tensor, np.ndarray]:

@@ -67,8 +67,7 @@ class Calibration:
     def __init__(self, held_out: Scores, joined: tuple[str, ...], earlier: bool = False) -> None:
         self.held_out, self.joined, self.earlier = held_out, joined, earlier
         self.n = len(held_out["mean"])
-        if self.n < FEWEST:
-            raise InputError(f"{self.n} held-out images calibrate nothing: expected at least {FEWEST}")
+        check_enough(self.n)
         profile = profile_of(held_out)
         self._vectors = {"profile": profile}
         if earlier:
@@ -235,6 +234,12 @@ def p_values(held_out: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def _vector_of(name: str) -> str:
     """The vector of columns that a one-class score is a model of; other names are no vector's."""
     return name.removesuffix(MODELS[1])
+
+
+def check_enough(n: int) -> None:
+    """Raise InputError where so many held-out images calibrate nothing."""
+    if n < FEWEST:
+        raise InputError(f"{n} held-out images calibrate nothing: expected at least {FEWEST}")
 
 
 def check_acceptance(share: float, name: str = "acceptance") -> None:

@@ -19,11 +19,11 @@ from fmprobe.errors import InputError
 from fmprobe.hub import canonical
 from fmprobe.inputs import ImagesLike
 from fmprobe.probes.ood import artefact
-from fmprobe.probes.ood.calibration import Calibration, check_acceptance
+from fmprobe.probes.ood.calibration import Calibration, check_acceptance, check_enough
 from fmprobe.probes.ood.features import feature_vectors
 from fmprobe.probes.ood.plain import PlainScores, encoded
 from fmprobe.probes.ood.score import LARGEST, Bank, Needs, Scores
-from fmprobe.probes.ood.split import content_hashes, labels_by_content, pixels_of, split_by_content
+from fmprobe.probes.ood.split import check_classes, content_hashes, labels_by_content, pixels_of, split_by_content
 from fmprobe.probes.ood.table import BY_NAME, OFFERED, joined_of
 from fmprobe.probes.ood.trajectory import Reference, TrajectorySettings, find_reference
 from fmprobe.probes.ood.views import PytorchOOD
@@ -154,9 +154,11 @@ class TrajectoryDetector(Artefact):
 
         Raises:
             InputError: There are fewer than 2 different fit images, or 16 held-out ones, or all orbits diverge; or
-                there is not one label, a whole number, for each image.
+                there is not one label, a whole number, for each image, or the fit images have a single class, or fewer
+                than two images a class. The detector is then as it was before.
         """
         classes: dict[str, int] | None = None
+        held_out = float(held_out) if isinstance(held_out, np.floating) else held_out
         sources = [canonical(str(given)) for given in (images, held_out) if isinstance(given, str | Path)]
         if labels is not None:
             images = self.model.take_images(images, "fit images")
@@ -180,12 +182,18 @@ class TrajectoryDetector(Artefact):
         reference = find_reference(self.model.latent_map, latents, self.settings, progress)
         reference.facts["not_finite"] = len(content) - len(latents)
         reference.facts["pixels"] = digest(content)
-        known = None if classes is None else np.array([classes[name] for name in content])[kept]
+        known = None
         if classes is not None:
+            check_classes(known := np.array([classes[name] for name in content])[kept])
             reference.facts["labels"] = digest([classes[name] for name in content])
+        before = dict(vars(self))
         self._take(reference, feature_vectors(latents, len(latents)), known)
         self.calibration, self._seen, self._sources = None, frozenset(content), list(dict.fromkeys(sources))
-        return self if held_out is None else self.calibrate(held_out)
+        try:
+            return self if held_out is None else self.calibrate(held_out)
+        except BaseException:  # the detector is then as it was, and not fitted by half
+            vars(self).update(before)
+            raise
 
     def calibrate(self, held_out: ImagesLike) -> "TrajectoryDetector":
         """Learn from held-out images which scores are usual: two-sided and one-class scores, and all thresholds.
@@ -200,6 +208,7 @@ class TrajectoryDetector(Artefact):
         """
         self._fitted()
         held_out = self._fresh(self.model.take_images(held_out, "held-out images"))
+        check_enough(len(held_out))
         scores = self._plain(held_out, self._plain.names)[0]
         if lost := int((scores["latent norm"] >= LARGEST).sum()):
             said = f"{lost} of {len(held_out)} held-out images have latents that are not finite and count as rejected"
@@ -570,7 +579,8 @@ class TrajectoryDetector(Artefact):
         if self.calibration is not None:
             return self.calibration.made_of(name)
         if name not in self.offered:
-            said = "is learned from held-out images: fit(images, held_out=…)" if name in OFFERED else "is no score"
+            learned = "is learned from held-out images: fit(images, held_out=…)" if name in OFFERED else "is no score"
+            said = "needs features or classes that the fit images lack" if name in BY_NAME else learned
             raise InputError(f"{name!r} {said}; without any there are {', '.join(self.offered)}")
         return (name,)
 

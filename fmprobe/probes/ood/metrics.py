@@ -49,7 +49,7 @@ def ood_metrics(
             `bootstrap` or `confidence` is out of range.
     """
     inside, outside = _scores(id_scores, "id_scores"), _scores(ood_scores, "ood_scores")
-    if bootstrap < 0 or bootstrap % 1 or not 0 < confidence < 1:
+    if not isinstance(bootstrap, Real) or bootstrap < 0 or bootstrap % 1 or not 0 < confidence < 1:
         raise InputError(f"bootstrap={bootstrap}, confidence={confidence}: expected a number from 0, one in (0, 1)")
     check_seed(seed)
     # The metrics depend on the ranks in the union of both sets alone, and ranks are exact at any scale.
@@ -59,7 +59,7 @@ def ood_metrics(
     point = {name: float(value[0]) for name, value in _metrics(ins[None], outs[None]).items()}
     if not bootstrap:
         return point
-    resampled = _resample(ins, outs, bootstrap, generator(seed, 0, "ood: bootstrap"))
+    resampled = _resample(ins, outs, int(bootstrap), generator(seed, 0, "ood: bootstrap"))
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     intervals = {name: np.quantile(resampled[name], tails).tolist() for name in METRICS}
     return {**point, "intervals": intervals}

@@ -16,7 +16,7 @@ from fmprobe.probes.ood.controls import control_images
 from fmprobe.probes.ood.detector import TrajectoryDetector
 from fmprobe.probes.ood.metrics import CONVENTION, ood_metrics
 from fmprobe.probes.ood.score import LARGEST, Scores
-from fmprobe.probes.ood.split import content_hashes, labels_by_content, split_by_content, without
+from fmprobe.probes.ood.split import check_classes, content_hashes, labels_by_content, split_by_content, without
 from fmprobe.probes.ood.table import GROUPS, OFFERED
 from fmprobe.probes.result import Result
 
@@ -25,6 +25,7 @@ SHARES = (2, 1, 1)  # of the in-distribution images: fit, held-out, test
 SHOWN = ("trajectory", "first", "features", "joined")  # scores whose histograms are kept
 BINS, SPAN = 30, 30  # of histograms: bins, and the ratio of scores beyond which bins are even in the logarithm
 BOOTSTRAP = 500
+FEWEST_OUTSIDE = 2  # images of an out-of-distribution set
 # Near-OOD is a set whose mean features lie closer to those of the fit images than this share of the fit images' root
 # mean square deviation: it moves the second moment by less than a quarter. It was fixed before any set was compared.
 NEAR = 0.5
@@ -89,7 +90,9 @@ class Sets:
             labels: The class of each of `images`, where it is known.
 
         Raises:
-            InputError: There are too few in-distribution images, or there is not one label for each.
+            InputError: There are too few in-distribution images, or fewer than two of an out-of-distribution set that
+                are not among them; or there is not one label for each, or the classes of the fit images cannot be
+                learned from.
         """
         (fit, held_out, test), duplicates = split_by_content(images, SHARES, seed)
         if len(held_out) < FEWEST:
@@ -100,8 +103,16 @@ class Sets:
         made = {f"control: {name}": rows for name, rows in control_images(test, seed).items()} if controls else {}
         others = {name: pictures for name, (pictures, _) in pairs.items()} | made
         dropped = {name: count for name, (_, count) in pairs.items()}
-        classes = None if labels is None else labels_by_content(labels, images)
-        known = None if classes is None else [classes[name] for name in content_hashes(fit)]
+        for name, rows in others.items():
+            if len(rows) < FEWEST_OUTSIDE:
+                raise InputError(
+                    f"{name} has {len(rows)} images that are not in-distribution images too: expected at least "
+                    f"{FEWEST_OUTSIDE}; name another set"
+                )
+        known = None
+        if labels is not None:
+            classes = labels_by_content(labels, images)
+            check_classes(known := [classes[name] for name in content_hashes(fit)])
         return cls(fit, held_out, test, others, frozenset(made), dropped, duplicates, known)
 
     @property

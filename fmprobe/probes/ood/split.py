@@ -44,6 +44,21 @@ def labels_by_content(labels: Sequence[int] | np.ndarray, images: Tensor) -> dic
     return found
 
 
+def check_classes(labels: Sequence[int] | np.ndarray) -> None:
+    """Check that the classes of the fit images can be learned from.
+
+    Raises:
+        InputError: There is a single class, or there are fewer than two images a class on average, among which nothing
+            varies within a class.
+    """
+    classes = len(np.unique(labels))
+    if classes < 2 or len(labels) < 2 * classes:
+        raise InputError(
+            f"{len(labels)} fit images have {classes} class{'es' if classes > 1 else ''}: expected two or more, of two "
+            "images or more each on average; or leave the labels out"
+        )
+
+
 def split_by_content(images: Tensor, shares: Sequence[float], seed: int = 0) -> tuple[list[Tensor], int]:
     """Split images into parts. The part of an image depends on its content, the seed and the set of images.
 

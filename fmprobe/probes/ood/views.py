@@ -8,10 +8,13 @@ from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
+from fmprobe.probes.ood.table import BY_NAME
 
 if TYPE_CHECKING:
     from fmprobe.inputs import ImagesLike
     from fmprobe.probes.ood.detector import TrajectoryDetector
+
+HELD_OUT = 0.25  # share of the images that is held out for a score that is learned from such
 
 
 class PytorchOOD:
@@ -35,17 +38,37 @@ class PytorchOOD:
         self._on_features: TrajectoryDetector | None = None
 
     def fit(self, data_loader: "ImagesLike") -> "PytorchOOD":
-        """Fit to in-distribution images: a DataLoader, whose labels are left out, or what `take_images` takes."""
-        self.detector.fit(data_loader)
+        """Fit to in-distribution images: a DataLoader, whose labels are left out, or what `take_images` takes.
+
+        Where the score is learned from held-out images, a quarter of them is held out, by content.
+
+        Raises:
+            InputError: as `TrajectoryDetector.fit`.
+        """
+        self.detector.fit(data_loader, self._held_out)
         self._on_features = None
         return self
 
     def fit_features(self, z: Tensor, y: Any = None) -> "PytorchOOD":
-        """Fit to latents `(n, *latent_shape)` of in-distribution images; `y` is left out."""
+        """Fit to latents `(n, *latent_shape)` of in-distribution images; `y` is left out.
+
+        Raises:
+            InputError: The score is learned from held-out images, which latents are not.
+        """
+        if self._held_out is not None:
+            raise InputError(
+                f"{self.rule!r} is learned from held-out images and not from latents: take another score, as in "
+                'as_pytorch_ood("trajectory")'
+            )
         self._on_features = type(self.detector)(
             _of_latents(self.detector.model), rule=self.rule, **asdict(self.detector.settings)
         ).fit(z)
         return self
+
+    @property
+    def _held_out(self) -> float | None:
+        """The share of the images that is held out: none, unless the score is learned from them."""
+        return None if self.rule in BY_NAME or self.rule == "trajectory" else HELD_OUT
 
     @torch.no_grad()
     def predict(self, x: "ImagesLike") -> Tensor:

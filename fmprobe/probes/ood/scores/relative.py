@@ -24,7 +24,9 @@ class RelativeMahalanobis(Score):
     feature: str
 
     def exists(self, bank: Bank) -> bool:
-        return self.feature == bank.smallest and bank.labels is not None and len(np.unique(bank.labels)) > 1
+        if self.feature != bank.smallest or bank.labels is None:
+            return False
+        return 1 < len(np.unique(bank.labels)) < len(bank.labels)  # some class varies
 
     def fit(self, bank: Bank) -> "tuple[np.ndarray, LedoitWolf, LedoitWolf]":
         """The mean of each class `(k, d)`, the covariance within classes, and that of all fit images."""
