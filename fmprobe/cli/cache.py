@@ -1,5 +1,6 @@
 """fmprobe cache: what is kept on disk so that it is not computed again, its size, and removing it."""
 
+import contextlib
 import re
 import shutil
 from dataclasses import dataclass
@@ -39,12 +40,14 @@ class Entry:
     Attributes:
         path: Its folder or file.
         model: The model that it is of; empty where that is not recorded.
+        images: Number of images whose features it holds; None for anything else.
         size: Bytes on disk.
         used: When it was written or last used, in seconds since 1970.
     """
 
     path: Path
     model: str
+    images: int | None
     size: int
     used: float
 
@@ -54,6 +57,11 @@ class Entry:
         used = datetime.fromtimestamp(self.used).isoformat(" ", "minutes")
         kind = self.path.parent.name.removesuffix("s")
         return {"key": self.path.name, "kind": kind, "model": self.model, "bytes": self.size, "used": used}
+
+    @property
+    def about(self) -> str:
+        """The model, and the number of images whose features are kept."""
+        return ", ".join(filter(None, [self.model, "" if self.images is None else f"{self.images:,} images"]))
 
 
 def cache(remove: Remove = None, max_size: MaxSize = None) -> list[dict[str, Any]]:
@@ -73,7 +81,8 @@ def cache(remove: Remove = None, max_size: MaxSize = None) -> list[dict[str, Any
     for entry in gone:
         _delete(entry.path)
         typer.echo(f"removed {entry.path.name[:SHORT]}, {_said(entry.size)}")
-    rows = [(e.path.name[:SHORT], e.row["kind"], _said(e.size), e.row["used"], e.model) for e in left]
+    rows = [(e.path.name[:SHORT], e.row["kind"], _said(e.size), e.row["used"], e.about) for e in left]
+    rows = [("key", "kind", "size", "last used", "of"), *rows] if rows else []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -96,13 +105,17 @@ def _entries() -> list[Entry]:
 
 def _entry(path: Path) -> Entry:
     from fmprobe.files import read_json
+    from fmprobe.surrogates.features import read_meta
 
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    try:
-        model = read_json(path / "config.json")["info"]["model"]
-    except (InputError, LookupError, TypeError):
-        model = ""
-    return Entry(path, str(model), sum(file.stat().st_size for file in files), path.stat().st_mtime)
+    model, images = "", None
+    with contextlib.suppress(InputError, LookupError, TypeError, ValueError, OSError):
+        if path.parent.name == "features":
+            meta = read_meta(path)
+            model, images = meta.get("model", ""), meta["n"]
+        else:
+            model = read_json(path / "config.json")["info"]["model"]
+    return Entry(path, str(model), images, sum(file.stat().st_size for file in files), path.stat().st_mtime)
 
 
 def _named(entries: list[Entry], keys: list[str]) -> list[Entry]:

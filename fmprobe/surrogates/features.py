@@ -47,7 +47,7 @@ class Features:
     """
 
     def __init__(self, folder: Path) -> None:
-        meta = _read_meta(folder)
+        meta = read_meta(folder)
         self.image_shape, self.latent_shape = tuple(meta["image_shape"]), tuple(meta["latent_shape"])
         self.n, self.draws = meta["n"], meta["draws"]
         self.mean, self.std = torch.tensor(meta["mean"]), torch.tensor(meta["std"])
@@ -228,6 +228,7 @@ def _write(
             n += len(images)
             advance(len(images))
     meta = {
+        "model": model.name,
         "n": n,
         "draws": draws,
         "image_shape": list(model.image_shape),
@@ -246,7 +247,7 @@ def _mapped(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return lies_in(torch.frombuffer(mapped, dtype=dtype, count=math.prod(shape)).reshape(shape), mapped)
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
     """What `_write` noted about its files. Raises ValueError where the note has changed."""
     checksum, _, text = (folder / META).read_text(encoding="utf-8").partition("\n")
     if hashlib.sha256(text.encode()).hexdigest() != checksum:
@@ -297,7 +298,7 @@ def _at_least(std: Tensor) -> Tensor:
 def _open(entry: Path) -> Features | None:
     """The features in a folder whose files are what was written there, else None."""
     try:
-        meta = _read_meta(entry)
+        meta = read_meta(entry)
         if any(file_digest(entry / name) != meta["sha256"][name] for name in (PIXELS, LATENTS)):
             return None
         return Features(entry)

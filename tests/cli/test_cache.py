@@ -95,7 +95,10 @@ def test_a_decoder_names_its_model_and_counts_as_used_when_it_is_taken_again(tmp
     settings = LinearSettings(n_images=20)
     assert not cached_decoder(model, settings, progress=False)[1]
     (decoder,) = (tmp_path / "fmprobe" / "decoders").iterdir()
-    assert {row["model"] for row in listed() if row["kind"] == "decoder"} == {model.name}
+    assert {row["kind"]: row["model"] for row in listed()} == {"decoder": model.name, "feature": model.name}
+    head, *rows, _ = run().splitlines()
+    assert head.split() == ["key", "kind", "size", "last", "used", "of"]
+    assert {row[head.index("of") :] for row in rows} == {model.name, f"{model.name}, 20 images"}
     os.utime(decoder, (1, 1))
     assert cached_decoder(model, settings, progress=False)[1]
     assert decoder.stat().st_mtime > 1e9
