@@ -222,6 +222,8 @@ def row_of(fits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def choose(rows: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, str]:
     """The candidate that the rule chooses, or None; and why."""
     passed = {name: row for name, row in rows.items() if not row["failed"] and row["separation"] is not None}
+    if not passed and (known := [name for name, row in rows.items() if not row["failed"]]):
+        return None, f"{', '.join(known)} paint and agree as asked for, but without a null (d) is not known"
     if not passed:
         nearest = min(rows, key=lambda name: (rows[name]["failed"], -rows[name]["below_median"]))
         failed, of = rows[nearest]["failed"], rows[nearest]["fits"]

@@ -170,6 +170,7 @@ def rows(**candidates: dict[str, Any]) -> dict[str, dict[str, Any]]:
         (rows(a={"separation": 8.5}, b={"separation": 9.0, "seconds": 61.0}), "a"),
         (rows(a={"separation": None}, b={"separation": 0.1}), "b"),
         (rows(a={"failed": 2}, b={"failed": 7, "separation": 9.0}), None),
+        (rows(a={"separation": None}, b={"failed": 1}), None),
     ],
 )
 def test_the_rule_that_chooses_a_surrogate_is_the_one_that_its_recipe_states(candidates, chosen, monkeypatch):
