@@ -9,18 +9,23 @@
    freezes each latent when its orbit ends, refills its place and detects divergence. Both run in one process.
 3. Their ends are compared on the starts that converged on both sides.
 4. The engine's overhead over bare calls of f is measured at ViT size.
+5. A product with the Jacobian is timed against `torch.func.jvp` and against f, on the demo model, on the network of 1,
+   and on a model by name with a surrogate in closed form (`--model`). The three alternate on one thread.
 """
 
 import argparse
 import time
 import warnings
 from collections.abc import Callable
+from statistics import median
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fmprobe
+from fmprobe.dynamics.forward import forward_product
 from fmprobe.seeding import seed_torch, torch_generator
 from fmprobe.sharing import alone
 
@@ -76,6 +81,30 @@ def compare_with_everyday_loop(model: fmprobe.Autoencoder, starts: Tensor) -> No
     )
 
 
+def time_products(model: fmprobe.Autoencoder, batch: int, repeats: int) -> None:
+    """Time J v at latents from N(0, I), in processor time, and compare the values with those of torch."""
+    f, z = model.latent_map, model.sample_latents(batch)
+    v = model.sample_latents(batch, 1)
+    sides = {
+        "f": lambda: f(z),
+        "torch.func.jvp": lambda: torch.func.jvp(f, (z,), (v,)),
+        "J v": lambda: forward_product(f, z, v),
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        theirs, ours = (side()[1] for side in (sides["torch.func.jvp"], sides["J v"]))  # both are warm then
+        for _ in range(repeats):
+            for name, side in sides.items():
+                began = time.process_time()
+                side()
+                times[name].append(1000 * (time.process_time() - began))
+    apart = float((ours - theirs).norm() / theirs.norm())
+    cells = " | ".join(f"{median(of):.2f}" for of in times.values())
+    ratio = median(times["torch.func.jvp"]) / median(times["J v"])
+    print(f"| {model.short_name} | {batch} | {cells} | {ratio:.2f} | {apart:.0e} |")
+
+
 def measure_overhead(dimension: int, batch: int, steps: int) -> None:
     """Time the engine against bare calls of f, where f is a small transformer and no orbit ends."""
     seed_torch(0, "benchmark_engine recipe: transformer")
@@ -128,6 +157,8 @@ def main() -> None:
     parser.add_argument(
         "--overhead-steps", type=int, default=15, help="Number of steps at ViT size; 0 skips that part."
     )
+    parser.add_argument("--model", help="Encoder whose products with the Jacobian are timed too. [default: none]")
+    parser.add_argument("--repeats", type=int, default=20, help="Number of repetitions of these products.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the weights, the training and the starts.")
     options = parser.parse_args()
 
@@ -140,6 +171,16 @@ def main() -> None:
     draws = torch_generator(options.seed, "benchmark_engine recipe: uniform starts")
     starts = 16 * torch.rand(options.starts, 2, generator=draws) - 8
     compare_with_everyday_loop(network.autoencoder(), starts)
+    torch.set_num_threads(1)
+    print("\nms of processor time, medians")
+    print("| model | latents | f | torch.func.jvp | J v | times less | difference |\n|---|---|---|---|---|---|---|")
+    models = [fmprobe.demo_model(), network.autoencoder()]
+    if options.model:
+        encoder = fmprobe.load(options.model, image_size="fit", device="cpu")
+        models.append(encoder.with_decoder(fmprobe.fit_decoder(encoder, kind="closed-form", n_images=256)))
+    for model in models:
+        for batch in (1, 8):
+            time_products(model, batch, options.repeats)
     if options.overhead_steps:
         measure_overhead(dimension=197 * 384, batch=8, steps=options.overhead_steps)
 

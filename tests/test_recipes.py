@@ -32,7 +32,10 @@ SMALLEST: dict[str, tuple[str, str]] = {
     "gpu_suite": ("--part 9 --small", r"part 9: done"),
     "residual_curves": ("--starts 2 --steps 3", r"latent norm +\d"),
     "vector_field": ("--seeds 0 --images 32 --steps 2 --frames 2 --resolution 3", r"pictures and animations"),
-    "benchmark_engine": ("--epochs 1 --images 32 -n 4 --width 2 --overhead-steps 0", r"same ends: \d+ of \d+"),
+    "benchmark_engine": (
+        "--epochs 1 --images 32 -n 4 --width 2 --overhead-steps 0 --repeats 1",
+        r"same ends: \d+ of \d+",
+    ),
     "benchmark_detector": (
         "--images 2 --fit 12 --steps 2 --repeats 1",
         r"\| trajectory \| [\d.]+ \| [\d.]+ \| [\d.]+ \|\n(.*\n)*loading the model takes [\d.]+ s",

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.checks import check_counts
+from fmprobe.dynamics.forward import forward_product
 from fmprobe.dynamics.krylov import CAPACITY, Krylov, first_vectors, norm_of, radius_of
 from fmprobe.dynamics.norms import norms, power_of_two
 from fmprobe.seeding import torch_generator
@@ -73,7 +74,7 @@ class Linearisation:
                 with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
                     warnings.simplefilter("ignore", FutureWarning)  # torch warns when it loads its forward-mode rules
                     point, tangent = self.latents.detach(), vectors.reshape(self.shape)
-                    product = torch.func.jvp(self.f, (point,), (tangent,))[1]
+                    product = forward_product(self.f, point, tangent)[1]
                 return product.detach().to(vectors.dtype).reshape(vectors.shape)
             except (RuntimeError, NotImplementedError):
                 self._forward_mode = False

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmprobe.dynamics.calls import Function, apart
 from fmprobe.dynamics.checks import check_counts, check_seed, check_starts
+from fmprobe.dynamics.forward import forward_product
 from fmprobe.dynamics.norms import norms
 from fmprobe.progress import progress_of
 from fmprobe.seeding import normal_rows
@@ -147,7 +148,7 @@ def _by_jvp(f: Function) -> Push:
         columns, value = [], latents
         for column in tangents.unbind(2):
             direction = column.to(latents.dtype).reshape(latents.shape)
-            value, product = torch.func.jvp(f, (latents,), (direction,))[:2]
+            value, product = forward_product(f, latents, direction)
             columns.append(product.flatten(1).double())
         return value, torch.stack(columns, 2)
 
