@@ -54,7 +54,7 @@ class Approach:
             left = left & ~mask
         measured = self.steps[left].double()
         estimated = (self.eps / self.initial[left]).log() / rates[left].log()
-        ratio = float((measured / estimated).median()) if len(measured) else None
+        ratio = float((measured / estimated).quantile(0.5)) if len(measured) else None
         points = {"measured": measured.long().tolist(), "estimated": estimated.tolist(), "median_ratio": ratio}
         return points | _correlations(measured, estimated), counts
 

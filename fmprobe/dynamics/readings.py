@@ -225,7 +225,8 @@ def read_orbits(
 
     - CONVERGED is "settled". The exponent is the logarithm of the spectral radius of its attractor. It is nan where the
       radius is not known or the start belongs to no attractor, and -inf at radius 0. No error is given.
-    - CYCLE is "cycle". The exponent is measured on from the orbit's end, over a whole number of periods.
+    - CYCLE is "cycle". The exponent is measured on from the orbit's end, over a whole number of periods. It is nan
+      where a period is longer than `steps`.
     - DIVERGED is "diverged", and has no exponent.
     - SLOW and WANDERING are measured on from the end. Such an orbit is "chaotic" if its exponent lies above 0 by more
       than the error, "still settling" if it lies below 0 by more, and else "quasi-periodic". It is "diverged" if it
@@ -289,6 +290,8 @@ def read_orbits(
         judged = _regimes(values, _limits(spreads, ends.dtype, steps, burn_in))
         cyclic = (status[followed] == Status.CYCLE) & (judged != Regime.DIVERGED)
         regimes[followed] = torch.where(cyclic, int(Regime.CYCLE), judged)
+        unended = followed[orbits.periods.cpu()[followed] > steps]
+        exponents[unended] = errors[unended] = torch.nan  # a part of a period says nothing of the whole
     protocol = {"steps": steps, "burn_in": burn_in, "cap": cap, "seed": seed}
     readings = Readings(exponents, errors, regimes, followed, None, used, protocol)
     return replace(readings, together=_together(readings, orbits.ends.dtype))

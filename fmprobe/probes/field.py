@@ -389,13 +389,14 @@ def _in_basins(entry: Mapping[str, Any]) -> list[str]:
 def numbers(entry: Mapping[str, Any]) -> list[Table]:
     """Size of the steps on the grid, and how much of them the plane shows."""
     norms = sorted(value for row in entry["norms"] for value in row if value is not None)
-    rows = [
+    rows: list[tuple[str, Any]] = [
         ("grid points a side", len(entry["ticks"])),
         ("extent of the plane from its centre, in latent units", entry["extent"]),
         ("norm of the step ||f(z) - z||, median", norms[len(norms) // 2] if norms else None),
         ("share of its square that lies outside the plane, median", entry["outside"]["median"]),
-        ("attractors that the grid points end in", len(entry["attractors"])),
     ]
+    if entry["basins"] is not None:
+        rows.append(("attractors that the grid points end in", len(entry["attractors"])))
     return [Table("The field on the plane", rows)]
 
 

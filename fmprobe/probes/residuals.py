@@ -166,7 +166,7 @@ class Residuals(Result):
             "seed": self.seed,
             "steps": list(range(1, self.latent.shape[1] + 1)),
             "finite": (self.latent == self.latent).sum(0).tolist(),
-            "start_norm": float(self.start_norm.median()),
+            "start_norm": float(self.start_norm.quantile(0.5)),
             **{name: None if values is None else _quantiles(values) for name, values in curves.items()},
         }
 

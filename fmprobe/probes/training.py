@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,13 +90,15 @@ class AttractorTracker(Drawn):
     ) -> None:
         for images, what in ((train, "training images"), (test, "test images")):
             check_images(images, getattr(train, "shape", (0,))[1:], what=what)
+        if isinstance(epochs, float | np.integer) and not epochs % 1:
+            epochs = int(epochs)
         if min(len(train), len(test), starts) < 1 or (isinstance(epochs, int) and epochs < 1):
             raise InputError(
                 f"AttractorTracker: {len(train)} training and {len(test)} test images, starts={starts}, "
                 f"epochs={epochs}: expected at least 1 of each"
             )
-        chosen = [epochs] if isinstance(epochs, int | float) else epochs
-        if not chosen or any(epoch < 0 or epoch % 1 for epoch in chosen):
+        chosen = [epochs] if isinstance(epochs, int | float | str) else epochs
+        if not chosen or any(not isinstance(epoch, Real) or epoch < 0 or epoch % 1 for epoch in chosen):
             raise InputError(f"AttractorTracker: epochs={epochs}: expected a whole number, or those of chosen epochs")
         self.train, self.test, self.starts, self.epochs = train, test, starts, epochs
         self.path = Path(path) if path is not None else None

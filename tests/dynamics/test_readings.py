@@ -230,3 +230,24 @@ def test_the_effective_dimension_in_many_dimensions_and_at_a_point():
     assert pooled < 19
     assert math.isnan(effective_dimensions([torch.ones(5, 2) / 3])[1])
     assert math.isnan(effective_dimensions([])[1])
+
+
+@pytest.mark.parametrize("period", [40, 100, 150])
+def test_a_cycle_has_the_exponent_of_whole_periods_or_none(period):
+    """Half of the period contracts by 1/8, half by 7/8: a part of it has any mean between the two."""
+
+    def f(z):
+        place = z[:, 0].round().detach()
+        factor = torch.where(place < period // 2, 0.125, 0.875).to(z)
+        return torch.stack([(place + 1) % period, 1 + factor * (z[:, 1] - 1)], 1)
+
+    starts = torch.tensor([[0, 1], [period // 3, 16], [2 * period // 3, 31]], dtype=torch.float64)
+    found = fmprobe.find_attractors(f, starts=starts, tol=1e-8, max_steps=3000, progress=False)
+    readings = fmprobe.read_orbits(f, found, steps=100, method="jvp", progress=False)
+    assert (readings.regimes == Regime.CYCLE).all()
+    if period > 100:
+        assert readings.exponents.isnan().all()
+        assert math.isnan(readings.median)
+    else:
+        exact = (math.log(0.125) + math.log(0.875)) / 2
+        assert readings.exponents.tolist() == pytest.approx([exact] * 3, abs=1e-9)

@@ -329,3 +329,12 @@ def test_curves_are_drawn_from_records():
     figure = matched_curves({"middle": records, "other": records}, "noise")
     assert "noise attractors met by training" in figure.axes[0].get_ylabel()
     assert len(figure.axes[0].lines) == 2
+
+
+def test_a_number_of_epochs_is_a_number():
+    for epochs in (2, 2.0, np.int64(2)):
+        trained(watch := tracker(epochs=epochs))
+        assert [record["epoch"] for record in watch.records] == [0, 2]
+    for epochs in (1.5, "2", [0, "1"]):
+        with pytest.raises(fmprobe.InputError, match="expected a whole number, or those of chosen epochs"):
+            tracker(epochs=epochs)
