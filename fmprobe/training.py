@@ -183,10 +183,8 @@ def descend(
             callback(epoch, model)
 
     forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with forked, progress_of("training", epochs, shown=progress, unit="epoch") as bar:
+    with forked, _in_training(models), progress_of("training", epochs, shown=progress, unit="epoch") as bar:
         seed_torch(seeds[0], "autoencoders: layers")  # for layers that draw by themselves, such as dropout
-        for model in models:
-            model.train()
         call(0)
         for epoch in range(1, epochs + 1):
             orders = [order_of(len(images), seed, epoch).split(recipe.batch_size) for seed in seeds]
@@ -197,9 +195,19 @@ def descend(
             bar.set_postfix(loss=f"{sum(mean[-1] for mean in means) / len(means):.4f}")
             bar.update()
             call(epoch)
-    for model in models:
-        model.eval()
     return means
+
+
+@contextmanager
+def _in_training(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Training mode while models train, and eval mode after it, also where a callback raises."""
+    try:
+        for model in models:
+            model.train()
+        yield
+    finally:
+        for model in models:
+            model.eval()
 
 
 def order_of(n: int, seed: int, epoch: int) -> Tensor:

@@ -173,3 +173,18 @@ def test_networks_that_cannot_train_at_once_are_refused_in_one_line(networks, me
 def test_there_is_a_seed_and_a_callback_for_each_network(given):
     with pytest.raises(fmprobe.InputError, match="for 3 models: pass one a model"):
         at_once(made(), **given)
+
+
+def test_networks_are_in_eval_mode_afterwards_even_if_a_callback_fails():
+    def fails(epoch, network):
+        assert network.training
+        if epoch == 1:
+            raise RuntimeError("stop")
+
+    networks = [fmprobe.DenseAutoencoder(2, 4, (1, 4, 4)) for _ in range(2)]
+    images = torch.rand(8, 1, 4, 4)
+    with pytest.raises(RuntimeError, match="stop"):
+        fmprobe.train_autoencoder(networks[0], images, epochs=2, batch_size=4, callback=fails, progress=False)
+    with pytest.raises(RuntimeError, match="stop"):
+        fmprobe.train_autoencoders(networks, images, epochs=2, batch_size=4, callbacks=[fails] * 2, progress=False)
+    assert not any(module.training for network in networks for module in network.modules())
