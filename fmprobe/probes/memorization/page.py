@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fmprobe.report.finished import FinishedRun
 
 SAME = 0.99  # cosine above which two images count as the same one
-MEMORYLESS = ("test images", "mean image", "noise images")  # what no network has made
+MEMORYLESS = ("test images", "mean image", "noise images")  # unlike decoded starts, no network has made them
 TERMS = {  # of the bound (prop. 3.2), P(z) the attractor nearest to z
     "error": "mean of ||x - D(E(x))||²",
     "prototype_error": "mean of ||x - D(P(E(x)))||²",
@@ -210,8 +210,8 @@ SECTIONS = (
     Section(
         "memorization",
         "Memorization",
-        "The table shows how near the decoded attractors are to training images. Beside them stands what is as "
-        "near without memory: test images, decoded starts, noise and the mean image.",
+        "The table shows how near the decoded attractors are to training images. Beside them stand test images, noise "
+        "and the mean image, which come as near without memory, and decoded starts, which the same decoder paints.",
         sentence=sentence,
         lines=lines,
         tables=values,
