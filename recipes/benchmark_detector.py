@@ -7,8 +7,9 @@
 2. Every rule decides on the same images. The limit of a rule that follows no trajectory is one encoding. The limit of
    one that does is an encoding and `--steps` evaluations of f. Limit and rule alternate on one thread, and the medians
    over `--repeats` are printed.
-3. The peak memory of scoring is measured for `--images` images and for four times as many, in a process each.
-4. Loading the model and loading the detector are timed, in a process each.
+3. Loading the model and loading the detector are timed, in a process each.
+4. The second of these scores `--images` images, and then four times as many; what each adds to the peak of its memory
+   is printed.
 """
 
 import argparse
@@ -30,15 +31,15 @@ from fmprobe.sharing import alone
 DEMO = files("fmprobe.demo") / "vit-mae-digits"
 RULES = ("latent norm", "knn-10 pooled", "mahalanobis pooled", "first", "features", "trajectory", "joined")
 HELD_OUT = 32
-LOAD = "import fmprobe; began = time.perf_counter(); {}; print(time.perf_counter() - began)"
+LOAD = "began = time.perf_counter(); loaded = {}; print(time.perf_counter() - began)"
 SCORE = (
-    "import fmprobe; detector = fmprobe.TrajectoryDetector.load({folder!r}, device='cpu'); "
-    "images = detector.model.load_images('procedural', n={n}); before = peak(); "
-    "detector.predict(images, rule='trajectory'); print(peak() - before)"
+    "\nfor n in ({n}, 4 * {n}):"
+    "\n images = loaded.model.load_images('procedural', n=n); before = peak()"
+    "\n loaded.predict(images, rule='trajectory'); print(peak() - before)"
 )
 FIRST = (
     "import resource, time, torch, warnings; warnings.simplefilter('ignore'); torch.set_num_threads(1); "
-    "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024; "
+    "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024; import fmprobe; "
 )
 
 
@@ -67,12 +68,13 @@ def main() -> None:
     time_rules(detector, new, options.repeats)
     with tempfile.TemporaryDirectory() as folder:
         detector.save(folder)
-        for n in (options.images, 4 * options.images):
-            print(f"scoring {n} images takes {of_process(SCORE.format(folder=folder, n=n)):.0f} MB beyond the images")
         kept = Path(folder) / "decoder"
         given = f", decoder={str(kept)!r}" if kept.exists() else ""
-        bare = of_process(LOAD.format(f"fmprobe.load({options.model!r}, image_size='fit', device='cpu'{given})"))
-        whole = of_process(LOAD.format(f"fmprobe.TrajectoryDetector.load({folder!r}, device='cpu')"))
+        (bare,) = of_process(LOAD.format(f"fmprobe.load({options.model!r}, image_size='fit', device='cpu'{given})"))
+        load = LOAD.format(f"fmprobe.TrajectoryDetector.load({folder!r}, device='cpu')")
+        whole, few, many = of_process(load + SCORE.format(n=options.images))
+        print(f"scoring {options.images} images takes {few:.0f} MB beyond the images")
+        print(f"scoring {4 * options.images} images after that takes {many:.0f} MB more beyond the images")
         print(f"loading the model takes {bare:.2f} s, and loading the detector with it {whole:.2f} s")
 
 
@@ -112,10 +114,10 @@ def alternate(one: Callable[[], object], other: Callable[[], object], repeats: i
     return median(seconds[0]), median(seconds[1])
 
 
-def of_process(code: str) -> float:
-    """The number that some code prints in a new process."""
+def of_process(code: str) -> list[float]:
+    """The numbers that some code prints in a new process."""
     done = subprocess.run([sys.executable, "-c", FIRST + code], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return [float(line) for line in done.stdout.splitlines()]
 
 
 if __name__ == "__main__":

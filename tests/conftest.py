@@ -18,10 +18,14 @@ from support.once import Once
 from support.quick import drawn, made_once, short_readings, sketched
 from support.written import Written
 
+# Files that take longest, and so begin: two processes end at about the same time if short files are the last.
+LONGEST = ("recipes", "families", "notebooks", "artefacts_on_hub", "hub", "real_models", "browser", "html", "nodes")
 ASSETS = Path(os.environ.get("FMPROBE_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     missing = {
         "assets": None if ASSETS.is_dir() else f"needs real images and weights, and {ASSETS} is not there",
         "gpu": None if torch.cuda.is_available() else "needs a CUDA device, and there is none",

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from typer.testing import CliRunner
 
 import fmprobe
 from fmprobe.cli import app
+from fmprobe.runs.folder import read_events
 from fmprobe.surrogates.fit import FitSettings
+
+DEMO = files("fmprobe.demo") / "vit-mae-digits"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,16 @@ def test_help_and_models_import_nothing_heavy():
         assert out.splitlines()[-1] == "[]"
     assert "facebook/dinov2-small" in out
     assert "facebook/vit-mae-base" in out
+
+
+def test_the_processes_that_torchrun_starts_do_one_run(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "fmprobe"]
+    arguments = ["probe", str(DEMO), "-n", "2", "--max-steps", "2", "--device", "cpu", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report  ") == 1
+    (iterated,) = [event for event in read_events(tmp_path / "run") if event["event"] == "iterate"]
+    assert iterated["processes"] == 2
 
 
 def test_the_demo_leaves_a_complete_run_folder(demo_run):

@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from importlib.resources import files
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from support.runs import command, launch
 from support.runs import finished as run
 
 import fmprobe
@@ -98,11 +97,12 @@ def test_nothing_on_disk_is_computed_again(probed, digits):
 
 def test_two_processes_find_and_reconstruct_what_one_does(probed, tmp_path):
     out, arguments, _ = probed
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "fmprobe"]
-    again = [*arguments[:-1], tmp_path / "two"]
-    done = subprocess.run([sys.executable, *launcher, *map(str, again)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("report  ") == 1
+    log = tmp_path / "log"
+    team = launch(2, command, *arguments[:-1], tmp_path / "two", log=log)
+    for process in team:
+        process.join(300)
+    assert [process.exitcode for process in team] == [0, 0], log.read_text()
+    assert log.read_text().count("report  ") == 1
     events = read_events(tmp_path / "two")
     assert [event["processes"] for event in events if event["event"] == "iterate"] == [2, 2]  # the model and the null
     assert {event["process"] for event in events if event["event"] == "shard"} == {0, 1}
@@ -114,7 +114,7 @@ def test_two_processes_find_and_reconstruct_what_one_does(probed, tmp_path):
     assert one["orbits"] == two["orbits"]
     for source, curves in one["weights"]["data"].items():
         other = two["weights"]["data"][source]
-        assert (tmp_path / "two" / "weights" / other["picture"]).stat().st_size > 1000
+        assert (tmp_path / "two" / "weights" / other["picture"]).is_file()
         assert curves["dictionaries"].keys() == other["dictionaries"].keys()
         for name, row in curves["dictionaries"].items():
             for level, same in zip(row["image_mse"], other["dictionaries"][name]["image_mse"], strict=True):

@@ -19,7 +19,7 @@ from fmprobe import procedural
 from fmprobe.probes.prototypes import reading
 
 _savefig, _ladder = Figure.savefig, {name: getattr(reading, name) for name in ("CAPS", "LADDER", "SET_STEPS")}
-_short = {"CAPS": (4,), "LADDER": (reading.FEWEST_STEPS,), "SET_STEPS": reading.LEAST_SET[1]}
+_short = {"CAPS": (4,), "LADDER": (6,), "SET_STEPS": reading.LEAST_SET[1]}
 
 
 def _blank(figure: Figure, target: Any, *, format: str | None = None, **given: Any) -> None:
