@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from fmprobe.dynamics.calls import Function
 from fmprobe.errors import InputError
-
-ROUNDING = 1e-5  # how far a pixel may leave [0, 1]: arithmetic in float32 moves an exact 0 or 1 by less
+from fmprobe.pixels import ROUNDING
 
 
 def check_images(

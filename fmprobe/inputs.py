@@ -42,8 +42,8 @@ def batches_of(
     A tensor or an array of the model's own shape is taken as it is, and bytes are divided by 255. Everything else is a
     picture, which is resized and cropped by `prepare`, or else to fit, as `fmprobe.load_images` does:
 
-    - a Pillow image, a path or a source (`fmprobe.images`), an array `(H, W)`, `(H, W, C)` or `(C, H, W)`, or a
-      tensor `(C, H, W)` where there is a `prepare`; or several in a list, or in an array or a tensor with one dimension
+    - a Pillow image, a path or a source (`fmprobe.images`), an array `(H, W)` or `(H, W, C)`, or a tensor
+      `(C, H, W)` where there is a `prepare`; or several in a list, or in an array or a tensor with one dimension
       more;
     - a data set of `datasets`, by its first column of images;
     - a DataLoader, a data set of torch, or an iterator, of pictures or of batches. Labels beside them are left out, and
@@ -90,9 +90,15 @@ class Transform:
     prepare: Prepare | None = None
 
     def __call__(self, picture: Any) -> Tensor:
-        """The image `image_shape` of a Pillow image, a path or an array."""
-        (batch,) = batches_of([picture], self.image_shape, prepare=self.prepare, what="picture")
-        return batch[0]
+        """The image `image_shape` of a Pillow image, a path or an array.
+
+        Raises:
+            InputError: the picture cannot be read, or it is several.
+        """
+        batches = list(batches_of([picture], self.image_shape, prepare=self.prepare, what="picture"))
+        if (n := sum(map(len, batches))) != 1:
+            raise InputError(f"picture: expected one, got {n}: pass them one by one, or all of them to `encode`")
+        return batches[0][0]
 
 
 class _Taker:
@@ -111,8 +117,9 @@ class _Taker:
         elif isinstance(images, Tensor | np.ndarray | Image.Image | Mapping):
             yield from self._batch(images, self.what)
         elif (column := _column(images)) is not None:
-            for i, row in enumerate(images):
-                yield self._picture(row[column], f"{self.what} [{i}]")
+            for i, row in enumerate(images):  # whose columns may be others after a transform
+                label = f"{self.what} [{i}]"
+                yield self._picture(row[column if column in row else _key(row, label)], label)
         elif isinstance(images, list | tuple) and (batch := _unlabelled(images)) is not images:
             yield from self.parts(batch)
         elif hasattr(images, "__len__") and hasattr(images, "__getitem__"):
@@ -146,6 +153,7 @@ class _Taker:
         if values.ndim in (rank, rank + 1) and tuple(values.shape[-rank:]) == self.shape:
             given = values if isinstance(values, Tensor) else _as_tensor(values)
             self._check(as_pixels(given[:1]) if given.dtype == torch.uint8 and given.ndim > rank else as_pixels(given))
+            given = given.float() if given.is_floating_point() and not self.any_range else given
             yield given if given.ndim > rank else as_pixels(given)
             return
         rows = self._rows_of(values) if isinstance(values, Tensor) else _channels_last(values, label)
@@ -202,6 +210,11 @@ def _channels_last(values: np.ndarray, label: str) -> np.ndarray:
     shape, rank = values.shape, values.ndim
     first = rank in (3, 4) and shape[-3] in (1, 3)
     last = rank in (3, 4) and shape[-1] in (1, 3)
+    if rank == 3 and shape[0] == 3 and not last:
+        raise InputError(
+            f"{label} has shape {shape}, one image in colour or three in grey: pass an array (H, W, 3) or (n, H, W, 1), "
+            "or a tensor (3, H, W)"
+        )
     if first and last:
         raise InputError(f"{label} has shape {shape}, and its channels may be first or last: pass a Pillow image")
     if 0 in shape[-2:] or rank not in (2, 3, 4) or (rank == 4 and not first and not last):
@@ -224,10 +237,12 @@ def _unlabelled(item: Any) -> Any:
     A record is a tuple, or a list that begins with a batch, as a DataLoader makes it. Any other list is one of images,
     so that nothing in it is left out.
     """
-    if not isinstance(item, list | tuple) or len(item) < 2:
+    if not isinstance(item, list | tuple) or not item:
         return item
     first, *others = item
     batch = isinstance(first, list | tuple | Mapping) or (isinstance(first, Tensor | np.ndarray) and first.ndim > 3)
+    if not others:  # a DataLoader makes a list of one batch from a TensorDataset of images alone
+        return first if isinstance(first, Tensor | np.ndarray) and batch else item
     labelled = isinstance(item, tuple) or batch
     return first if labelled and not any(_is_image(one, first) for one in others) else item
 
@@ -259,13 +274,13 @@ def _key(item: Mapping[str, Any], label: str) -> str:
 
 
 def _column(images: Any) -> str | None:
-    """The first column of images of a data set of `datasets`; None for anything else."""
-    features = getattr(images, "features", None)
-    if not hasattr(images, "column_names") or not hasattr(images, "select_columns"):
+    """The first column of images of a data set of `datasets`; None for anything else, and where it is not known."""
+    features, names = (getattr(images, what, None) for what in ("features", "column_names"))
+    if not hasattr(images, "select_columns") or (features is None and names is None):
         return None
     found = [name for name, kind in (features or {}).items() if type(kind).__name__ == "Image"]
-    found += [name for name in KEYS if name in (images.column_names or ())]
+    found += [name for name in KEYS if name in (names or ())]
     if not found:
-        there = ", ".join(images.column_names or ()) or "none that are known"
+        there = ", ".join(names or ()) or "none that are known"
         raise InputError(f"the data set has no column of images, but {there}: name a source SOURCE#column")
     return found[0]

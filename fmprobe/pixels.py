@@ -37,6 +37,7 @@ Image.init()
 FORMATS = tuple(name for name in Image.OPEN if name not in NO_PICTURES)
 # File name suffixes that are read, in lower case. An MPO is opened as the JPEG that it begins with.
 SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"}))
+ROUNDING = 1e-5  # how far a pixel may leave [0, 1]: arithmetic in float32 moves an exact 0 or 1 by less
 ORIENTATION = 0x0112  # a tag of EXIF
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,6 +90,7 @@ def from_file(file: Path | bytes) -> Picture:
 
 def from_image(image: Image.Image) -> Picture:
     """The upright picture of an image in memory, at the depth that Pillow kept of it."""
+    image.load()  # a file of TIFF is turned then, and would be turned once more by the tag that it has until then
     return _upright(image, lambda: None)
 
 
@@ -196,11 +198,11 @@ def _tag(image: Image.Image, number: int) -> Any:
 
 
 def _fractions(values: Array) -> Array:
-    """Floats that lie in [0, 1]; raise ValueError with the range of others."""
+    """Floats that lie in [0, 1], up to rounding; raise ValueError with the range of others."""
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # nan fails as well
-        raise ValueError(f"its floats lie in {low:g} to {high:g}, expected 0 to 1")
-    return values.astype(np.float32)
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # nan fails as well
+        raise ValueError(f"its floats lie in {low:.6g} to {high:.6g}, expected 0 to 1")
+    return np.clip(values, 0, 1).astype(np.float32)
 
 
 def _counts(values: Array, full: int) -> Array:

@@ -20,7 +20,7 @@ def generator(seed: int, index: int, stream: str) -> np.random.Generator:
 
     Its key of 128 bits holds the seed and the stream, so different streams never overlap.
     """
-    key = np.array([seed % 2**64, _number(stream)], dtype=np.uint64)
+    key = np.array([int(seed) % 2**64, _number(stream)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, index]))
 
 

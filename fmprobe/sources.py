@@ -132,10 +132,24 @@ def _of_files(files: list[Path], text: str) -> Pictures:
 
 
 def _matching(pattern: str) -> list[Path]:
-    """The image files that a pattern with *, ? or [] matches, in order; ** matches folders within folders."""
+    """The image files that a pattern with *, ? or [] matches, in order; ** matches folders within folders.
+
+    A file that links lead to by several ways is taken once.
+    """
     if not set(pattern) & set("*?["):
         return []
-    return sorted(path for path in map(Path, glob(pattern, recursive=True)) if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in map(Path, glob(pattern, recursive=True)) if not path.is_dir())
+    files = [path for path in found if path.suffix.lower() in SUFFIXES]
+    if files:
+        _warn_of(pattern, [path for path in found if path.suffix.lower() not in SUFFIXES])
+    return list({(os.path.realpath(path.parent), path.name): path for path in reversed(files)}.values())[::-1]
+
+
+def _warn_of(name: object, others: list[Path]) -> None:
+    """Warn of files that are left out because they are no images."""
+    if others:
+        what = "1 file is no image and was" if len(others) == 1 else f"{len(others)} files are no images and were"
+        warnings.warn(f"{_said(name)}: {what} left out, such as {_said(others[0])}", stacklevel=3)
 
 
 def _nothing(text: object) -> str:
@@ -198,9 +212,7 @@ def _of_folder(folder: Path, source: Source) -> Pictures:
     files, others = listing.images, [*listing.others, *listing.tables]
     if not files and others:
         raise InputError(f"{_nothing(folder)}; none of its {len(others)} files is an image, such as {_said(others[0])}")
-    if others:
-        what = "1 file is no image and was" if len(others) == 1 else f"{len(others)} files are no images and were"
-        warnings.warn(f"{_said(folder)}: {what} left out, such as {_said(others[0])}", stacklevel=2)
+    _warn_of(folder, others)
     if listing.twice:
         said = f"{len(listing.twice)} links to folders that are read already were left out"
         warnings.warn(f"{_said(folder)}: {said}, such as {_said(listing.twice[0])}", stacklevel=2)

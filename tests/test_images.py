@@ -167,3 +167,14 @@ def test_the_images_of_a_source_are_listed_and_read_one_by_one(tmp_path):
     assert torch.equal(found[-1][1](), whole[-1])
     with pytest.raises(IndexError):
         found[7]
+
+
+def test_a_pattern_reads_a_picture_once_and_warns_of_what_is_none(tmp_path):
+    """As folders are read: links are followed, and a circle of them ends."""
+    for name in ("a.png", "b.png"):
+        Image.fromarray(colours()).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("none")
+    (tmp_path / "again").symlink_to(tmp_path)
+    with pytest.warns(UserWarning, match="1 file is no image and was left out, such as .*notes.txt"):
+        assert len(only(tmp_path / "*")) == 2
+    assert len(only(tmp_path / "**" / "*.png")) == 2

@@ -266,6 +266,7 @@ def test_one_image_is_a_batch_of_one(known, tmp_path):
         ([3, 4], r"images \[0\]: an object of type int is no image"),
         (np.zeros((2, 2, 2, 2, 2)), r"has shape \(2, 2, 2, 2, 2\)"),
         (np.zeros((3, 9, 3)), "channels may be first or last"),
+        (np.zeros((3, 9, 9)), "one image in colour or three in grey"),
         (np.zeros((4, 4), dtype=int), "is an array of int64"),
         (np.full((4, 4), 3.0), "floats lie in 3 to 3, expected 0 to 1"),
         (np.full((4, 4), np.nan), "floats lie in nan to nan"),
@@ -294,6 +295,56 @@ def test_a_broken_image_in_the_middle_is_named(known, tmp_path):
         with pytest.raises(fmprobe.InputError, match=r"1\.png cannot be read as an image"):
             known.model.encode(images)
     assert len(known.model.load_images(tmp_path, skip_damaged=True)) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_floats_of_any_precision_are_the_float32_that_they_are(dtype, known):
+    given = GOOD[:3].to(dtype)
+    expected = known.model.take_images(given.float())
+    for images in (given, [*given], DataLoader(given, batch_size=2)):  # type: ignore[arg-type]
+        assert torch.equal(known.model.take_images(images), expected)
+
+
+def test_a_batch_alone_in_a_list_is_the_batch(known):
+    loader = DataLoader(TensorDataset(GOOD[:5]), batch_size=2)
+    assert torch.equal(known.model.take_images(loader), known.model.take_images(GOOD[:5]))
+    assert torch.equal(known.model.take_images([GOOD[:2]]), known.model.take_images(GOOD[:2]))
+
+
+def test_a_data_set_gives_what_its_transform_makes(known):
+    held = datasets.Dataset.from_dict({"image": pictures(), "label": [0] * len(pictures())})
+    held = held.cast_column("image", datasets.Image())
+    made = held.with_transform(lambda rows: {"pixel_values": [known.model.transform(p) for p in rows["image"]]})
+    expected = known.model.encode(pictures())
+    assert torch.equal(known.model.encode(made), expected)
+    assert torch.equal(known.model.encode(held.to_iterable_dataset().map(lambda row: row)), expected)
+    with pytest.raises(fmprobe.InputError, match="is a dict of label"):
+        known.model.encode(held.with_format("torch", columns=["label"]))
+
+
+def test_a_transform_takes_one_picture(known):
+    for several in (BYTES[:2], np.concatenate([BYTES.numpy()] * 70)[:70, 0]):
+        with pytest.raises(fmprobe.InputError, match=rf"expected one, got {len(several)}"):
+            known.model.transform(several)
+
+
+def test_pixels_may_leave_the_range_by_rounding_at_any_size():
+    over = np.ones((9, 9), dtype=np.float32) * np.float32(1 + 2e-7)
+    model = fmprobe.demo_model()
+    assert torch.equal(model.encode(over), model.encode(np.ones((9, 9), dtype=np.float32)))
+
+
+def test_a_picture_is_upright_in_whatever_way_it_is_handed_in(known, tmp_path):
+    """Pillow turns a TIFF when it is loaded, and other formats never."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for suffix in ("tiff", "png"):
+        path = tmp_path / f"turned.{suffix}"
+        pictures()[0].convert("RGB").save(path, exif=exif)
+        expected = known.model.take_images(path)
+        opened = Image.open(path)
+        assert torch.equal(known.model.take_images(opened), expected)
+        assert torch.equal(known.model.take_images(opened), expected)
 
 
 def test_from_functions_takes_any_range():

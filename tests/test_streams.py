@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -131,6 +132,11 @@ def drawn_without_a_stream(tree: ast.AST) -> Iterator[tuple[str, int, str]]:
         other = text.startswith(("np.random.", "numpy.random.", "random.", "secrets.", "uuid.")) and name not in STATE
         if (draws and unseeded) or seeds or other:
             yield function, node.lineno, text
+
+
+def test_a_seed_of_numpy_is_the_number_that_it_is():
+    for kind in (np.int64, np.int32, np.uint8):
+        assert np.array_equal(seeding.normal_rows(2, 3, kind(7), "a"), seeding.normal_rows(2, 3, 7, "a"))
 
 
 def test_nothing_draws_without_a_stream():

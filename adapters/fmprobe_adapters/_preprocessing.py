@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class Preprocessing:
 
     def at(self, sides: Sides) -> "Callable[[Image], Tensor]":
         """`resize` to fixed sides, for `Autoencoder(prepare=…)`."""
-        return lambda image: self.resize(image, sides)
+        return partial(self.resize, sides=sides)
 
     def check_values(
         self, name: str, channels: int, whole: "Callable[[Image], Tensor]", pixels: "Callable[[Image], Tensor]"

@@ -39,17 +39,7 @@ def read_preprocessing(source: Source, channels: int) -> Preprocessing:
         "resample": _resampling(getattr(processor, "resample", None)),
     }
 
-    def resize(image: "Image", sides: Sides) -> Tensor:
-        pixels = _pixels(processor, image, source.name, _scaled(processor, native, sides))
-        if tuple(pixels.shape[-2:]) != sides:
-            raise InputError(
-                f"the image processor of {source.name} makes {in_words((pixels.shape[-2], pixels.shape[-1]))} of a "
-                f"picture of {image.height} x {image.width} px, and the model is loaded for {in_words(sides)}: crop "
-                "the pictures to this shape, or pass a processor with do_center_crop"
-            )
-        return pixels
-
-    preprocessing = Preprocessing(mean, std, native, resize, how)
+    preprocessing = Preprocessing(mean, std, native, partial(_resized, processor, source.name, native), how)
     preprocessing.check_values(
         source.name,
         channels,
@@ -57,6 +47,18 @@ def read_preprocessing(source: Source, channels: int) -> Preprocessing:
         lambda image: _pixels(processor, image, source.name, {}),
     )
     return preprocessing
+
+
+def _resized(processor: Any, name: str, native: Sides | None, image: "Image", sides: Sides) -> Tensor:
+    """A picture as the processor resizes and crops it, with its sizes scaled to other sides than its own."""
+    pixels = _pixels(processor, image, name, _scaled(processor, native, sides))
+    if tuple(pixels.shape[-2:]) != sides:
+        raise InputError(
+            f"the image processor of {name} makes {in_words((pixels.shape[-2], pixels.shape[-1]))} of a "
+            f"picture of {image.height} x {image.width} px, and the model is loaded for {in_words(sides)}: crop "
+            "the pictures to this shape, or pass a processor with do_center_crop"
+        )
+    return pixels
 
 
 def _image_processor(source: Source) -> Any:

@@ -1,5 +1,6 @@
 """timm: vision transformers, and convolutional backbones with a feature map, without a decoder."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fmprobe.errors import InputError
@@ -129,27 +130,10 @@ def _channels(source: Source, module: Any) -> int:
 
 def _preprocessing(name: str, channels: int, config: dict[str, Any], native: "Sides") -> "Preprocessing":
     """timm's own evaluation transform, with the normalisation separate."""
-    from timm.data.transforms_factory import create_transform
-
     from fmprobe_adapters._preprocessing import Preprocessing, check_channels
 
     mean, std = tuple(config["mean"]), tuple(config["std"])
     check_channels(mean, std, channels, name)
-
-    def transformed(image: Any, sides: "Sides", normalize: bool) -> "Tensor":
-        wanted = {**config, "input_size": (config["input_size"][0], *sides)}
-        try:
-            made: Any = create_transform(**wanted, normalize=normalize)
-            return made(image).float()
-        except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(f"{type(error).__name__} {error}".split())
-            raise InputError(
-                f"the preprocessing of {name} (interpolation {config['interpolation']!r}, crop_mode "
-                f"{config['crop_mode']!r}, crop_pct {config['crop_pct']}) cannot read a picture: {reason}"
-            ) from error
-
-    def resize(image: Any, sides: "Sides") -> "Tensor":
-        return transformed(image, sides, normalize=False) / 255
 
     how = {
         "by": "timm",
@@ -157,8 +141,28 @@ def _preprocessing(name: str, channels: int, config: dict[str, Any], native: "Si
         "crop_mode": config["crop_mode"],
         "resample": config["interpolation"],
     }
+    resize, whole = partial(_resized, name, config), partial(_transformed, name, config, normalize=True)
     preprocessing = Preprocessing(mean, std, native, resize, how)
-    preprocessing.check_values(
-        name, channels, lambda image: transformed(image, native, normalize=True), lambda image: resize(image, native)
-    )
+    preprocessing.check_values(name, channels, partial(whole, sides=native), preprocessing.at(native))
     return preprocessing
+
+
+def _transformed(name: str, config: dict[str, Any], image: Any, sides: "Sides", normalize: bool) -> "Tensor":
+    """A picture after timm's own transform."""
+    from timm.data.transforms_factory import create_transform
+
+    wanted = {**config, "input_size": (config["input_size"][0], *sides)}
+    try:
+        made: Any = create_transform(**wanted, normalize=normalize)
+        return made(image).float()
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        raise InputError(
+            f"the preprocessing of {name} (interpolation {config['interpolation']!r}, crop_mode "
+            f"{config['crop_mode']!r}, crop_pct {config['crop_pct']}) cannot read a picture: {reason}"
+        ) from error
+
+
+def _resized(name: str, config: dict[str, Any], image: Any, sides: "Sides") -> "Tensor":
+    """A picture in [0, 1], resized and cropped by timm."""
+    return _transformed(name, config, image, sides, normalize=False) / 255

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.autoencoder import Autoencoder
+from fmprobe.batches import check_images
 from fmprobe.errors import InputError
 from fmprobe.hub import canonical
 from fmprobe.images import as_pixels, spread
@@ -93,7 +94,7 @@ def training_data(model: Autoencoder, settings: Settings, images: ImagesLike | N
     what = f"images of {images}" if named else "images given by the caller"
     words = f"{kept} {what}; every tenth of {n} was held out"
     source = canonical(str(images)) if named else None
-    return TrainingData(blocks, torch.stack(held_out), kept, digest.hexdigest(), words, False, source)
+    return TrainingData(blocks, torch.stack(held_out), kept, digest.hexdigest(), words, source == "procedural", source)
 
 
 def takes_procedural(model: Autoencoder) -> bool:
@@ -171,7 +172,10 @@ def _procedural_blocks(model: Autoencoder, n: int, first: int, mixture: str, see
 
 def _from_tensor(model: Autoencoder, images: ImagesLike, limit: int | None) -> Callable[[], Iterator[Tensor]]:
     def bytes_of(block: Tensor) -> Tensor:
-        return block if block.dtype == torch.uint8 else as_bytes(block.detach().float().cpu())
+        if block.dtype == torch.uint8:
+            return block
+        check_images(block, model.image_shape, model.name)  # a model of any range leaves this to its caller
+        return as_bytes(block.detach().float().cpu())
 
     if isinstance(images, Tensor) and images.is_floating_point():
         taken = model.take_images(images)  # it is in memory already

@@ -168,11 +168,12 @@ def validate(model: Autoencoder, surrogate: Surrogate, images: Tensor) -> dict[s
     """Errors of a surrogate on images, bytes or floats.
 
     Returns:
-        "images", their number; "l1_median", the L1 error of each image's own median of each channel; and the errors
-        that the surrogate's kind has, "feature_error" among them.
+        "images", their number; "l1_median", the L1 error of each image's own median (of each channel, where images are
+        `(C, H, W)`); and the errors that the surrogate's kind has, "feature_error" among them.
     """
     pixels = as_pixels(images)
-    median = pixels.flatten(2).median(dim=2).values[..., None, None]
+    axes = pixels.shape[:2] if pixels.ndim == 4 else pixels.shape[:1]  # one of no channels is taken as a whole
+    median = pixels.flatten(len(axes)).median(dim=-1).values.reshape(*axes, *[1] * (pixels.ndim - len(axes)))
     known = {"images": len(images), "l1_median": float((pixels - median).abs().mean())}
     return {**known, **surrogate.errors(model, pixels)}
 

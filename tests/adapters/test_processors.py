@@ -1,6 +1,7 @@
 """Every image processor works as the library's own call does on a picture, or is refused in one line."""
 
 import json
+import pickle
 from typing import Any, cast
 
 import numpy as np
@@ -185,3 +186,12 @@ def test_channels_that_no_picture_has_come_as_tensors(channels, tmp_path):
     picture(40, 40).save(tmp_path / "picture.png")
     with pytest.raises(fmprobe.InputError, match=f"images of {channels} channels"):
         model.load_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["vit", "clip", "timm-vit", "kl"])
+def test_a_transform_goes_to_the_processes_of_a_loader(name, tiny):
+    """Processes that are not forked are given it as bytes."""
+    model = fmprobe.load(tiny(name), image_size=SIDE)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    sent = pickle.loads(pickle.dumps(model.transform))
+    assert torch.equal(sent(picture), model.transform(picture))

@@ -1,15 +1,18 @@
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from support.surrogates import narrow, quick, tiny_encoder
 
+import fmprobe
 from fmprobe.autoencoder import Autoencoder
 from fmprobe.errors import InputError
 from fmprobe.procedural import procedural_images
 from fmprobe.surrogates import data
+from fmprobe.surrogates.fit import fit_decoder, validate
 from fmprobe.surrogates.pixel import PixelSettings
 
 small = pytest.fixture(narrow, scope="module", autouse=True)
@@ -285,3 +288,26 @@ def test_images_are_the_same_in_any_form(encoder, limit):
         assert torch.equal(torch.cat(list(other.blocks())), first)
         assert torch.equal(other.held_out, found[0].held_out)
         assert (other.key, other.n, other.words) == (found[0].key, found[0].n, found[0].words)
+
+
+def test_images_beyond_bytes_are_refused_where_the_model_would_take_them():
+    """A fit keeps images as bytes, so that those of another range would be cut to white and black."""
+    model = fmprobe.from_functions(
+        lambda x: x.flatten(1)[:, :4], None, image_shape=(3, 16, 16), latent_shape=(4,), name="any"
+    )
+    images = procedural_images(40, 16, seed=0)
+    for other in (2 * images - 1, 255 * images):
+        with pytest.raises(InputError, match=r"lie in \["):
+            fit_decoder(model, other, "closed-form", progress=False)
+
+
+@pytest.mark.parametrize("shape", [(192,), (8, 24), (3, 8, 8), (3, 2, 4, 8)])
+def test_the_median_of_an_image_is_its_own(shape):
+    model = fmprobe.from_functions(
+        lambda x: x.flatten(1)[:, :4], None, image_shape=shape, latent_shape=(4,), name="any"
+    )
+    images = torch.rand(20, *shape, generator=torch.Generator().manual_seed(0))
+    surrogate = SimpleNamespace(errors=lambda model, pixels: {})
+    found = validate(model, cast(Any, surrogate), images)["l1_median"]
+    rows = images.flatten(2) if shape == (3, 8, 8) else images.flatten(1)
+    assert found == pytest.approx(float((rows - rows.median(dim=-1, keepdim=True).values).abs().mean()), rel=1e-5)
