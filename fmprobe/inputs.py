@@ -212,7 +212,7 @@ def _channels_last(values: np.ndarray, label: str) -> np.ndarray:
     last = rank in (3, 4) and shape[-1] in (1, 3)
     if rank == 3 and shape[0] == 3 and not last:
         raise InputError(
-            f"{label} has shape {shape}, one image in colour or three in grey: pass an array (H, W, 3) or (n, H, W, 1), "
+            f"{label} has shape {shape}, one image in colour or three in grey: pass (H, W, 3) or (n, H, W, 1), "
             "or a tensor (3, H, W)"
         )
     if first and last:

@@ -7,8 +7,9 @@ from typing import Any
 
 ROOT = r"(?:~\w*)?/|[A-Za-z]:[\\/]|\\\\"  # what an absolute path begins with, on every system
 WHOLE = re.compile(rf"(?P<before>[^/\\\s]*=)?(?:file://|local-dir:)?(?:{ROOT})(?![/\s])", re.ASCII)
+BEFORE = r"(?<![\w.)\]/\\~<])"
 # Within a sentence a path ends at the first space, unless it is known as a whole.
-WITHIN = re.compile(rf"(?<![\w.)\]/\\~<])(?:file://)?(?:{ROOT})(?![/\s])[^\s\"'`,;<>()|]*", re.ASCII)
+WITHIN = re.compile(rf"{BEFORE}(?:file://)?(?:{ROOT})(?![/\s])[^\s\"'`,;<>()|]*", re.ASCII)
 COMMAND = "fmprobe "
 SOURCE = re.compile(r"images of (.+?); every tenth of \d")  # how a surrogate says what it was fitted to
 
@@ -49,7 +50,7 @@ def without_places(content: Any, known: Iterable[str] = ()) -> Any:
         known: paths as `places_in` finds them. They may stand within sentences, and two that end alike keep as many of
             their last parts as tell them apart. Other paths are told by their form.
     """
-    names = _names(set(known))
+    names = names_of(set(known))
 
     def cleaned(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -66,7 +67,7 @@ def shown(results: Mapping[str, Any]) -> dict[str, Any]:
     return without_places(results, places_in(results))
 
 
-def _names(places: set[str]) -> dict[str, str]:
+def names_of(places: set[str]) -> dict[str, str]:
     """What each path is called: its last part, or as many as no other path ends with. The longest path comes first."""
     parts = {place: re.split(r"[/\\]+", place.rstrip("/\\")) for place in places}
     names = {}
@@ -83,8 +84,8 @@ def _named(text: str, names: Mapping[str, str]) -> str:
     if found := WHOLE.match(text):
         before = found["before"] or ""
         return before + names.get(text.removeprefix(before), name_of(text))
-    for place, name in names.items():
-        text = text.replace(place, name)
+    for place, name in names.items():  # which begins and ends where a path may, and not within a word or another path
+        text = re.sub(rf"{BEFORE}{re.escape(place)}(?![\w-])", lambda found, name=name: name, text)
     return WITHIN.sub(lambda found: name_of(found[0]), text)
 
 

@@ -68,3 +68,11 @@ def test_a_path_with_spaces_is_known_in_a_sentence_by_where_it_stands_alone():
     found = without_places(content, places_in(content))
     assert found == {"model": "my dino", "said": "the features of my dino vary"}
     assert "john" not in json.dumps(found)
+
+
+@pytest.mark.parametrize("name", ["acme/data-digits", "acme/data", "facebook/data2vec", "https://x.y/data/a"])
+def test_a_known_path_is_not_found_within_another_name(name):
+    assert without_places({"source": "/data", "said": f"images of {name}"}, ["/data"]) == {
+        "source": "data",
+        "said": f"images of {name}",
+    }

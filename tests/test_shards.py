@@ -11,6 +11,7 @@ from fmprobe.attractors import AttractorSet
 from fmprobe.dynamics.attractors import attractors_of
 from fmprobe.dynamics.engine import Ended
 from fmprobe.dynamics.paging import forget
+from fmprobe.errors import InputError
 from fmprobe.runs.shards import Shards, rows_of_a_shard, scratch
 
 
@@ -30,6 +31,10 @@ def test_orbits_come_back_in_the_order_of_their_starts(tmp_path):
     assert shards.flush() == 1
     assert shards.flush() == 0
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == [f"{i:09d}.safetensors" for i in (0, 1, 4)]
+    (tmp_path / "shards" / "000000001.safetensors").rename(tmp_path / "aside")
+    with pytest.raises(InputError, match="3 of 7 starts are missing from"):
+        shards.gather({"tol": 1})
+    (tmp_path / "aside").rename(tmp_path / "shards" / "000000001.safetensors")
     orbits, more = shards.gather({"tol": 1})
     assert orbits.ends[:, 0].tolist() == orbits.residuals.tolist() == more["more"].tolist() == [*range(7)]
     assert (orbits.evaluations, orbits.surplus, orbits.check_evaluations) == (28 + 14, 14, 20)

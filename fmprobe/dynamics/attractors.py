@@ -199,12 +199,23 @@ class _Search:
         return self._polished(result) if polish and len(result) and self.differentiable else result
 
     def _round(self) -> _Found:
-        self.orbits = iterate_on(self.f, self.orbits, self._allowed() / 2, self.device)
+        self._iterate_on()
         members = (self.orbits.converged & (self.orbits.errors <= self._allowed())).nonzero()[:, 0]
         points = Points(self.orbits.ends, members, self.merge, self.scale)
         components, sweep = merge_ends(points, self.threshold, SWEEPS[self.merge])
         chosen = self._representatives(members, components)
         return _Found(members, components, sweep, chosen, *self._examine(chosen))
+
+    def _iterate_on(self) -> None:
+        """Follow ends whose error is too large, while that reduces it: an end on its way to zero may be allowed less
+        where it arrives than where it was.
+        """
+        taken = None
+        while taken is None or int(self.orbits.steps.sum()) > taken:
+            taken = int(self.orbits.steps.sum())
+            self.orbits = iterate_on(self.f, self.orbits, self._allowed() / 2, self.device)
+            if not bool((self.orbits.converged & (self.orbits.errors > self._allowed())).any()):
+                break
 
     def _allowed(self) -> Tensor:
         """Half the merge distance at each end."""

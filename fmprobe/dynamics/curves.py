@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fmprobe.dynamics.calls import Function
+from fmprobe.dynamics.norms import norms
 
 POINTS = 80  # of a curve that are kept, evenly spread over the logarithm of the step
 
@@ -33,7 +34,7 @@ class ResidualCurves:
         kept = columns >= 0
         if bool(kept.any()):
             change = (after[mine] - before[mine]).flatten(1)
-            self.norms[rows[kept], columns[kept]] = torch.linalg.vector_norm(change, dim=1).cpu().float()[kept]
+            self.norms[rows[kept], columns[kept]] = norms(change).cpu().float()[kept]
 
     def rows(self, indices: Tensor) -> Tensor:
         """The curves of starts `(k,)`, `(k, points)`, nan for those that are not watched."""
@@ -98,5 +99,5 @@ def norms_along(
 
 def _norms(values: Tensor) -> Tensor:
     """Row by row, on the CPU, nan where not finite."""
-    norms = torch.linalg.vector_norm(values.flatten(1).float(), dim=1).cpu()
-    return torch.where(norms.isfinite(), norms, torch.nan)
+    found = norms(values.flatten(1)).float().cpu()
+    return torch.where(found.isfinite(), found, torch.nan)

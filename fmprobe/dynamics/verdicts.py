@@ -11,6 +11,9 @@ from torch import Tensor
 
 from fmprobe.dynamics.orbits import Rules
 
+FEWEST_BLOCKS = 5  # of steps, in a quarter of an orbit
+LEAST_QUARTER = 6  # steps: two such quarters of independent steps are in order once in 924 times
+
 
 def distance_left(history: Tensor, last: Tensor, times: Tensor, rules: Rules) -> Tensor:
     """Sum of the remaining steps, in units of the step at sample `last`, `(R,)`: rho/(1-rho) for a geometric decay.
@@ -59,6 +62,7 @@ def still_falling(history: Tensor, last: Tensor, resolution: float, rules: Rules
         rows = last == length
         logs = history[rows, : length + 1].double()
         falls[rows] = _falls_steadily(logs, resolution, rules) | _medians_fall(logs, resolution, rules)
+        falls[rows] |= _falls_apart(logs)
     return falls
 
 
@@ -76,18 +80,30 @@ def _falls_steadily(logs: Tensor, resolution: float, rules: Rules) -> Tensor:
     return falls & (recent[:, -16:].median(1).values < earlier.min(1).values)
 
 
+def _falls_apart(logs: Tensor) -> Tensor:
+    """Whether every step of the last quarter is less than half of every step of the second, which shows a fall that
+    swings, as on a spiral, in an orbit too short for the test of medians.
+    """
+    quarter = logs.shape[1] // 4
+    if quarter < LEAST_QUARTER:  # noise is in such order too often
+        return torch.zeros(len(logs), dtype=torch.bool, device=logs.device)
+    return logs[:, -quarter:].amax(1) < logs[:, quarter : 2 * quarter].amin(1) - math.log(2)
+
+
 def _medians_fall(logs: Tensor, resolution: float, rules: Rules) -> Tensor:
     quarter = logs.shape[1] // 4
-    block = quarter // rules.fall_blocks
-    if block < 2:
+    blocks = min(rules.fall_blocks, quarter // 2)
+    if blocks < FEWEST_BLOCKS:
         return torch.zeros(len(logs), dtype=torch.bool, device=logs.device)
+    block = quarter // blocks
     centres, errors = [], []
     for part in (logs[:, -2 * quarter : -quarter], logs[:, -quarter:]):
         # Successive steps are correlated. Block medians are nearly independent, so their scatter gives the error.
-        medians = part[:, -block * rules.fall_blocks :].reshape(len(logs), rules.fall_blocks, block).median(2).values
+        medians = part[:, -block * blocks :].reshape(len(logs), blocks, block).median(2).values
         centre = medians.median(1, keepdim=True).values
         deviation = 1.4826 * (medians - centre).abs().median(1).values
         centres.append(centre[:, 0])
-        errors.append(1.2533 * deviation / math.sqrt(rules.fall_blocks))
+        errors.append(1.2533 * deviation / math.sqrt(blocks))
     fall = centres[0] - centres[1]
-    return (fall > rules.fall_sigmas * torch.hypot(*errors)) & (fall > 4 * resolution * quarter)
+    sigmas = rules.fall_sigmas * rules.fall_blocks / blocks  # few blocks say less of their own scatter
+    return (fall > sigmas * torch.hypot(*errors)) & (fall > 4 * resolution * quarter)

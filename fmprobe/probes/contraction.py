@@ -326,7 +326,9 @@ def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [("spread, outputs / inputs", ratios)]
     if entry["norms"]:
         last = entry["norms"][-1]
-        text = f"median {number(last['q50'], '.3f')}, below 1 for {number(last['share_below_1'], '.0%')} of the starts"
+        text = (
+            f"median {number(last['q50'], '.3f')}, below 1 for {number(last['share_below_1'], '.0%')} of {_known(last)}"
+        )
         found.append((f"norm of J at step {entry['steps'][-1]}", text))
     return found
 
@@ -334,13 +336,19 @@ def lines(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 def sentence(entry: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """Whether f contracts at the last step that was measured."""
     if not entry["norms"] or entry["norms"][-1]["q50"] is None:
-        ratio = number(entry["std_ratio"]["f"]["across"], ".2f")
-        return f"Over many inputs, f multiplies the spread of latents by {ratio}."
+        name = "f" if "f" in entry["std_ratio"] else "E"
+        ratio = number(entry["std_ratio"][name]["across"], ".2f")
+        return f"Over many inputs, {name} multiplies the spread of {'latents' if name == 'f' else 'images'} by {ratio}."
     last = entry["norms"][-1]
     return (
         f"After {entry['steps'][-1]} steps, f contracts every distance around {number(last['share_below_1'], '.0%')} "
-        f"of the orbits: the spectral norm of its Jacobian has the median {number(last['q50'], '.2f')}."
+        f"of {_known(last)}: the spectral norm of its Jacobian has the median {number(last['q50'], '.2f')}."
     )
+
+
+def _known(row: Mapping[str, Any]) -> str:
+    """Of how many starts a row knows something: those whose orbits are finite there."""
+    return "the 1 orbit that is known" if row["known"] == 1 else f"the {row['known']} orbits that are known"
 
 
 def factors(entry: Mapping[str, Any]) -> list[Table]:

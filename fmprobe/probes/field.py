@@ -197,6 +197,7 @@ def vector_field(
     from fmprobe.autoencoder import Autoencoder
     from fmprobe.dynamics.checks import check_counts
     from fmprobe.dynamics.fields import Plane, field_at
+    from fmprobe.dynamics.norms import norms
 
     f = getattr(model, "latent_map", model)
     check_counts(2, resolution=resolution)
@@ -209,9 +210,9 @@ def vector_field(
     grid = plane.at(torch.stack([columns, rows], -1).reshape(-1, 2))
     steps = field_at(f, grid, batch_size).flatten(1)
     arrows = steps @ plane.directions.flatten(1).T
-    norms = torch.linalg.vector_norm(steps, dim=1)
+    lengths = norms(steps)
     # By the remainder, since a difference of nearly equal norms would be rounding.
-    rest = torch.linalg.vector_norm(steps - arrows @ plane.directions.flatten(1), dim=1)
+    rest = norms(steps - arrows @ plane.directions.flatten(1))
     labels = None
     if basins:
         attractors = find_attractors(model, starts=grid, **search)
@@ -221,8 +222,8 @@ def vector_field(
         plane=plane,
         ticks=ticks,
         arrows=arrows.reshape(*square, 2).cpu(),
-        norms=norms.nan_to_num(nan=torch.inf).reshape(square).cpu(),
-        outside=(rest / norms).square().reshape(square).cpu(),
+        norms=lengths.nan_to_num(nan=torch.inf, posinf=torch.inf).to(steps.dtype).reshape(square).cpu(),
+        outside=(rest / lengths).square().to(steps.dtype).reshape(square).cpu(),
         basins=labels,
         attractors=attractors,
     )
@@ -382,8 +383,7 @@ def _in_basins(entry: Mapping[str, Any]) -> list[str]:
     if entry["basins"] is None:
         return []
     labels = [label for row in entry["basins"] for label in row]
-    share = sum(label >= 0 for label in labels) / len(labels)
-    return [f"{share:.0%} of {len(labels)} grid points lie in a basin of attraction"]
+    return [f"{sum(label >= 0 for label in labels)} of {len(labels)} grid points lie in a basin of attraction"]
 
 
 def numbers(entry: Mapping[str, Any]) -> list[Table]:

@@ -30,10 +30,12 @@ def trainer_callback(tracker: Callable[[int, Any], Mapping[str, Any] | None]) ->
 
     class TrackerCallback(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._measure(0, args, state, control, kwargs["model"])
+            if state.global_step == 0:  # a training that goes on was measured before
+                self._measure(0, args, state, control, kwargs["model"])
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._measure(round(state.epoch), args, state, control, kwargs["model"])
+            if state.global_step < state.max_steps or state.epoch == round(state.epoch):  # else it ends within an epoch
+                self._measure(round(state.epoch), args, state, control, kwargs["model"])
 
         def _measure(self, epoch: int, args: Any, state: Any, control: Any, model: Any) -> None:
             record = tracker(epoch, model)

@@ -136,7 +136,7 @@ RUN = {
     "date": ("date", "When it ended, in UTC."),
     "device": ("device", "Where f was computed."),
     "fmprobe": ("fmprobe", "The version of fmprobe."),
-    "total seconds": ("time", "Seconds of all processes together, over all attempts."),
+    "total seconds": ("time", "Seconds of the attempt that finished, by the clock."),
 }
 KNOWN = {"protocol": PROTOCOL, "model": MODEL, "decoder": DECODER, "run": RUN}
 TITLES = {"protocol": "Protocol", "model": "Model", "decoder": "Decoder", "run": "Run"}

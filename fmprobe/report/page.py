@@ -7,6 +7,7 @@ from typing import Any
 from fmprobe.errors import InputError
 from fmprobe.files import write_atomically
 from fmprobe.glossary import TERMS
+from fmprobe.places import names_of
 from fmprobe.registry import sections as registered
 from fmprobe.report.facts import facts, side_by_side
 from fmprobe.report.finished import FinishedRun
@@ -34,6 +35,8 @@ def write_report(folders: Path | Sequence[Path], out: Path | None = None) -> Pat
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file for the report with --out")
     try:
+        if path.is_file() and not path.read_bytes()[:64].lower().lstrip().startswith((b"<!doctype html", b"<html")):
+            raise InputError(f"{path} exists and is no page: name another file for the report with --out")
         # Results may name a path that the system's encoding could not decode, and UTF-8 lacks its characters.
         content = page.encode("utf-8", "backslashreplace")
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
@@ -75,11 +78,15 @@ def make_page(runs: Sequence[FinishedRun]) -> str:
 
 
 def _labels(runs: Sequence[FinishedRun]) -> list[str]:
-    """Names of the runs, with their folders if two runs share a name."""
+    """Names of the runs, with as much of their folders as tells those apart that share a name."""
     names = [run.name for run in runs]
-    return [
-        f"{name} ({run.folder.name})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)
+    folders = [str(run.folder.absolute()) for run in runs]
+    called = names_of(set(folders))
+    found = [
+        f"{name} ({called[folder]})" if names.count(name) > 1 else name
+        for name, folder in zip(names, folders, strict=True)
     ]
+    return [f"{name}, {found[:i].count(name) + 1}" if found.count(name) > 1 else name for i, name in enumerate(found)]
 
 
 def _subtitle(runs: Sequence[FinishedRun]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from fmprobe.dynamics.engine import Ended
 from fmprobe.dynamics.orbits import Orbits
 from fmprobe.dynamics.paging import forget, lies_in
-from fmprobe.errors import WriteError
+from fmprobe.errors import InputError, WriteError
 from fmprobe.files import write_atomically
 
 SHARDS = 32  # approximate number of shards of a run
@@ -90,15 +90,18 @@ class Shards:
         """All orbits in the order of their starts, and the further rows. The ends lie in a file without a name."""
         ends = scratch((self.n, *self.latent_shape), self.folder)
         rows: dict[str, Tensor] = {}
-        checks = 0
+        checks, there = 0, torch.zeros(self.n, dtype=torch.bool)
         for part, part_checks in self._read():
             index = part.pop("index")
+            there[index] = True
             ends[index] = part.pop("ends")
             forget(ends)
             for name, values in part.items():
                 whole = rows.setdefault(name, values.new_zeros(self.n, *values.shape[1:]))
                 whole[index] = values
             checks += part_checks
+        if lost := int((~there).sum()):
+            raise InputError(f"{lost} of {self.n} starts are missing from {self.folder}: run the same command again")
         evaluations, steps = int(rows["evaluations"].sum()), int(rows["steps"].sum())
         orbits = Orbits(
             ends,

@@ -269,13 +269,21 @@ def load_surrogate(path_or_id: str | Path, model: Autoencoder) -> Surrogate:
 
 def check_place(folder: Path) -> None:
     """Raise InputError where `folder` holds something that is no surrogate, or cannot be written, before any work."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file()):
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _holds_surrogate(folder)):
         raise InputError(f"{folder} exists and is not a decoder's folder: choose another one")
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
         tempfile.TemporaryDirectory(dir=there).cleanup()
     except OSError as error:
         raise InputError(f"cannot write the decoder to {folder}: {error.strerror}; choose another folder") from error
+
+
+def _holds_surrogate(folder: Path) -> bool:
+    """Whether config.json of a folder is that of a surrogate, of any version, and not of another model."""
+    try:
+        return _describes_surrogate(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
 
 
 def log_lines(log: list[dict[str, Any]]) -> str:

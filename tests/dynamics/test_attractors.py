@@ -284,3 +284,17 @@ def test_rounding_is_measured_at_the_attractor_alone_where_orbits_move_as_finely
     assert len(found) == 1
     assert found.orbits.check_evaluations == 10 * math.ceil(128 / d)  # ten rows a line, and 128 roundings
     assert (found.latents - shift).norm() <= 1.01 * found.errors.max()
+
+
+@pytest.mark.parametrize(
+    "f",
+    [lambda z: 0.99 * z, lambda z: z @ torch.tensor([[0.9, 0.0, 0.0], [5.0, 0.8, 0.0], [0.0, 5.0, 0.7]])],
+    ids=["starts of other sizes", "norms that first grow"],
+)
+def test_no_start_is_given_up_while_steps_are_left(f):
+    """What is allowed at an end shrinks with it on the way to the origin."""
+    starts = 0.01 * draws(60, 3)
+    starts[:5] *= 10
+    found = find_attractors(f, starts=starts)
+    assert found.orbits.counts()["converged"] == 60
+    assert (found.unresolved, found.count) == (0, 1)

@@ -171,3 +171,9 @@ def test_the_plot_draws_what_the_field_holds(tmp_path):
         assert gif.format == "GIF"
         assert gif.n_frames >= 3  # type: ignore[attr-defined]
     assert [p.name for p in tmp_path.iterdir()] == ["field.gif"]
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_norm_is_infinite_where_f_is_not_finite(plane, value):
+    field = vector_field(lambda z: torch.full_like(z, value), plane, resolution=3, basins=False)
+    assert (field.norms == torch.inf).all()

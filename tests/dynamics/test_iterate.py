@@ -125,6 +125,29 @@ def test_a_slow_spiral_is_slow():
     assert iterate(rotation(0.05, 0.999), draws(16, 2), max_steps=1000).counts()["slow"] == 16
 
 
+@pytest.mark.parametrize(("modulus", "max_steps"), [(0.7, 24), (0.85, 60), (0.93, 127)])
+@pytest.mark.parametrize("angle", [0.31, 0.05, 0.21])
+def test_a_spiral_that_falls_is_slow_in_few_steps_too(modulus, max_steps, angle):
+    """Its steps swing, since the map is not normal, and so fall at no steady rate."""
+    skew = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+    spiral = rotation(angle, modulus)
+
+    def f(z):
+        return spiral(z @ skew.inverse().T) @ skew.T
+
+    orbits = iterate(f, draws(20, 2), tol=1e-30, max_steps=max_steps)
+    assert orbits.counts()["slow"] == 20
+
+
+@pytest.mark.parametrize("max_steps", [24, 60, 127])
+def test_what_does_not_fall_is_wandering_in_few_steps_too(max_steps):
+    noise = torch.Generator().manual_seed(7)
+    maps = (logistic(3.9), lambda z: torch.randn(z.shape, generator=noise))
+    for f in maps:
+        assert iterate(f, 0.05 + 0.9 * uniform(200), max_steps=max_steps).counts()["wandering"] >= 196
+    assert iterate(rotation(GOLDEN), draws(32, 2), max_steps=max_steps).counts()["wandering"] == 32
+
+
 @pytest.mark.parametrize("channel", [1e-3, 1e-4])
 def test_an_intermittent_orbit_is_wandering(channel):
     orbits = iterate(intermittent(channel), uniform(32), tol=1e-12)

@@ -220,3 +220,8 @@ def test_encoders_that_give_nothing_to_decompose_end_in_one_line(encode, message
     model = Autoencoder(encode, None, image_shape=(3, 8, 8), latent_shape=(4, 3), provenance={"model": "odd"})
     with pytest.raises(InputError, match=message):
         fmprobe.probe_capacity(model, [2], null=False, **QUICK)
+
+
+def test_all_features_are_no_number_of_principal_components():
+    points = [point(name, k, "bottleneck", **MOVES) for k in (4, 8) for name in "AB"] + [point("A"), point("B")]
+    assert read_capacity(points, []).settles_to is None

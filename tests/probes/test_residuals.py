@@ -12,7 +12,7 @@ from support.runs import command
 
 import fmprobe
 from fmprobe.autoencoder import Autoencoder
-from fmprobe.dynamics.curves import ResidualCurves
+from fmprobe.dynamics.curves import ResidualCurves, norms_along
 from fmprobe.dynamics.iterate import iterate
 
 RATE, SHAPE = 0.8, (1, 2, 3)
@@ -62,7 +62,7 @@ def test_an_orbit_that_leaves_is_left_out_and_counted():
         latent_shape=(6,),
     )
     found = fmprobe.probe_residuals(growing, n=2, steps=3).to_dict()
-    assert found["finite"] == [2, 0, 0]
+    assert found["finite"] == [2, 2, 0]  # 1e45 is no number of float32
     assert found["latent"]["q50"][-1] is None
     json.dumps(found, allow_nan=False)
 
@@ -123,3 +123,11 @@ def test_options_that_contradict_each_other_are_refused(tmp_path, capsys):
         assert command("residuals", "nowhere", *options, "-o", tmp_path / "run") == 2
         assert options[-2] in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("factor", [1e20, 1e-25])
+def test_norms_whose_squares_leave_float32_are_known(factor):
+    shape = (2, 1, 1)
+    model = fmprobe.from_functions(lambda x: factor * x, lambda z: z, image_shape=shape, latent_shape=shape)
+    rows = norms_along(model.latent_map, torch.ones(1, *shape), 1)
+    assert float(rows["norm"][0, -1]) == pytest.approx(factor * 2**0.5, rel=1e-5)

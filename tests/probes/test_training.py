@@ -12,6 +12,7 @@ from support.maps import draws
 from torch import nn
 
 import fmprobe
+from fmprobe.probes.trainer import trainer_callback
 from fmprobe.probes.training import matched_curves, training_curves
 
 SHAPE = (1, 16, 16)
@@ -338,3 +339,21 @@ def test_a_number_of_epochs_is_a_number():
     for epochs in (1.5, "2", [0, "1"]):
         with pytest.raises(fmprobe.InputError, match="expected a whole number, or those of chosen epochs"):
             tracker(epochs=epochs)
+
+
+def test_a_trainer_that_goes_on_is_measured_at_its_own_epochs_alone():
+    """Not again before the first step, nor where it ends within an epoch."""
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    seen = []
+    callback = trainer_callback(lambda epoch, model: seen.append(epoch))
+    steps = ((0, 0.0), (3, 1.0), (6, 2.0), (7, 2 + 1 / 3))
+    arguments, control = TrainingArguments(use_cpu=True), TrainerControl()
+    for begun in (0, 3):
+        for step, epoch in steps:
+            state = TrainerState(global_step=step, epoch=epoch, max_steps=7)
+            if step == begun:
+                callback.on_train_begin(arguments, state, control, model=None)
+            elif step > begun:
+                callback.on_epoch_end(arguments, state, control, model=None)
+    assert seen == [0, 1, 2, 2]

@@ -200,3 +200,19 @@ def test_frames_lie_edge_to_edge_a_row_an_orbit(tmp_path):
     save_frames(torch.zeros(1, 2, 3, 300, 150), tmp_path / "large.png")
     with Image.open(tmp_path / "large.png") as sprite:
         assert sprite.size == (2 * 48, 96)
+
+
+def test_a_file_that_is_no_page_is_not_written_over(folder):
+    for path in (folder / "results.json", folder / "prototypes.png"):
+        before = path.read_bytes()
+        with pytest.raises(fmprobe.InputError, match="exists and is no page"):
+            write_report(folder, path)
+        assert path.read_bytes() == before
+    assert write_report(folder) == write_report(folder)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(folder, tmp_path):
+    places = [shutil.copytree(folder, tmp_path / name / "run") for name in ("one", "two")]
+    page = write_report(places, tmp_path / "both.html").read_text()
+    assert "(one/run)" in page
+    assert "(two/run)" in page

@@ -92,6 +92,9 @@ def test_the_first_sentence_counts_what_the_results_count(written):
     results = read_json(written("wide") / "results.json")
     count, status = results["attractors"]["count"], results["orbits"]["noise"]["status"]
     assert sentences(results) == [f"From 120 noise starts, {status['converged']} settled, into {count} attractors."]
+    results["attractors"]["sizes"] = results["attractors"]["sizes"][:-1]  # the starts of the last are near no attractor
+    placed = sum(results["attractors"]["sizes"])
+    assert f"settled, {placed} of them into {count} attractors." in sentences(results)[0]
     first, *rest = sentences(read_json(written("chaotic") / "results.json"))
     assert first.startswith("None of 8 noise starts settled, so there is no attractor. 8 of the 8 starts are chaotic")
     assert not rest

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from support.surrogates import QUICK, tiny_encoder
 
 from fmprobe.digests import file_digest
 from fmprobe.errors import InputError
-from fmprobe.surrogates.artefact import load_surrogate, recorded
+from fmprobe.surrogates.artefact import check_place, load_surrogate, recorded
 from fmprobe.surrogates.closed import ClosedFormSettings
 from fmprobe.surrogates.fit import FitSettings, fit_with
 from fmprobe.surrogates.kinds import KINDS
@@ -222,3 +223,14 @@ def test_a_folder_of_the_earlier_release_loads(encoder, tmp_path, kind):
     assert all(torch.equal(weights[name], value) for name, value in surrogate.state_dict().items())
     whole = encoder.with_decoder(surrogate)
     assert whole.latent_map(whole.sample_latents(2)).isfinite().all()
+
+
+def test_a_checkpoint_of_another_model_is_not_written_over(saved, tiny, tmp_path):
+    """Every folder of a model holds a config.json."""
+    folder = Path(shutil.copytree(tiny("vit"), tmp_path / "vit"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match="exists and is not a decoder's folder"):
+        check_place(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    for kept in saved.iterdir():
+        check_place(kept)

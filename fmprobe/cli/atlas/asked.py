@@ -118,7 +118,7 @@ def _checked(name: str, where: str) -> str:
 def _listed(file: Path, common: Mapping[str, Any]) -> list[Asked]:
     """The models of a list. Options that a line gives win over those for all models."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
         raise InputError(f"--list {file} cannot be read ({reason}): expected a text with one model per line") from error

@@ -152,9 +152,9 @@ def _error(point: Point) -> float:
 
 
 def _by_k(points: Sequence[Point], sets: Sequence[str]) -> list[tuple[int, list[Point]]]:
-    """The points of some sets by k, ascending, where all of the sets have one."""
-    ks = sorted({point.k for point in points})
-    found = [(k, [point for point in points if point.k == k and point.set in sets]) for k in ks]
+    """The points of some sets by their number of principal components, ascending, where all of the sets have one."""
+    points = [point for point in points if point.form == "bottleneck" and point.set in sets]
+    found = [(k, [point for point in points if point.k == k]) for k in sorted({point.k for point in points})]
     return [(k, there) for k, there in found if len(there) == len(sets)]
 
 

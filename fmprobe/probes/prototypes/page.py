@@ -206,6 +206,8 @@ def sentence(found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     if not count:
         return f"From {starts} noise starts, {settled} settled, but none near enough to a fixed point that attracts."
     into = "1 attractor" if count == 1 else f"{count} attractors"
+    if (placed := sum(found["sizes"])) < settled:
+        return f"From {starts} noise starts, {settled} settled, {placed} of them into {into}."
     return f"From {starts} noise starts, {settled} settled, into {into}."
 
 
