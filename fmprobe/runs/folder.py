@@ -146,7 +146,7 @@ class RunFolder(Artefact):
             os.close(handle)
 
     def _goes_on(self, wanted: dict[str, Any], resume: bool) -> bool:
-        """Whether the folder holds this run. A run that is to be started anew is deleted."""
+        """Whether the folder holds this run. One that is to be started anew is deleted, but no other run within it."""
         if not (self.path / MANIFEST).is_file():
             raise InputError(f"{self.path} is not empty and is no run folder: name another folder with --out")
         present = read_json(self.path / MANIFEST)
@@ -162,7 +162,7 @@ class RunFolder(Artefact):
         # Results are deleted first and the manifest last, so that a kill in between leaves no run that looks finished.
         (self.path / RESULTS).unlink(missing_ok=True)
         for entry in self.path.iterdir():
-            if entry.name != MANIFEST:
+            if entry.name != MANIFEST and ("atlas" in present or not _holds_run(entry)):  # runs of an atlas are its own
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         return False
 
@@ -231,6 +231,11 @@ def _metrics(results: Mapping[str, Any]) -> Iterator[Metric]:
     for score in ood.get("scores") or ():
         for name, row in score["sets"].items() if score["name"] == rule else ():
             yield from (Metric(key, row[key], f"{name}, by {rule}") for key in ("auroc", "fpr95"))
+
+
+def _holds_run(entry: Path) -> bool:
+    """Whether an entry is a folder that is a run, or that has one somewhere within."""
+    return entry.is_dir() and not entry.is_symlink() and next(entry.rglob(MANIFEST), None) is not None
 
 
 def _tidy(left: Iterable[Path]) -> None:

@@ -155,7 +155,10 @@ def test_another_protocol_is_refused_and_no_resume_starts_anew(tmp_path, capfd):
     assert probe(out, "--tol", 1e-6) == 2
     assert "tol: None there, 1e-06 now" in capfd.readouterr().err
     assert shards_of(out) == kept
+    (out / "inner").mkdir()
+    (out / "inner" / "manifest.json").write_text("{}")  # another run, which somebody keeps there
     assert probe(out, "--tol", 1e-6, "--no-resume") == 0
+    assert (out / "inner" / "manifest.json").is_file()
     assert read_json(out / "results.json")["protocol"]["tol"] == 1e-6
 
 
