@@ -62,11 +62,8 @@ def make_dictionaries(
     made = {subject: atoms, BASIS: random_basis(n, d, seed).to(atoms)}
     gaussian = torch.from_numpy(normal_rows(n, d, seed, "weights: Gaussian atoms")).to(atoms)
     made[GAUSSIAN] = gaussian * (atoms.norm(dim=1) / gaussian.norm(dim=1))[:, None]
+    made[STARTS] = torch.cat([model.sample_latents(1, seed, first=i) for i in origins]).flatten(1).to(atoms)
     absent = {}
-    if "seed" in attractors.orbits.protocol:
-        made[STARTS] = torch.cat([model.sample_latents(1, seed, first=i) for i in origins]).flatten(1).to(atoms)
-    else:
-        absent[STARTS] = "the attractors were found from starts that were handed in"
     if null_attractors is None:
         absent[NULL] = "no attractors of the same architecture with random weights were given"
     else:
