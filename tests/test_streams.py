@@ -4,6 +4,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,8 @@ def drawn_without_a_stream(tree: ast.AST) -> Iterator[tuple[str, int, str]]:
 
 def test_a_seed_of_numpy_is_the_number_that_it_is():
     for kind in (np.int64, np.int32, np.uint8):
-        assert np.array_equal(seeding.normal_rows(2, 3, kind(7), "a"), seeding.normal_rows(2, 3, 7, "a"))
+        seed: Any = kind(7)
+        assert np.array_equal(seeding.normal_rows(2, 3, seed, "a"), seeding.normal_rows(2, 3, 7, "a"))
 
 
 def test_nothing_draws_without_a_stream():

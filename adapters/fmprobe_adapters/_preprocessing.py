@@ -51,7 +51,7 @@ class Preprocessing:
 
     def at(self, sides: Sides) -> "Callable[[Image], Tensor]":
         """`resize` to fixed sides, for `Autoencoder(prepare=…)`."""
-        return partial(self.resize, sides=sides)
+        return partial(_resized_to, sides, self.resize)
 
     def check_values(
         self, name: str, channels: int, whole: "Callable[[Image], Tensor]", pixels: "Callable[[Image], Tensor]"
@@ -84,6 +84,10 @@ class Preprocessing:
             torch.tensor(v, dtype=like.dtype, device=like.device).view(-1, 1, 1) for v in (self.mean, self.std)
         )
         return mean, std
+
+
+def _resized_to(sides: Sides, resize: "Callable[[Image, Sides], Tensor]", image: "Image") -> Tensor:
+    return resize(image, sides)
 
 
 def check_channels(mean: Sequence[float], std: Sequence[float], channels: int, name: str) -> None:
