@@ -142,7 +142,10 @@ def _matching(pattern: str) -> list[Path]:
     files = [path for path in found if path.suffix.lower() in SUFFIXES]
     if files:
         _warn_of(pattern, [path for path in found if path.suffix.lower() not in SUFFIXES])
-    return list({(os.path.realpath(path.parent), path.name): path for path in reversed(files)}.values())[::-1]
+    once: dict[tuple[str, str], Path] = {}
+    for path in files:
+        once.setdefault((os.path.realpath(path.parent), path.name), path)
+    return list(once.values())
 
 
 def _warn_of(name: object, others: list[Path]) -> None:

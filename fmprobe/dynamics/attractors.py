@@ -210,8 +210,8 @@ class _Search:
         """Follow ends whose error is too large, while that reduces it: an end on its way to zero may be allowed less
         where it arrives than where it was.
         """
-        taken = None
-        while taken is None or int(self.orbits.steps.sum()) > taken:
+        taken = -1
+        while int(self.orbits.steps.sum()) > taken:
             taken = int(self.orbits.steps.sum())
             self.orbits = iterate_on(self.f, self.orbits, self._allowed() / 2, self.device)
             if not bool((self.orbits.converged & (self.orbits.errors > self._allowed())).any()):

@@ -38,7 +38,9 @@ class Rules:
 
     An orbit that runs out of steps is SLOW if its step was still falling: on `fall_share` of the last `fall_window`
     steps it fell, down to a new low of the orbit's second half; or the medians of its third and last quarters differ by
-    more than `fall_sigmas` robust standard errors. Otherwise the orbit is WANDERING.
+    more than `fall_sigmas` robust standard errors; or every step of the last quarter is less than half of every step of
+    the second. Otherwise the orbit is WANDERING. An orbit of few steps has fewer block medians, of two steps each, and
+    needs a larger difference in proportion.
 
     An orbit is a CYCLE if its successive returns stay below the tolerance and below `return_share` of the step, and if
     their extrapolated sum stays below `drift_share` of the largest step in the cycle. If a small disturbance grows by
@@ -53,7 +55,7 @@ class Rules:
         rate_window: number of successive steps over which the rate rho is taken.
         fall_window: number of last steps that are looked at for a steady fall.
         fall_share: share of these steps that must be smaller than the step before.
-        fall_blocks: number of block medians in a quarter, from which a standard error is estimated.
+        fall_blocks: largest number of block medians in a quarter, from which a standard error is estimated.
         fall_sigmas: number of robust standard errors between the medians of the two quarters.
         return_share: largest return of a cycle, relative to the step.
         drift_share: largest drift of a cycle, relative to its largest step.

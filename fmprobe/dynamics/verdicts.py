@@ -61,8 +61,8 @@ def still_falling(history: Tensor, last: Tensor, resolution: float, rules: Rules
     for length in last.unique().tolist():
         rows = last == length
         logs = history[rows, : length + 1].double()
-        falls[rows] = _falls_steadily(logs, resolution, rules) | _medians_fall(logs, resolution, rules)
-        falls[rows] |= _falls_apart(logs)
+        steadily, apart = _falls_steadily(logs, resolution, rules), _falls_apart(logs)
+        falls[rows] = steadily | apart | _medians_fall(logs, resolution, rules)
     return falls
 
 

@@ -147,9 +147,10 @@ def score_source(
         about = {"detector": asked["detector"], "data": printable(data), **decides, "fmprobe": __version__}
         seen = about_scores(fitted, rows, found, decides["rule"], run.path) if is_main() else {}
         run.put({**head(fitted.model, asdict(fitted.settings)), "ood_scores": {**counts, **about, **seen}})
-        if is_main():
-            kept = (run.path / TABLE).with_suffix(".parquet")
-            _write_parquet(kept, rows) if parquet else kept.unlink(missing_ok=True)  # one of other rows is not left
+        table = (run.path / TABLE).with_suffix(".parquet")
+        parquet = parquet or table.exists()  # one that is there holds the rows of the CSV
+        if is_main() and parquet:
+            _write_parquet(table, rows)
         typer.echo(f"{len(found)} images, {again} scored already")
         typer.echo(f"accepted    {counts['accepted']} of {len(found)}{_beside(counts)}")
         typer.echo(f"scores      {run.path / TABLE}{' and .parquet' if parquet else ''}")

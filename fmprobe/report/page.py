@@ -35,7 +35,7 @@ def write_report(folders: Path | Sequence[Path], out: Path | None = None) -> Pat
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file for the report with --out")
     try:
-        if path.is_file() and not path.read_bytes()[:64].lower().lstrip().startswith((b"<!doctype html", b"<html")):
+        if out is not None and path.is_file() and not _is_page(path):
             raise InputError(f"{path} exists and is no page: name another file for the report with --out")
         # Results may name a path that the system's encoding could not decode, and UTF-8 lacks its characters.
         content = page.encode("utf-8", "backslashreplace")
@@ -43,6 +43,11 @@ def write_report(folders: Path | Sequence[Path], out: Path | None = None) -> Pat
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; name another file with --out") from error
     return path
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).lstrip().lower().startswith(b"<!doctype html")
 
 
 def make_page(runs: Sequence[FinishedRun]) -> str:

@@ -48,7 +48,7 @@ def listed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("list")
     save_mae(folder / "tiny mae")
     text = f"# what is here\n\n'{folder}/tiny mae' --seed 3 -n 2  # in its own way\n{BAD}\n"
-    (folder / "list.txt").write_text(text)
+    (folder / "list.txt").write_text(text, encoding="utf-8-sig")  # as some editors save it
     return folder / "list.txt"
 
 

@@ -161,6 +161,10 @@ def test_a_detector_scores_a_folder_row_by_row_and_goes_on_where_it_was_cut(comp
     assert len(rows) == 12
     assert float(rows[-1]["score"]) == pytest.approx(float(rows[-2]["score"]), rel=1e-4)
 
+    (folder / "zz.png").unlink()
+    assert run(*arguments).returncode == 0
+    assert len(pq.read_table(out / "scores.parquet")) == 11  # a table that is there keeps to the CSV
+
 
 def test_two_processes_score_as_one(compared, folder, tmp_path):
     arguments = ["ood", "--detector", compared[0] / "detector", "--data", folder, "--device", "cpu"]
