@@ -118,6 +118,7 @@ def test_a_finished_run_is_told_again_and_another_is_refused(demo_run):
 
 def test_prototypes_of_an_encoder_fit_a_decoder_and_say_so(tiny_dinov2, tmp_path, monkeypatch):
     monkeypatch.setattr(FitSettings, "for_device", classmethod(lambda cls, device, kind="pixel": QUICK))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # another test may have fitted this decoder
     out = tmp_path / "p"
     arguments = ["prototypes", str(tiny_dinov2), "-n", "2", "--max-steps", "5", "--out"]
     done = CliRunner().invoke(app, [*arguments, str(out)], catch_exceptions=False)
